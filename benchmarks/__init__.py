@@ -1,0 +1,1 @@
+"""Measuring: parity, drift, speed. Never imports torch: the reference travels in the bundle."""

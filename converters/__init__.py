@@ -1,0 +1,1 @@
+"""The workstation half: checkpoints to bundles. Needs torch and the converters."""

@@ -1,0 +1,1 @@
+"""PIPNet facial landmarks on edge runtimes."""

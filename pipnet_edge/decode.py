@@ -1,0 +1,129 @@
+"""Maps to landmarks: cell selection and neighbour fusion, shared by every runtime.
+
+Pure numpy and equal to forward_pip and the fusion in lib/demo.py of jhb86253817/PIPNet (paper section 3.2 and 3.3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.spec import ModelSpec, neighbour_table
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Maps:
+    """A network's dense output, float32, raw scores and offsets in grid units; a leading batch axis B is optional.
+
+    score, offset_x, offset_y: ([B,] L, H, W). neighbor_x, neighbor_y: ([B,] L, N, H, W), the offset from the winning
+    cell of landmark l to its k-th neighbour at [l, k].
+    """
+
+    score: Array
+    offset_x: Array
+    offset_y: Array
+    neighbor_x: Array
+    neighbor_y: Array
+
+    @staticmethod
+    def from_outputs(outputs: Mapping[str, NDArray[np.generic]], spec: ModelSpec) -> Maps:
+        """Maps from a runtime's named outputs, in any shape that holds exactly the elements needed.
+
+        Raises EdgeError naming the output when one is missing or has another number of elements.
+        """
+        shapes = map_shapes(spec)
+        missing = [name for name in MAP_NAMES if name not in outputs]
+        if missing:
+            raise EdgeError(f"the model has no output {missing[0]!r}, only {', '.join(sorted(outputs))}")
+        for name, shape in shapes.items():
+            if outputs[name].size != np.prod(shape):
+                raise EdgeError(f"output {name!r} has shape {outputs[name].shape}, {shape} is needed")
+        return Maps(**{n: np.ascontiguousarray(outputs[n], dtype=np.float32).reshape(s) for n, s in shapes.items()})
+
+
+MAP_NAMES = tuple(field.name for field in fields(Maps))
+
+
+def map_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """The shape of each map of one crop."""
+    cells = (spec.grid, spec.grid)
+    per_landmark = {"neighbor_x": (spec.num_lms, spec.num_nb), "neighbor_y": (spec.num_lms, spec.num_nb)}
+    return {name: (*per_landmark.get(name, (spec.num_lms,)), *cells) for name in MAP_NAMES}
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Decoded landmarks; a leading batch axis B is there when the maps had one.
+
+    points: ([B,] L, 2) float32, x then y, normalised to the crop (values outside [0, 1] are normal).
+    score: ([B,] L) float32, the winning cell's raw score. cell: ([B,] L) int, its index row * W + col.
+    """
+
+    points: Array
+    score: Array
+    cell: NDArray[np.intp]
+
+
+class Decoder:
+    """Decodes maps of one ModelSpec. Index tables are built once; calls share no state, so threads may share it."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self._shapes = map_shapes(spec)
+        cells = np.arange(spec.grid**2)
+        self._origin = np.stack([cells % spec.grid, cells // spec.grid]).astype(np.float32)
+        # A landmark's predictions lie together: its own at s * (1 + N), its k-th neighbour's at s * (1 + N) + 1 + k.
+        own = np.arange(spec.num_lms, dtype=np.intp)[:, None] * (1 + spec.num_nb)
+        table = neighbour_table(spec.mean_face, spec.num_nb)
+        about = table + table // spec.num_nb + 1
+        # A landmark that is nobody's neighbour has its own prediction alone.
+        self._fused_from = np.concatenate([own, np.where(table < 0, own, about)], axis=1)
+        self._scale = np.float32(1.0 / (spec.grid * self._fused_from.shape[1]))
+
+    def __call__(self, maps: Maps) -> Landmarks:
+        """Landmarks of one crop or of a batch. Raises EdgeError for wrong shapes and for NaN or infinity in any map."""
+        spec, cells = self.spec, self.spec.grid**2
+        self._check(maps)
+        rows = maps.score.size // cells
+        batch = rows // spec.num_lms
+
+        # Select: the winning cell (lowest index on ties), and what every landmark predicts from its own winning cell.
+        score = maps.score.reshape(rows, cells)
+        cell = score.argmax(axis=1)
+        winner = np.arange(0, rows * cells, cells) + cell
+        neighbour = np.arange(0, rows * spec.num_nb * cells, cells).reshape(rows, spec.num_nb) + cell[:, None]
+        predicted = np.empty((2, rows, 1 + spec.num_nb), dtype=np.float32)
+        predicted[0, :, 0] = maps.offset_x.take(winner)
+        predicted[1, :, 0] = maps.offset_y.take(winner)
+        predicted[0, :, 1:] = maps.neighbor_x.take(neighbour)
+        predicted[1, :, 1:] = maps.neighbor_y.take(neighbour)
+        predicted += self._origin.take(cell, axis=1)[:, :, None]
+
+        # Fuse: the mean of the own prediction and of the neighbours' predictions about this landmark.
+        fused = predicted.reshape(2, batch, -1).take(self._fused_from, axis=2).sum(axis=3)
+        points = np.moveaxis(fused * self._scale, 0, 2)
+        if spec.clamp:
+            points = points.clip(0.0, 1.0)
+        shape = maps.score.shape[:-2]
+        return Landmarks(points.reshape(*shape, 2), score.take(winner).reshape(shape), cell.reshape(shape))
+
+    def _check(self, maps: Maps) -> None:
+        lead = maps.score.shape[:-3]
+        for name, shape in self._shapes.items():
+            values: Array = getattr(maps, name)
+            if values.shape != lead + shape or len(lead) > 1 or not values.size:
+                raise EdgeError(
+                    f"map {name!r} has shape {values.shape}, needed is {shape}, or with one batch axis before it"
+                )
+            # max and min are finite only if everything is (both carry NaN); one vectorised pass each, no temporary.
+            if not math.isfinite(
+                float(np.maximum.reduce(values, axis=None)) - float(np.minimum.reduce(values, axis=None))
+            ):
+                raise EdgeError(f"map {name!r} holds NaN or infinity")

@@ -1,0 +1,143 @@
+"""What a PIPNet is, as one frozen value: everything decode and the runtimes have to know about a network."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipnet_edge.errors import EdgeError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+NET_STRIDES = (16, 32, 64, 128)
+CROPS = ("test", "demo")
+
+
+@dataclass(frozen=True)
+class MeanFace:
+    """A dataset's mean face: which landmarks are neighbours follows from it.
+
+    points: L pairs (x, y), normalised to the crop. nme_pair: the two landmarks whose distance normalises the NME
+    (outer eye corners or pupils), None where the reference divides by 1 (AFLW).
+    """
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    nme_pair: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.points) < 2 or any(len(p) != 2 or not all(map(math.isfinite, p)) for p in self.points):
+            raise EdgeError(f"mean face {self.name!r} needs at least two finite (x, y) points")
+        if self.nme_pair and not all(0 <= i < len(self.points) for i in self.nme_pair):
+            raise EdgeError(f"mean face {self.name!r} has {len(self.points)} points, its NME pair is {self.nme_pair}")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A trained PIPNet's shape and conventions. Contradictions are refused when it is built (EdgeError).
+
+    num_lms L landmarks, num_nb N neighbours each; input_size S pixels square, maps of S / net_stride cells square.
+    mean and std are per RGB channel, for values in [0, 1]. crop names the crop policy the network was trained for.
+    clamp limits landmarks to the crop, which the reference does not do.
+    """
+
+    backbone: str
+    num_lms: int
+    num_nb: int
+    net_stride: int
+    input_size: int
+    mean_face: MeanFace
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    crop: str = "test"
+    clamp: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_lms != len(self.mean_face.points):
+            raise EdgeError(
+                f"the network predicts {self.num_lms} landmarks, mean face {self.mean_face.name!r} has "
+                f"{len(self.mean_face.points)}"
+            )
+        if not 1 <= self.num_nb < self.num_lms:
+            raise EdgeError(f"{self.num_nb} neighbours of {self.num_lms} landmarks; allowed: 1 to {self.num_lms - 1}")
+        if self.net_stride not in NET_STRIDES:
+            raise EdgeError(f"net stride {self.net_stride}; allowed: {', '.join(map(str, NET_STRIDES))}")
+        if not self.net_stride <= self.input_size <= 4096 or self.input_size % self.net_stride:
+            raise EdgeError(
+                f"input size {self.input_size} is not a multiple of the net stride {self.net_stride} up to 4096"
+            )
+        if (
+            not all(map(math.isfinite, (*self.mean, *self.std)))
+            or min(self.std) <= 0
+            or len(self.mean) != 3 != len(self.std)
+        ):
+            raise EdgeError(f"mean {self.mean} and std {self.std} need three finite numbers each, std above 0")
+        if self.crop not in CROPS:
+            raise EdgeError(f"crop policy {self.crop!r}; allowed: {', '.join(CROPS)}")
+
+    @property
+    def grid(self) -> int:
+        """Cells along one side of every map."""
+        return self.input_size // self.net_stride
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for the manifest."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
+        """The inverse of to_json. Raises EdgeError for missing, unknown or ill-typed fields: manifests are untrusted."""
+        try:
+            face = dict(data["mean_face"])
+            pair = face.pop("nme_pair")
+            mean_face = MeanFace(
+                name=str(face.pop("name")),
+                points=tuple((float(x), float(y)) for x, y in face.pop("points")),
+                nme_pair=None if pair is None else (int(pair[0]), int(pair[1])),
+            )
+            rest = {k: v for k, v in data.items() if k != "mean_face"}
+            for key in ("num_lms", "num_nb", "net_stride", "input_size"):
+                if type(rest[key]) is not int:
+                    raise TypeError(f"{key} is {rest[key]!r}, not a whole number")
+            for key in ("mean", "std"):
+                red, green, blue = map(float, rest[key])
+                rest[key] = (red, green, blue)
+            if face:
+                raise TypeError(f"unknown field {min(face)!r}")
+            return cls(mean_face=mean_face, **rest)
+        except (KeyError, TypeError, ValueError, IndexError) as e:
+            raise EdgeError(f"model spec is not readable: {e}") from e
+
+
+@lru_cache(maxsize=1)
+def mean_faces() -> dict[str, MeanFace]:
+    """The reference's seven mean faces by name (data/*/meanface.txt of jhb86253817/PIPNet, MIT)."""
+    data = json.loads((Path(__file__).parent / "meanfaces.json").read_text())
+    return {
+        name: MeanFace(name, tuple((x, y) for x, y in face["points"]), face["nme_pair"] and tuple(face["nme_pair"]))
+        for name, face in data.items()
+    }
+
+
+def neighbour_table(mean_face: MeanFace, num_nb: int) -> NDArray[np.intp]:
+    """Which neighbour predictions speak about each landmark: (L, max_len) entries s * N + k.
+
+    Entry s * N + k stands for "the k-th neighbour of landmark s". Landmark s's neighbours are the num_nb landmarks
+    nearest to it on the mean face (squared distance, itself skipped). Rows shorter than the longest are repeated
+    cyclically, as get_meanface in the reference's lib/functions.py does, so weights are uneven on purpose. A landmark
+    that is nobody's neighbour has a row of -1 (the reference cannot build such a table).
+    """
+    points = np.asarray(mean_face.points, dtype=np.float64)
+    distance = ((points[:, None] - points[None]) ** 2).sum(axis=2)
+    neighbours = np.argsort(distance, axis=1, kind="stable")[:, 1 : num_nb + 1]
+    rows = [np.flatnonzero(neighbours.ravel() == landmark) for landmark in range(len(points))]
+    longest = max(map(len, rows))
+    return np.stack([np.resize(row, longest) if len(row) else np.full(longest, -1) for row in rows]).astype(np.intp)
