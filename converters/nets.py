@@ -51,7 +51,8 @@ class Residual(nn.Module):
         self.activation = nn.ReLU() if relu else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.body(x) + self.shortcut(x))
+        out: Tensor = self.activation(self.body(x) + self.shortcut(x))
+        return out
 
 
 class SqueezeExcite(nn.Module):
@@ -66,7 +67,8 @@ class SqueezeExcite(nn.Module):
         self.gate = nn.Hardsigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(self.expand(self.relu(self.reduce(self.pool(x)))))
+        gate: Tensor = self.gate(self.expand(self.relu(self.reduce(self.pool(x)))))
+        return x * gate
 
 
 class Weights:

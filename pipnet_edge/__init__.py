@@ -1,1 +1,36 @@
 """PIPNet facial landmarks on edge runtimes."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipnet_edge.bundle import Bundle
+    from pipnet_edge.bundle import read as read_bundle
+    from pipnet_edge.decode import Decoder, Landmarks, Maps
+    from pipnet_edge.errors import EdgeError
+    from pipnet_edge.landmarker import Landmarker
+    from pipnet_edge.spec import MeanFace, ModelSpec
+
+__all__ = ["Bundle", "Decoder", "EdgeError", "Landmarker", "Landmarks", "Maps", "MeanFace", "ModelSpec", "read_bundle"]
+
+_HOMES = {
+    "Bundle": "bundle",
+    "Decoder": "decode",
+    "EdgeError": "errors",
+    "Landmarker": "landmarker",
+    "Landmarks": "decode",
+    "Maps": "decode",
+    "MeanFace": "spec",
+    "ModelSpec": "spec",
+}
+
+
+def __getattr__(name: str) -> object:
+    # Looked up when first used, so that the command line's --help does not wait for numpy.
+    if name == "read_bundle":
+        return importlib.import_module("pipnet_edge.bundle").read
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"pipnet_edge.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

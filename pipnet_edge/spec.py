@@ -94,7 +94,7 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
-        """The inverse of to_json. Raises EdgeError for missing, unknown or ill-typed fields: manifests are untrusted."""
+        """The inverse of to_json. Raises EdgeError for missing, unknown or ill-typed fields."""
         try:
             face = dict(data["mean_face"])
             pair = face.pop("nme_pair")

@@ -1,0 +1,174 @@
+"""Does every variant give the float network's maps and landmarks? The reference travels in the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipnet_edge.bundle import Bundle, Variant
+from pipnet_edge.decode import MAP_NAMES, Decoder, Landmarks, Maps
+from pipnet_edge.errors import CHECK_FAILED, EdgeError
+from pipnet_edge.preprocess import Rect, cut, read_picture
+from pipnet_edge.targets import local
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a precision may cost over all landmarks and images.
+
+    px_mean, px_max: mean and largest landmark difference in pixels of the crop. flips: the share of landmarks whose winning
+    cell may change.
+    """
+
+    px_mean: float
+    px_max: float
+    flips: float
+
+
+# fp16 keeps 11 bits: maps move by some 1e-3 of their size, landmarks by hundredths of a pixel. Where two cells are that
+# close to a tie the winner changes and moves its landmark and their neighbours by pixels; so the mean and the share of
+# such flips are what holds, and the worst landmark is bounded loosely. fp32 has no such excuse.
+LIMITS = {"fp32": Limit(0.01, 0.05, 0.0), "fp16": Limit(0.10, 8.0, 0.01)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant against the reference over n images of L landmarks each.
+
+    maps: per map the largest and the mean |difference|, in the map's own units. flips: landmarks whose winning cell
+    changed. px_mean, px_max: landmark differences in pixels of the crop. worst_map: the map with the largest difference as a share of its magnitude. failure: why there are no
+    numbers, or which limit is broken; None when the variant passed.
+    """
+
+    variant: str
+    reference: str
+    images: int
+    landmarks: int
+    maps: dict[str, tuple[float, float]] | None = None
+    flips: int | None = None
+    px_mean: float | None = None
+    px_max: float | None = None
+    worst_map: str | None = None
+    failure: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+Progress = Callable[[str, int, int], None]
+
+
+def check(
+    bundle: Bundle,
+    names: Sequence[str] = (),
+    threads: int = 1,
+    images: Sequence[Path] = (),
+    progress: Progress = lambda *_: None,
+) -> tuple[Row, ...]:
+    """Compares variants (all by default) with the torch maps in golden.npz; over pictures with the first fp32 variant.
+
+    Each picture is one crop, resized as a whole. A variant that cannot run, crashes or gives NaN has a failed row.
+    """
+    variants = [bundle.variant(name) for name in names] or list(bundle.variants)
+    if images:
+        crops = crops_of(images, bundle.spec.input_size)
+        reference = next((v.name for v in bundle.variants if v.precision == "fp32"), None)
+        if reference is None:
+            raise EdgeError("parity over pictures needs an fp32 variant in the bundle as reference")
+        ran = local.infer(bundle.folder, reference, threads, crops, maps=True)
+        landmarks, maps = ran.landmarks, ran.maps
+    else:
+        crops, maps = bundle.read_golden()
+        reference, landmarks = "torch", Decoder(bundle.spec)(maps)
+    rows = []
+    for index, variant in enumerate(variants):
+        progress(variant.name, index, len(variants))
+        row = Row(variant.name, reference, len(crops), bundle.spec.num_lms)
+        try:
+            ran = local.infer(bundle.folder, variant.name, threads, crops, maps=True)
+        except EdgeError as e:
+            rows.append(replace(row, failure=str(e)))
+            continue
+        assert maps is not None
+        assert ran.maps is not None
+        rows.append(compare(variant, row, bundle.spec.input_size, (landmarks, maps), (ran.landmarks, ran.maps)))
+    return tuple(rows)
+
+
+def compare(variant: Variant, row: Row, side: int, want: tuple[Landmarks, Maps], got: tuple[Landmarks, Maps]) -> Row:
+    """Fills a row from reference and variant, batch axis first; `side` is the crop's in pixels. NaN fails."""
+    maps, shares = {}, {}
+    for name in MAP_NAMES:
+        reference: NDArray[np.float32] = getattr(want[1], name)
+        difference = np.abs(getattr(got[1], name) - reference)
+        maps[name] = (float(difference.max()), float(difference.mean()))
+        shares[name] = maps[name][0] / float(np.abs(reference).max() or 1)
+    worst = max(shares, key=lambda name: np.inf if np.isnan(shares[name]) else shares[name])
+    pixels = np.linalg.norm((got[0].points - want[0].points) * side, axis=-1)
+    row = replace(
+        row,
+        maps=maps,
+        flips=int((got[0].cell != want[0].cell).sum()),
+        px_mean=float(pixels.mean()),
+        px_max=float(pixels.max()),
+        worst_map=worst,
+    )
+    return replace(row, failure=_broken_limit(row, LIMITS[variant.precision]))
+
+
+def _broken_limit(row: Row, limit: Limit) -> str | None:
+    assert row.maps
+    assert row.worst_map
+    assert row.px_mean is not None
+    assert row.px_max is not None
+    assert row.flips is not None
+    values = (
+        (row.px_mean, limit.px_mean, "px between landmarks on average"),
+        (row.px_max, limit.px_max, "px at the worst landmark"),
+        (row.flips / (row.images * row.landmarks), limit.flips, "of the landmarks in another cell"),
+    )
+    # Written so that NaN breaks the limit.
+    broken = [f"{value:.3g} {what} (limit {most:g})" for value, most, what in values if not value <= most]
+    if not broken:
+        return None
+    return f"{', '.join(broken)}; worst map {row.worst_map}, off by {row.maps[row.worst_map][0]:.3g}"
+
+
+def verify(bundle: Bundle) -> dict[str, dict[str, Any]]:
+    """Each variant's parity for the manifest of a bundle that is being made. Raises EdgeError when one fails."""
+    rows = check(bundle)
+    failed = first_failure(rows)
+    if failed:
+        raise failed
+    return {row.variant: row.to_json() for row in rows}
+
+
+def first_failure(rows: Sequence[Row]) -> EdgeError | None:
+    """The error (exit code 3) that names the first variant that failed and why."""
+    failed = [row for row in rows if row.failure]
+    if not failed:
+        return None
+    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    return EdgeError(f"{failed[0].variant}: {failed[0].failure}{more}", CHECK_FAILED)
+
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures in a folder, by name. Raises EdgeError when there are none."""
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise EdgeError(f"{folder} holds no pictures ({', '.join(IMAGE_SUFFIXES)})")
+    return found
+
+
+def crops_of(images: Sequence[Path], side: int) -> NDArray[np.uint8]:
+    """Pictures as (n, side, side, 3) uint8 RGB crops, each resized as a whole."""
+    pictures = (read_picture(path) for path in images)
+    return np.stack([cut(p, Rect(0, 0, p.shape[1], p.shape[0]), side) for p in pictures])

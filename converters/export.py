@@ -1,0 +1,88 @@
+"""torch to ONNX to simplified ONNX, each step checked against torch by running it."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import onnxsim
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipnet_edge.converters.nets import HEAD_KEYS
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.spec import ModelSpec
+
+OPSET = 17
+# Largest difference allowed to torch, as a share of each map's largest magnitude.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Core:
+    """What every converter starts from: the torch network and its ONNX export.
+
+    path: ONNX with input `image` (1, 3, S, S) float32 normalised RGB and outputs named as the maps; its folder is
+    scratch space. nodes and sizes (bytes) are (before, after) simplification; after equals before when that was
+    switched off.
+    """
+
+    net: nn.Module
+    spec: ModelSpec
+    path: Path
+    nodes: tuple[int, int]
+    sizes: tuple[int, int]
+
+    def work(self, name: str) -> Path:
+        """A scratch folder of this name, made when first asked for."""
+        folder = self.path.parent / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+
+def export(net: nn.Module, spec: ModelSpec, folder: Path, simplify: bool = True) -> Core:
+    """Writes the network as ONNX, batch fixed to 1, into `folder`. Raises EdgeError when a step changes the maps."""
+    image = torch.from_numpy(
+        np.random.default_rng(0).standard_normal((1, 3, spec.input_size, spec.input_size), np.float32)
+    )
+    with torch.no_grad():
+        expected = dict(zip(HEAD_KEYS, (map_.numpy() for map_ in net(image)), strict=True))
+    raw, path = folder / "raw.onnx", folder / "core.onnx"
+    with warnings.catch_warnings():
+        # The TorchScript exporter is deprecated, but needs no further package and writes plain graphs.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            net,
+            (image,),
+            str(raw),
+            input_names=["image"],
+            output_names=list(HEAD_KEYS),
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    before = onnx.load(raw)
+    check(before, image.numpy(), expected, "ONNX export")
+    after = before
+    if simplify:
+        after, _ = onnxsim.simplify(before)
+        check(after, image.numpy(), expected, "ONNX simplification")
+    onnx.save(after, path)
+    nodes = (len(before.graph.node), len(after.graph.node))
+    return Core(net, spec, path, nodes, (raw.stat().st_size, path.stat().st_size))
+
+
+def check(
+    model: onnx.ModelProto, image: NDArray[np.float32], expected: dict[str, NDArray[np.float32]], step: str
+) -> None:
+    """Runs a core model and compares its maps with torch's. Raises EdgeError that names the step and the worst map."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    got = dict(zip(expected, session.run(list(expected), {"image": image}), strict=True))
+    worst = {name: float(np.abs(got[name] - want).max() / np.abs(want).max()) for name, want in expected.items()}
+    name = max(worst, key=lambda n: worst[n] if worst[n] == worst[n] else np.inf)
+    if not worst[name] <= TOLERANCE:
+        raise EdgeError(f"{step} changed the maps: {name} differs by {worst[name]:.1e} of its largest value", code=3)

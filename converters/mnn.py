@@ -1,0 +1,44 @@
+"""The MNN variants, made by MNN's converter from the ONNX core.
+
+The converter is called through the C module, in a child process because it can abort: the `mnnconvert` command imports
+MNN.tools, which installs a logging package and sends usage data (see the README's limits).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from pipnet_edge.converters import child
+from pipnet_edge.converters.export import Core
+from pipnet_edge.errors import EdgeError
+
+TOOLS = ("MNN",)
+
+CALL = "import sys, _tools; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
+
+
+def convert(core: Core, precision: str, folder: Path) -> None:
+    """Writes `model.mnn` into `folder`: input `image`, outputs named as the maps."""
+    work = core.work(folder.name)
+    model = folder / "model.mnn"
+    source, half = (core.path, []) if precision == "fp32" else (_rounded_to_half(core.path, work), ["--fp16"])
+    options = ["-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(model), "--bizCode", "pipnet-edge"]
+    child.run("mnnconvert", [*child.PYTHON, "-c", CALL, *options, *half], work, makes=(model,))
+
+
+def _rounded_to_half(core: Path, work: Path) -> Path:
+    # MNN cuts the low bits off where rounding to nearest loses half as much; weights that are already fp16 lose nothing.
+    model = onnx.load(core)
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) > 1:
+            half = numpy_helper.to_array(tensor).astype(np.float16)
+            if not np.isfinite(half).all():
+                raise EdgeError(f"weights {tensor.name!r} exceed fp16; convert with --precision fp32")
+            tensor.CopyFrom(numpy_helper.from_array(half.astype(np.float32), tensor.name))
+    path = work / "half.onnx"
+    onnx.save(model, path)
+    return path

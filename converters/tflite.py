@@ -1,0 +1,82 @@
+"""The TFLite variants, made by litert-torch from the torch network.
+
+litert-torch imports JAX and prints a great deal, so it runs as a child process: `python -m
+pipnet_edge.converters.tflite NET OUT`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pipnet_edge.converters import child
+from pipnet_edge.converters.export import Core
+from pipnet_edge.converters.nets import HEAD_KEYS
+from pipnet_edge.spec import ModelSpec
+
+TOOLS = ("litert-torch", "ai-edge-quantizer")
+
+
+class FromCrop(nn.Module):
+    """The network with the uint8 crop (1, S, S, 3) as input and named outputs, as the signature shows them."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, net: nn.Module, spec: ModelSpec) -> None:
+        super().__init__()
+        self.net = net
+        self.side = spec.input_size
+        self.register_buffer("mean", torch.tensor([255.0 * m for m in spec.mean]))
+        self.register_buffer("scale", torch.tensor([1.0 / (255.0 * s) for s in spec.std]))
+
+    def forward(self, crop: Tensor) -> dict[str, Tensor]:
+        image = (crop.float() - self.mean) * self.scale
+        return dict(zip(HEAD_KEYS, self.net(image.permute(0, 3, 1, 2)), strict=True))
+
+
+def convert(core: Core, precision: str, folder: Path) -> None:
+    """Writes `model.tflite` into `folder`: a signature from `crop` to the maps; fp16 has half-precision weights."""
+    work = core.work("tflite")
+    saved, single, model = work / "net.pt", work / "fp32.tflite", folder / "model.tflite"
+    if not single.is_file():
+        torch.save(FromCrop(core.net, core.spec).eval(), saved)
+        command = [*child.PYTHON, "-m", __name__, str(saved), str(single)]
+        child.run("litert-torch", command, work, makes=(single,))
+    if precision == "fp32":
+        model.write_bytes(single.read_bytes())
+    else:
+        command = [*child.PYTHON, "-m", __name__, str(single), str(model)]
+        child.run("ai-edge-quantizer", command, work, makes=(model,))
+
+
+def _from_torch(saved: Path, model: Path) -> None:
+    import litert_torch
+
+    # Our own file, written a moment ago into a private folder: a module, hence not weights_only.
+    module = torch.load(saved, weights_only=False)
+    crop = torch.zeros((1, module.side, module.side, 3), dtype=torch.uint8)
+    litert_torch.convert(module, sample_kwargs={"crop": crop}).export(str(model))
+
+
+def _to_half(single: Path, model: Path) -> None:
+    from ai_edge_quantizer import qtyping, quantizer
+
+    cast = quantizer.Quantizer(str(single))
+    config = qtyping.OpQuantizationConfig(
+        weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT),
+        compute_precision=qtyping.ComputePrecision.FLOAT,
+        explicit_dequantize=True,
+    )
+    names = qtyping.TFLOperationName
+    for operation in (names.CONV_2D, names.DEPTHWISE_CONV_2D, names.CONV_2D_TRANSPOSE):
+        cast.update_quantization_recipe(".*", operation, config, algorithm_key="float_casting")
+    model.write_bytes(cast.quantize().quantized_model)
+
+
+if __name__ == "__main__":
+    given, made = map(Path, sys.argv[1:])
+    (_to_half if given.suffix == ".tflite" else _from_torch)(given, made)

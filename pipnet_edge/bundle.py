@@ -1,0 +1,229 @@
+"""The bundle: a folder that holds a network for every runtime, what it is, and the maps it has to reproduce.
+
+    manifest.json    version, ModelSpec, source, and per variant its files with sha256 and size
+    golden.npz       crops (n, S, S, 3) uint8 RGB and the float network's maps for them
+    <variant>/       the runtime's files, for example ncnn-fp32/model.param
+
+A bundle is untrusted when read: paths that leave the folder, unknown versions and changed files are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipnet_edge import runtimes
+from pipnet_edge.decode import MAP_NAMES, Maps, map_shapes
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.spec import ModelSpec
+
+FORMAT, VERSION = "pipnet-edge-bundle", 1
+MANIFEST, GOLDEN = "manifest.json", "golden.npz"
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the bundle: path relative to the bundle's folder (with "/"), sha256 in hex, size in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+    def __post_init__(self) -> None:
+        path = PurePosixPath(self.path)
+        if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in self.path or ":" in self.path:
+            raise EdgeError(f"manifest names the path {self.path!r}, which leaves the bundle")
+
+    @classmethod
+    def of(cls, folder: Path, path: Path) -> File:
+        """Hashes a file that lies in the bundle at `folder`."""
+        return cls(path.relative_to(folder).as_posix(), _sha256(path), path.stat().st_size)
+
+    def verified(self, folder: Path) -> Path:
+        """The file's path in `folder`. Raises EdgeError when it is missing, leads outside or is not the one hashed."""
+        path = folder / self.path
+        if not path.is_file():
+            raise EdgeError(f"bundle {folder} lacks {self.path}")
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise EdgeError(f"{self.path} in bundle {folder} is a link that leaves the bundle")
+        if path.stat().st_size != self.size or _sha256(path) != self.sha256:
+            raise EdgeError(f"{self.path} in bundle {folder} was changed after it was written (sha256 differs)")
+        return path
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One runtime's form of the network.
+
+    precision is fp32 or fp16. tools are the versions that made it. parity is what the bundle's own check measured
+    against the float network when it was written (see benchmarks/parity.py), absent before that.
+    """
+
+    name: str
+    runtime: str
+    precision: str
+    files: tuple[File, ...]
+    tools: Mapping[str, str] = field(default_factory=dict)
+    parity: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.runtime not in runtimes.ADAPTERS:
+            raise EdgeError(f"variant {self.name!r} is for {self.runtime!r}; known: {', '.join(runtimes.DESTINATIONS)}")
+        if self.name != f"{self.runtime}-{self.precision}":
+            raise EdgeError(f"variant {self.name!r} should be named {self.runtime}-{self.precision}")
+        if not self.files:
+            raise EdgeError(f"variant {self.name!r} has no files")
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A read bundle. source tells what it was made from: file name, sha256, node counts and sizes of the export."""
+
+    folder: Path
+    spec: ModelSpec
+    golden: File
+    variants: tuple[Variant, ...]
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def variant(self, name: str) -> Variant:
+        """A variant by name. Raises EdgeError that lists those there are."""
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        raise EdgeError(
+            f"bundle {self.folder} has no variant {name!r}, only {', '.join(v.name for v in self.variants)}"
+        )
+
+    def open_session(self, name: str, threads: int) -> runtimes.Session:
+        """Loads a variant into its runtime after checking its files' hashes."""
+        if threads < 1:
+            raise EdgeError(f"{threads} threads; at least 1 is needed")
+        variant = self.variant(name)
+        folders = {file.verified(self.folder).parent for file in variant.files}
+        if len(folders) != 1:
+            raise EdgeError(f"variant {name!r} has files in more than one folder")
+        return runtimes.load(variant.runtime, folders.pop(), self.spec, variant.precision, threads)
+
+    def read_golden(self) -> tuple[NDArray[np.uint8], Maps]:
+        """The golden crops (n, S, S, 3) uint8 RGB and the float network's maps, batch axis first."""
+        path = self.golden.verified(self.folder)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                crops, maps = arrays["crops"], Maps(**{name: arrays[name] for name in MAP_NAMES})
+        except (OSError, ValueError, KeyError) as e:
+            raise EdgeError(f"{path} is not readable: {runtimes.one_line(e)}") from e
+        side = self.spec.input_size
+        shapes = {"crops": crops.shape, **{name: getattr(maps, name).shape for name in MAP_NAMES}}
+        needed = {"crops": (side, side, 3), **map_shapes(self.spec)}
+        for name, shape in shapes.items():
+            if shape != (len(crops), *needed[name]):
+                raise EdgeError(f"{path}: {name} has shape {shape}, needed is (n, {', '.join(map(str, needed[name]))})")
+        return crops, maps
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "spec": self.spec.to_json(),
+            "source": dict(self.source),
+            "golden": asdict(self.golden),
+            "variants": [asdict(variant) for variant in self.variants],
+        }
+
+    def write_manifest(self) -> None:
+        (self.folder / MANIFEST).write_text(json.dumps(self.to_json(), indent=1) + "\n")
+
+
+def read(folder: Path) -> Bundle:
+    """Reads and checks a bundle's manifest. Raises EdgeError for anything that is not a bundle of this version.
+
+    Files are hashed when they are opened, not here.
+    """
+    path = folder / MANIFEST
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise EdgeError(f"{folder} is not a bundle: it has no {MANIFEST}") from None
+    except (OSError, ValueError) as e:
+        raise EdgeError(f"{path} is not readable: {runtimes.one_line(e)}") from e
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise EdgeError(f"{path} is not a {FORMAT} manifest")
+    if data.get("version") != VERSION:
+        raise EdgeError(f"{path} has version {data.get('version')!r}, this program reads version {VERSION}")
+    try:
+        return Bundle(
+            folder=folder,
+            spec=ModelSpec.from_json(data["spec"]),
+            golden=_file(data["golden"]),
+            variants=tuple(
+                Variant(**{**variant, "files": tuple(_file(file) for file in variant["files"])})
+                for variant in data["variants"]
+            ),
+            source=dict(data["source"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise EdgeError(f"{path} is not a valid manifest: {runtimes.one_line(e)}") from e
+
+
+def _file(data: Mapping[str, Any]) -> File:
+    file = File(**data)
+    if not isinstance(file.sha256, str) or not isinstance(file.size, int):
+        raise TypeError(f"file {file.path!r} has no sha256 or size")
+    return file
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new empty folder that takes the place of `folder` if the block ends well, and vanishes if it does not.
+
+    An existing bundle is replaced; anything else at that place is refused before any work is done. The new folder lies
+    beside the old one, so that the last step is a rename and a crash leaves nothing half-made.
+    """
+    target = folder.absolute()
+    if target.exists() and not (target / MANIFEST).is_file() and not _is_empty(target):
+        raise EdgeError(f"{folder} exists and is not a bundle; give another place with -o or remove it")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as e:
+        raise EdgeError(f"cannot write into {target.parent}: {e.strerror}") from e
+    try:
+        new, old = scratch / "new", scratch / "old"
+        new.mkdir()
+        yield new
+        if target.exists():
+            target.rename(old)
+        try:
+            new.rename(target)
+        except BaseException:
+            if old.exists():
+                old.rename(target)
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not os.listdir(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

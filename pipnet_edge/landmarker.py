@@ -1,0 +1,60 @@
+"""The library's front door: pictures in, landmarks out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipnet_edge import bundle as bundles
+from pipnet_edge.decode import Decoder, Landmarks
+from pipnet_edge.preprocess import Box, Rect, crop_rect, cut
+
+
+class Landmarker:
+    """One variant of a bundle, loaded.
+
+        with Landmarker("bundle", "ncnn-fp32", threads=4) as landmarker:
+            points = landmarker.locate(picture, boxes=[(40, 60, 200, 200)])
+
+    It runs in this process; a model file that crashes its runtime takes the process with it, which the command line
+    avoids by running a worker.
+    """
+
+    def __init__(self, bundle: str | Path, variant: str, threads: int = 1) -> None:
+        read = bundles.read(Path(bundle))
+        self.spec = read.spec
+        self._session = read.open_session(variant, threads)
+        self._decode = Decoder(read.spec)
+
+    def crop(self, crop: NDArray[np.uint8]) -> Landmarks:
+        """Landmarks of one (S, S, 3) uint8 RGB crop, normalised to it."""
+        return self._decode(self._session.run(crop))
+
+    def locate(
+        self, picture: NDArray[np.uint8], boxes: Sequence[Box] = (), policy: str | None = None
+    ) -> NDArray[np.float32]:
+        """Landmarks (faces, L, 2) in pixels (x, y) of an (H, W, 3) uint8 RGB picture, one face a box.
+
+        Without boxes the whole picture is the crop. policy is the crop policy, the network's own by default.
+        """
+        height, width = picture.shape[:2]
+        rects = [crop_rect(box, width, height, policy or self.spec.crop) for box in boxes] or [
+            Rect(0, 0, width, height)
+        ]
+        faces = [rect.to_picture(self.crop(cut(picture, rect, self.spec.input_size)).points) for rect in rects]
+        return np.stack(faces)
+
+    def close(self) -> None:
+        self._session.close()
+
+    def __enter__(self) -> Landmarker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,82 @@
+"""From a picture and a face box to the crop a network takes, and back from its landmarks to the picture.
+
+Boxes are (x, y, width, height) in pixels of the picture. Crop policies follow the reference: `test` is its test crop
+(lib/preprocess.py), the box widened symmetrically by 1.2; `demo` is that of lib/demo.py for a face detector's box, 10
+% more at the left, right and bottom and 10 % less at the top. The reference's demo scales landmarks by one pixel more
+than it cut; here the landmarks use the very rectangle that was cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.spec import CROPS
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Rect:
+    """The pixels cut from a picture: columns left to right - 1, rows top to bottom - 1."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    def to_picture(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Landmarks (..., 2) normalised to this rectangle as pixels (x, y) of the picture."""
+        size = np.array([self.right - self.left, self.bottom - self.top], dtype=np.float32)
+        return points * size + np.array([self.left, self.top], dtype=np.float32)
+
+
+def crop_rect(box: Box, width: int, height: int, policy: str) -> Rect:
+    """The rectangle that a policy cuts for a face box, limited to a picture of width x height pixels.
+
+    Raises EdgeError for an unknown policy and for a box that is empty or lies outside the picture.
+    """
+    x, y, w, h = box
+    if not all(np.isfinite(box)) or w <= 0 or h <= 0:
+        raise EdgeError(f"box {x:g},{y:g},{w:g},{h:g} is empty; x,y,width,height in pixels are needed")
+    if policy == "test":
+        left, top, right, bottom = x - 0.1 * w, y - 0.1 * h, x + 1.1 * w, y + 1.1 * h
+    elif policy == "demo":
+        left, top, right, bottom = (
+            x - int(0.1 * w),
+            y + int(0.1 * h),
+            x + w - 1 + int(0.1 * w),
+            y + h - 1 + int(0.1 * h),
+        )
+    else:
+        raise EdgeError(f"crop policy {policy!r}; allowed: {', '.join(CROPS)}")
+    rect = Rect(int(max(left, 0)), int(max(top, 0)), int(min(right, width - 1)), int(min(bottom, height - 1)))
+    if rect.right - rect.left < 1 or rect.bottom - rect.top < 1:
+        raise EdgeError(f"box {x:g},{y:g},{w:g},{h:g} lies outside the picture of {width}x{height} pixels")
+    return rect
+
+
+def cut(picture: NDArray[np.uint8], rect: Rect, side: int) -> NDArray[np.uint8]:
+    """Cuts a rectangle from an (H, W, 3) uint8 picture, resized to (side, side, 3), bilinear as the reference does."""
+    crop = picture[rect.top : rect.bottom, rect.left : rect.right]
+    if crop.shape[:2] == (side, side):
+        return np.ascontiguousarray(crop)
+    import cv2
+
+    return np.asarray(cv2.resize(crop, (side, side), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """An image file as (H, W, 3) uint8 RGB, turned as its EXIF says. Raises EdgeError when it is none."""
+    import cv2
+
+    if not path.is_file():
+        raise EdgeError(f"there is no image {path}")
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise EdgeError(f"{path} is not an image that OpenCV can read")
+    return np.ascontiguousarray(picture[:, :, ::-1], dtype=np.uint8)

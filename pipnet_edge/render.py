@@ -1,0 +1,97 @@
+"""The one renderer: commands return an Output, this prints it as text or as the JSON envelope."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA = "pipnet-edge/1"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns with a leading ">" are set flush right."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command found: `data` for --json, tables and lines for people, and the exit status.
+
+    error is the one line to print on stderr when `code` is not 0.
+    """
+
+    data: dict[str, Any]
+    parts: Sequence[Table | str] = field(default_factory=tuple)
+    code: int = 0
+    error: str | None = None
+
+
+def emit(command: str, output: Output, as_json: bool) -> None:
+    """Prints data on stdout and the error, if any, on stderr."""
+    if as_json:
+        envelope: dict[str, Any] = {"schema": SCHEMA, "command": command, "ok": output.code == 0, "result": output.data}
+        if output.error:
+            envelope["error"] = {"message": output.error, "code": output.code}
+        print(json.dumps(envelope, allow_nan=False))
+    else:
+        for part in output.parts:
+            print(part if isinstance(part, str) else "\n".join(_lines(part)))
+    if output.error:
+        print(f"pipnet-edge {command}: {output.error}", file=sys.stderr)
+
+
+def _lines(table: Table) -> Iterator[str]:
+    header = [column.removeprefix(">") for column in table.columns]
+    widths = [max(map(len, cells)) for cells in zip(header, *table.rows, strict=True)]
+    for row in (header, ["-" * width for width in widths], *table.rows):
+        cells = (
+            cell.rjust(width) if column.startswith(">") else cell.ljust(width)
+            for column, cell, width in zip(table.columns, row, widths, strict=True)
+        )
+        yield "  ".join(cells).rstrip()
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+class Progress:
+    """A step display on stderr: a live bar on a terminal, one line a step elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        self._bar = Bar(*columns, console=console, transient=True) if console.is_terminal else None
+        self._task = self._bar.add_task("", total=None) if self._bar else None
+
+    def step(self, what: str, done: int, total: int) -> None:
+        """Says what begins now, after `done` of `total` steps."""
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, description=what, completed=done, total=total)
+        else:
+            print(f"[{done + 1}/{total}] {what}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def shown(self) -> Iterator[Progress]:
+        if self._bar:
+            with self._bar:
+                yield self
+        else:
+            yield self

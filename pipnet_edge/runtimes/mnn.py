@@ -1,0 +1,83 @@
+"""MNN on the CPU. Crops enter through its image process, which also normalizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import MNN
+import numpy as np
+from numpy.typing import NDArray
+
+from pipnet_edge.decode import MAP_NAMES, Maps
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.spec import ModelSpec
+
+FILES = ("model.mnn",)
+
+
+def version() -> str:
+    return f"MNN {MNN.version()}"
+
+
+class Session:
+    """Input `image`, outputs named as the maps; MNN's NC4HW4 maps are read as NCHW."""
+
+    def __init__(self, folder: Path, spec: ModelSpec, precision: str, threads: int) -> None:
+        self._spec = spec
+        self._interpreter, self._session = _open(folder / FILES[0], precision, threads)
+        outputs = self._interpreter.getSessionOutputAll(self._session)
+        inputs = self._interpreter.getSessionInputAll(self._session)
+        if set(inputs) != {"image"} or not set(outputs).issuperset(MAP_NAMES):
+            raise EdgeError(f"{folder / FILES[0]} has not the input 'image' and the outputs {', '.join(MAP_NAMES)}")
+        self._input = inputs["image"]
+        self._outputs = {name: outputs[name] for name in MAP_NAMES}
+        self._host = {name: _nchw(tensor) for name, tensor in self._outputs.items()}
+        mean, scale = [255.0 * m for m in spec.mean], [1.0 / (255.0 * s) for s in spec.std]
+        self._process = MNN.CVImageProcess(
+            {
+                "filterType": MNN.CV_Filter_NEAREST,
+                "sourceFormat": MNN.CV_ImageFormat_RGB,
+                "destFormat": MNN.CV_ImageFormat_RGB,
+                "mean": (*mean, 0.0),
+                "normal": (*scale, 1.0),
+            }
+        )
+
+    def run(self, crop: NDArray[np.uint8]) -> Maps:
+        side = self._spec.input_size
+        self._process.convert(np.ascontiguousarray(crop), side, side, 0, self._input)
+        status = self._interpreter.runSession(self._session)
+        if status:
+            raise EdgeError(f"MNN failed to run (status {status})")
+        maps = {}
+        for name, tensor in self._outputs.items():
+            tensor.copyToHostTensor(self._host[name])
+            # The host tensor is overwritten by the next run.
+            maps[name] = np.array(self._host[name].getNumpyData())
+        return Maps.from_outputs(maps, self._spec)
+
+    def close(self) -> None:
+        del self._session, self._interpreter
+
+
+def _open(path: Path, precision: str, threads: int) -> tuple[MNN.Interpreter, MNN.Session]:
+    interpreter = MNN.Interpreter(str(path))
+    config = {"numThread": threads, "backend": "CPU", "precision": "low" if precision == "fp16" else "high"}
+    return interpreter, interpreter.createSession(config)
+
+
+def _nchw(like: MNN.Tensor) -> MNN.Tensor:
+    shape = like.getShape()
+    return MNN.Tensor(shape, MNN.Halide_Type_Float, np.zeros(shape, np.float32), MNN.Tensor_DimensionType_Caffe)
+
+
+def tiny(folder: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The probe's model on a (1, C, H, W) image."""
+    interpreter, session = _open(folder / FILES[0], "fp32", 1)
+    given = MNN.Tensor(image.shape, MNN.Halide_Type_Float, image, MNN.Tensor_DimensionType_Caffe)
+    interpreter.getSessionInput(session, "image").copyFrom(given)
+    interpreter.runSession(session)
+    output = interpreter.getSessionOutput(session, "out")
+    host = _nchw(output)
+    output.copyToHostTensor(host)
+    return np.array(host.getNumpyData())

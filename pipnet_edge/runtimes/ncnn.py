@@ -1,0 +1,73 @@
+"""ncnn on the CPU. Crops enter through its pixel path, which also normalizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ncnn
+import numpy as np
+from numpy.typing import NDArray
+
+from pipnet_edge.decode import MAP_NAMES, Maps
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.spec import ModelSpec
+
+FILES = ("model.param", "model.bin")
+
+
+def version() -> str:
+    return f"ncnn {ncnn.__version__}"
+
+
+class Session:
+    """Input blob `image`, output blobs named as the maps."""
+
+    def __init__(self, folder: Path, spec: ModelSpec, precision: str, threads: int) -> None:
+        self._spec = spec
+        self._mean = [255.0 * m for m in spec.mean]
+        self._scale = [1.0 / (255.0 * s) for s in spec.std]
+        self._net = _load(folder / FILES[0], folder / FILES[1], precision, threads)
+        if list(self._net.input_names()) != ["image"] or set(self._net.output_names()) != set(MAP_NAMES):
+            raise EdgeError(f"{folder / FILES[0]} has not the input 'image' and the outputs {', '.join(MAP_NAMES)}")
+
+    def run(self, crop: NDArray[np.uint8]) -> Maps:
+        side = self._spec.input_size
+        # A Mat made from pixels is a copy, so the crop may be reused; it must be contiguous.
+        image = ncnn.Mat.from_pixels(np.ascontiguousarray(crop), ncnn.Mat.PixelType.PIXEL_RGB, side, side)
+        image.substract_mean_normalize(self._mean, self._scale)
+        extractor = self._net.create_extractor()
+        extractor.input("image", image)
+        return Maps.from_outputs({name: _extract(extractor, name) for name in MAP_NAMES}, self._spec)
+
+    def close(self) -> None:
+        self._net.clear()
+
+
+def _extract(extractor: ncnn.Extractor, name: str) -> NDArray[np.float32]:
+    status, mat = extractor.extract(name)
+    if status:
+        raise EdgeError(f"ncnn failed to compute {name!r} (status {status})")
+    # The Mat dies with the extractor, so the array has to be a copy.
+    return np.array(mat)
+
+
+def _load(param: Path, weights: Path, precision: str, threads: int) -> ncnn.Net:
+    net = ncnn.Net()
+    net.opt.use_vulkan_compute = False
+    net.opt.num_threads = threads
+    # ncnn turns fp16 on by itself wherever the CPU has it: fp32 has to mean fp32.
+    for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
+        setattr(net.opt, option, precision == "fp16" and "bf16" not in option)
+    for load, path in ((net.load_param, param), (net.load_model, weights)):
+        status = load(str(path))
+        if status:
+            raise EdgeError(f"ncnn cannot read {path} (status {status})")
+    return net
+
+
+def tiny(folder: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The probe's model on a (1, C, H, W) image."""
+    net = _load(folder / FILES[0], folder / FILES[1], "fp32", 1)
+    extractor = net.create_extractor()
+    extractor.input("image", ncnn.Mat(image[0]).clone())
+    return _extract(extractor, "out")

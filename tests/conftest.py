@@ -1,0 +1,36 @@
+"""Fixtures that several folders of tests share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Checkpoints and faces that are not part of the project; a tree without them skips, CI must have them."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{folder} is missing, which CI has to provide")
+        pytest.skip("needs material that is not part of the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded checkpoint converted for every runtime, fp32 and fp16."""
+    pytest.importorskip("torch", reason="converting needs the workstation half")
+    from pipnet_edge.converters import golden
+
+    folder = tmp_path_factory.mktemp("demo") / "bundle"
+    command = [sys.executable, "-P", "-m", "pipnet_edge.cli", "convert", str(golden.CHECKPOINT), "--data", "300w"]
+    done = subprocess.run([*command, "-o", str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
