@@ -433,8 +433,9 @@ def _conv_transpose(op: _Op) -> fx.Node:
 
 
 def _filled(layer: Layer, weight: Tensor, bias: Tensor | None) -> Layer:
-    layer.weight = nn.Parameter(weight.contiguous())
-    layer.bias = nn.Parameter(torch.zeros(layer.out_channels) if bias is None else bias.contiguous())
+    # Copies: layers that share a weight in the file are rounded apart.
+    layer.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
+    layer.bias = nn.Parameter(torch.zeros(layer.out_channels) if bias is None else bias.clone())
     return layer
 
 
@@ -533,7 +534,7 @@ def _average_pool(op: _Op) -> fx.Node:
     stride, _, pads, after = op.window(kernel)
     if pads == after:
         return op.layer(nn.AvgPool2d(kernel, stride, pads, ceil, counts), x)
-    pool = nn.AvgPool2d(kernel, stride, 0, ceil)
+    pool = nn.AvgPool2d(kernel, stride, 0, ceil)  # counts the explicit padding, which is divided out again
     mean = op.layer(pool, op.padded(x, pads, after))
     inside = pool(F.pad(torch.ones(1, 1, *_shape(x)[2:]), (pads[1], after[1], pads[0], after[0])))
     return mean if counts else op.net.call(operator.truediv, mean, op.net.node(inside))

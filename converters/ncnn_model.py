@@ -8,10 +8,11 @@ weights in float32, float16 and int8.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,13 @@ WEIGHTS = {
 }
 # Whether any other kind keeps weights cannot be told from the files, so the list has to be explicit.
 WEIGHTLESS = frozenset(
-    ["BinaryOp", "Clip", "Concat", "Crop", "Dropout", "Eltwise", "Flatten", "HardSigmoid", "HardSwish", "Input", "Interp", "Noop", "Permute", "PixelShuffle", "Pooling", "ReLU", "Reshape", "Sigmoid", "Slice", "Softmax", "Split", "Swish", "TanH", "UnaryOp"]
+    {"BinaryOp", "Clip", "Concat", "Crop", "Dropout", "Eltwise", "Flatten", "HardSigmoid", "HardSwish", "Input"}
+    | {"Interp", "Noop", "Permute", "PixelShuffle", "Pooling", "ReLU", "Reshape", "Sigmoid", "Slice", "Softmax"}
+    | {"Split", "Swish", "TanH", "UnaryOp"}
 )
-GROUPS, INT8, ACTIVATION, ACTIVATION_PARAMS, PAD_VALUE, DYNAMIC = 7, 8, 9, 10, 18, 19  # parameters of convolutions
+# Parameters of convolutions; FEATURES_OFF is any layer's (docs/developer-guide/layer-feat-mask.md).
+GROUPS, INT8, ACTIVATION, ACTIVATION_PARAMS, PAD_VALUE, DYNAMIC, FEATURES_OFF = 7, 8, 9, 10, 18, 19, 31
+NO_WINOGRAD = 1 << 6
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,9 @@ class Layer:
     """One line of a .param file and what belongs to it in the .bin.
 
     kind: ncnn's layer type. inputs and outputs: names of blobs. params: id -> text as in the file, array parameters
-    under -23300-id as `count,value,…`. arrays: `weight` (flat; float32, float16 or int8; output channel first), `bias` (one a
-    channel) and in int8 layers `weight_scales`, `input_scale` and `output_scale` (float32; int8 value = value * scale).
+    under -23300-id as `count,value,…`. arrays: `weight` (flat; float32, float16 or int8; output channel first), `bias`
+    (one a channel) and in int8 layers `weight_scales`, `input_scale` and, of those with int8 output, `output_scale`
+    (float32; int8 value = value * scale).
     """
 
     kind: str
@@ -88,10 +94,6 @@ class Layer:
         except ValueError:
             raise EdgeError(f"ncnn layer {self.name!r}: parameter {key} is {values}, numbers are needed") from None
 
-    def changed(self, params: Mapping[int, str], **arrays: NDArray[Any]) -> Layer:
-        """A copy with some parameters and arrays set. Arrays are written in the order that the .bin wants."""
-        return replace(self, params={**self.params, **params}, arrays={**self.arrays, **arrays})
-
 
 def number(value: float) -> str:
     """A float parameter's text. ncnn tells floats from integers by a point or an exponent and reads 15 characters."""
@@ -100,7 +102,7 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Model:
-    """Layers in the order of the file. Raises EdgeError where a blob is read before it is made, or read or made twice."""
+    """Layers in the order of the file. Raises EdgeError for blobs read before they are made, or read or made twice."""
 
     layers: tuple[Layer, ...]
 
@@ -232,6 +234,8 @@ def _parse(line: str) -> Layer:
         params[int(key)] = value
     if len(words) < end:
         raise EdgeError(f"names {len(words) - 4} of {end - 4} blobs")
+    if end == first or (first == 4) != (words[0] == "Input"):
+        raise EdgeError("has no output, or only Input has no input")
     layer = Layer(words[0], words[1], tuple(words[4:first]), tuple(words[first:end]), params)
     if layer.kind not in WEIGHTLESS and layer.kind not in WEIGHTS:
         raise EdgeError(
@@ -291,6 +295,42 @@ def _bytes(name: str, values: NDArray[Any]) -> bytes:
         return raw
     tag = next(tag for tag, dtype in TAGS.items() if values.dtype == dtype)
     return tag.to_bytes(4, "little") + raw + bytes(-len(raw) % 4)
+
+
+def run(model: Model, images: Iterable[Array], blobs: Collection[str]) -> Iterator[dict[str, Array]]:
+    """What ncnn computes for some blobs, one dictionary an image; one image's blobs are held at a time.
+
+    images: (3, S, S) float32, normalised RGB, as the model's input takes them. Yields blob -> (C, H, W) or (C,)
+    float32, int8 blobs as whole numbers. fp16 and bf16 are off. Raises EdgeError when ncnn cannot load or run the model.
+    """
+    import ncnn
+
+    entries = [layer.outputs[0] for layer in model.layers if layer.kind == "Input"]
+    if len(entries) != 1:
+        raise EdgeError(f"the ncnn model has {len(entries)} inputs, one is needed")
+    net = ncnn.Net()
+    net.opt.num_threads = 1
+    net.opt.lightmode = False  # else a blob is freed as soon as it was read
+    net.opt.use_vulkan_compute = False
+    for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
+        setattr(net.opt, option, False)
+    with TemporaryDirectory() as folder:
+        param, weights = Path(folder, "model.param"), Path(folder, "model.bin")
+        write_model(model, param, weights)
+        status = net.load_param(str(param)) or net.load_model(str(weights))
+    if status:
+        raise EdgeError(f"ncnn cannot load the model (status {status})")
+    for image in images:
+        extractor = net.create_extractor()
+        # A Mat neither copies an array nor honours its strides, and an array made from a Mat dies with the extractor.
+        extractor.input(entries[0], ncnn.Mat(np.ascontiguousarray(image, np.float32)).clone())
+        values = {}
+        for blob in blobs:
+            status, mat = extractor.extract(blob)
+            if status:
+                raise EdgeError(f"ncnn failed to compute blob {blob!r} (status {status})")
+            values[blob] = np.array(mat)
+        yield values
 
 
 @dataclass(frozen=True)

@@ -259,6 +259,15 @@ def test_layer_names_that_torch_cannot_use(tmp_path: Path, weights: tuple[str, s
     assert layers(read.net, nn.Conv2d)[:3] == names
 
 
+def test_layers_that_share_a_weight_are_apart(tmp_path: Path) -> None:
+    nodes = "a = Conv <pads=[1,1,1,1]> (image, w)\nfeatures = Conv <pads=[1,1,1,1]> (a, w)"
+    read = from_onnx.read(tiny(tmp_path / "net.onnx", nodes, {"w": (3, 3, 3, 3)}))
+    first, second = (read.net.get_submodule(name) for name in ("a", "features"))
+    assert torch.equal(first.weight, second.weight)
+    first.weight.zero_()
+    assert second.weight.abs().sum() > 0
+
+
 # --- single operators, written as ONNX text --------------------------------------------------------------------------
 
 
