@@ -102,6 +102,8 @@ def check(
 
 def compare(variant: Variant, row: Row, side: int, want: tuple[Landmarks, Maps], got: tuple[Landmarks, Maps]) -> Row:
     """Fills a row from reference and variant, batch axis first; `side` is the crop's in pixels. NaN fails."""
+    if not np.isfinite(got[0].points).all():
+        return replace(row, failure="landmarks are NaN or infinite")
     maps, shares = {}, {}
     for name in MAP_NAMES:
         reference: NDArray[np.float32] = getattr(want[1], name)

@@ -160,7 +160,7 @@ def read(folder: Path) -> Bundle:
     try:
         data = json.loads(path.read_text())
     except FileNotFoundError:
-        raise EdgeError(f"{folder} is not a bundle: it has no {MANIFEST}") from None
+        raise EdgeError(f"there is no bundle at {folder} (no {MANIFEST}); `pipnet-edge convert` makes one") from None
     except (OSError, ValueError) as e:
         raise EdgeError(f"{path} is not readable: {runtimes.one_line(e)}") from e
     if not isinstance(data, dict) or data.get("format") != FORMAT:
