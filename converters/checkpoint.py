@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -138,7 +139,10 @@ def _state_dict(path: Path, trust_pickle: bool) -> dict[str, Tensor]:
 
 def _unpickle(path: Path, trust_pickle: bool) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        with warnings.catch_warnings():
+            # What torch warns of here ends in one of the refusals below.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except OSError as e:
         raise EdgeError(f"cannot read {path}: {e.strerror}") from e
     except pickle.UnpicklingError as e:

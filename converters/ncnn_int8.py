@@ -7,8 +7,8 @@ all between int8 layers are float, but a layer whose readers are all int8 hands 
 
 ncnn knows no zero point, so a blob that is never negative wastes half of the range. `quantize` gets that half back by
 *centring*: such a blob is stored less a constant. Its makers take the constant off their bias, its readers add the
-constant times the sum of their weights to theirs and pad with minus the constant. That is exact, at the borders too, and
-costs nothing: saturation at ±127 even replaces the ReLU.
+constant times the sum of their weights to theirs and pad with minus the constant. That is exact, at the borders too,
+and costs nothing: saturation at ±127 even replaces the ReLU.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def quantizable(model: Model) -> dict[str, str]:
 
 
 def heads(model: Model) -> frozenset[str]:
-    """The quantizable layers that make a net output."""
-    return frozenset(name for name in quantizable(model) if model.is_output(model[name].outputs[0]))
+    """The quantizable layers that make a net output which no other layer reads."""
+    return frozenset(name for name in quantizable(model) if not model.readers(model[name].outputs[0]))
 
 
 def depthwise(model: Model) -> frozenset[str]:
@@ -83,9 +83,9 @@ def quantize(
     ReLU6); or a pair (low, high). Layers with different ranges for one blob do not share its int8 values.
     keep_float: names of layers to leave in float (None: heads); their bias and padding may take up a centred input.
     centre: see above; False gives the plain symmetric grid of ncnn's own tools.
-    winograd: ncnn's int8 Winograd kernel overflows on large sums, which centring makes larger. True leaves inputs of 3x3
-    layers symmetric where that is not ruled out. False centres them too and forbids int8 layers the kernel: faster on
-    CPUs with int8 dot products, half as fast on those without.
+    winograd: ncnn's int8 Winograd kernel overflows on large sums, which centring makes larger. True leaves inputs of
+    3x3 layers symmetric where that is not ruled out. False centres them too and forbids int8 layers the kernel: faster
+    on CPUs with int8 dot products, half as fast on those without.
     weight_scales: by name of layer, instead of 127 / absmax of each output channel. Weights that lie on the grid k *
     absmax / 127 become exactly those k.
 
@@ -140,12 +140,13 @@ def _limits(model: Model, layer: Layer, ranges: Mapping[str, Range], centre: boo
         raise EdgeError(f"no activation range for layer {layer.name!r}, nor for blob {blob!r} that it reads")
     value = ranges[key]
     low, high = value if isinstance(value, tuple) else (-value, value)
+    ordered = low <= high  # not so with NaN
     if centre:
         least, most = _blob_bounds(model, blob)
         low, high = max(low, least), min(high, most)
     low, high = min(low, 0.0), max(high, 0.0)
-    if not (math.isfinite(low) and math.isfinite(high) and high - low > TINY):
-        raise EdgeError(f"activation range of {key!r} is {value}; a finite range above 0 is needed")
+    if not (ordered and math.isfinite(high - low) and high - low > TINY):
+        raise EdgeError(f"activation range of {key!r} is {value}; a finite range that is not empty is needed")
     return low, high
 
 
@@ -235,7 +236,8 @@ class _Shifts:
         for layer in self._model.layers:
             absorber = self._absorber(layer)
             if absorber is not None:
-                others = sum(self._of.get(self._model.origin(blob), 0.0) for blob in layer.inputs if blob != absorber)
+                inputs = map(self._model.origin, layer.inputs)
+                others = sum(self._of.get(blob, 0.0) for blob in inputs if blob != absorber)
                 self._of[absorber] = self._of.get(layer.outputs[0], 0.0) - others
         return {blob: shift for blob, shift in self._of.items() if shift}
 
@@ -257,7 +259,7 @@ class _Shifts:
         """The input of an addition that can take up any shift: made by a layer without activation, for it alone."""
         if layer.kind != "BinaryOp" or layer.integer(0) or layer.integer(1) or len(layer.inputs) != 2:
             return None
-        for blob in layer.inputs:
+        for blob in map(self._model.origin, layer.inputs):
             maker = self._model.maker(blob)
             if maker.kind in WEIGHTS and self._model.readers(blob) == [layer] and not maker.integer(files.ACTIVATION):
                 return blob

@@ -59,7 +59,7 @@ GROUPS, INT8, ACTIVATION, ACTIVATION_PARAMS, PAD_VALUE, DYNAMIC, FEATURES_OFF = 
 NO_WINOGRAD = 1 << 6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
     """One line of a .param file and what belongs to it in the .bin.
 
@@ -100,7 +100,7 @@ def number(value: float) -> str:
     return f"{np.float32(value):.8e}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """Layers in the order of the file. Raises EdgeError for blobs read before they are made, or read or made twice."""
 
@@ -232,8 +232,8 @@ def _parse(line: str) -> Layer:
         if not re.fullmatch("-?[0-9]+", key) or not equals or not value or int(key) in params:
             raise EdgeError(f"{word!r} is not a new parameter `id=value`")
         params[int(key)] = value
-    if len(words) < end:
-        raise EdgeError(f"names {len(words) - 4} of {end - 4} blobs")
+    if len(words) < end or "=" in "".join(words[4:end]):
+        raise EdgeError(f"does not name {end - 4} blobs")
     if end == first or (first == 4) != (words[0] == "Input"):
         raise EdgeError("has no output, or only Input has no input")
     layer = Layer(words[0], words[1], tuple(words[4:first]), tuple(words[first:end]), params)
@@ -254,6 +254,9 @@ def _layout(layer: Layer) -> list[tuple[str, int]]:
         raise EdgeError(f"layer {layer.name!r} takes its weights from a blob, which is not supported")
     if outputs < 1 or size < outputs or size % outputs:
         raise EdgeError(f"layer {layer.name!r} cannot have {size} weights for {outputs} outputs")
+    groups = layer.integer(GROUPS, 1) if layer.kind.endswith("DepthWise") else 1
+    if groups < 1 or outputs % groups:
+        raise EdgeError(f"layer {layer.name!r} cannot have {outputs} outputs in {groups} groups")
     layout = [("weight", size)]
     if layer.integer(at.bias):
         layout.append(("bias", outputs))
@@ -262,7 +265,7 @@ def _layout(layer: Layer) -> list[tuple[str, int]]:
         if int8 not in allowed.get(layer.kind, ()):
             raise EdgeError(f"layer {layer.name!r}: {layer.kind} cannot have the int8 parameter 8={int8}")
         by_group = layer.kind == "ConvolutionDepthWise"
-        scales = outputs if not by_group else layer.integer(GROUPS, 1) if int8 % 100 == 1 else 1
+        scales = outputs if not by_group else groups if int8 % 100 == 1 else 1
         layout += [("weight_scales", scales), ("input_scale", 1)]
         if int8 > 100:
             layout.append(("output_scale", 1))
@@ -301,7 +304,7 @@ def run(model: Model, images: Iterable[Array], blobs: Collection[str]) -> Iterat
     """What ncnn computes for some blobs, one dictionary an image; one image's blobs are held at a time.
 
     images: (3, S, S) float32, normalised RGB, as the model's input takes them. Yields blob -> (C, H, W) or (C,)
-    float32, int8 blobs as whole numbers. fp16 and bf16 are off. Raises EdgeError when ncnn cannot load or run the model.
+    float32, int8 blobs as whole numbers. fp16 and bf16 are off. Raises EdgeError when ncnn cannot load or run it.
     """
     import ncnn
 

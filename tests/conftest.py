@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,20 +18,33 @@ def shared() -> Path:
     """Checkpoints and faces that are not part of the project; a tree without them skips, CI must have them."""
     folder = ROOT.parent / "shared"
     if not folder.is_dir():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{folder} is missing, which CI has to provide")
-        pytest.skip("needs material that is not part of the project")
+        _need("material that is not part of the project")
     return folder
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded checkpoint converted for every runtime, fp32 and fp16."""
+def isolated() -> tuple[str, ...]:
+    """A command prefix that runs the rest without any network and lets it mount file systems of its own."""
+    prefix = ("unshare", "--map-root-user", "--net", "--mount")
+    if not shutil.which("unshare") or subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
+        _need("unshare with user namespaces")
+    return prefix
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory, isolated: tuple[str, ...]) -> Path:
+    """The embedded checkpoint converted for every runtime, fp32 and fp16, with the network cut off."""
     pytest.importorskip("torch", reason="converting needs the workstation half")
     from pipnet_edge.converters import golden
 
     folder = tmp_path_factory.mktemp("demo") / "bundle"
     command = [sys.executable, "-P", "-m", "pipnet_edge.cli", "convert", str(golden.CHECKPOINT), "--data", "300w"]
-    done = subprocess.run([*command, "-o", str(folder)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*isolated, *command, "-o", str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+def _need(what: str) -> None:
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI has to provide {what}")
+    pytest.skip(f"needs {what}")

@@ -1,0 +1,118 @@
+"""A small bundle for the null runtime, and a machine on which packages are missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipnet_edge.bundle import GOLDEN, MANIFEST, Bundle, File, Variant
+from pipnet_edge.decode import map_shapes
+from pipnet_edge.spec import MeanFace, ModelSpec
+
+FACE = MeanFace("five", ((0.25, 0.25), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0.75, 0.875)), (0, 1))
+SPEC = ModelSpec("resnet18", num_lms=5, num_nb=2, net_stride=32, input_size=96, mean_face=FACE)
+
+# Run by every Python of the environment below before anything else: the packages are as if they were not installed.
+ABSENT = """
+import importlib.machinery, os
+_real = importlib.machinery.PathFinder.find_spec
+def _find_spec(cls, name, path=None, target=None):
+    absent = os.environ["ABSENT_PACKAGES"].split(",")
+    return None if name.partition(".")[0] in absent else _real(name, path, target)
+importlib.machinery.PathFinder.find_spec = classmethod(_find_spec)
+"""
+
+
+def golden_arrays(spec: ModelSpec, count: int, seed: int) -> dict[str, NDArray[Any]]:
+    """Random crops (n, S, S, 3) uint8 and maps for them, as golden.npz holds them."""
+    random = np.random.default_rng(seed)
+    crops = random.integers(0, 256, (count, spec.input_size, spec.input_size, 3), dtype=np.uint8)
+    maps = {n: random.standard_normal((count, *s)).astype(np.float32) for n, s in map_shapes(spec).items()}
+    return {"crops": crops, **maps}
+
+
+@pytest.fixture(scope="session")
+def make_bundle() -> Callable[..., Bundle]:
+    """make_bundle(folder, spec=SPEC, count=3, maps={}): writes a bundle with null-fp32 and null-fp16.
+
+    The variants replay what golden.npz holds, but for the `maps` given.
+    """
+
+    def make(
+        folder: Path, spec: ModelSpec = SPEC, count: int = 3, maps: Mapping[str, NDArray[Any]] | None = None
+    ) -> Bundle:
+        golden = golden_arrays(spec, count, 0)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / GOLDEN, **golden)  # type: ignore[arg-type]
+        variants = []
+        for precision in ("fp32", "fp16"):
+            path = folder / f"null-{precision}" / "golden.npz"
+            path.parent.mkdir()
+            np.savez(path, **golden | dict(maps or {}))  # type: ignore[arg-type]
+            variants.append(Variant(f"null-{precision}", "null", precision, (File.of(folder, path),), {"numpy": "2"}))
+        source = {"file": "net.pth", "sha256": "0" * 64, "parameters": 1_234_567}
+        bundle = Bundle(folder, spec, File.of(folder, folder / GOLDEN), tuple(variants), source)
+        bundle.write_manifest()
+        return bundle
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def null_bundle(make_bundle: Callable[..., Bundle], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle that tests only read."""
+    return make_bundle(tmp_path_factory.mktemp("null") / "bundle")
+
+
+@pytest.fixture
+def bundle(make_bundle: Callable[..., Bundle], tmp_path: Path) -> Bundle:
+    """A bundle that a test may spoil."""
+    return make_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture(scope="session")
+def edit_manifest() -> Callable[..., None]:
+    """edit_manifest(folder, path, value): sets manifest[path[0]][path[1]]… to value and writes it."""
+
+    def edit(folder: Path, path: tuple[str | int, ...], value: object) -> None:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        place = manifest
+        for step in path[:-1]:
+            place = place[step]
+        place[path[-1]] = value
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+
+    return edit
+
+
+@pytest.fixture(scope="session")
+def set_golden(edit_manifest: Callable[..., None]) -> Callable[[Path, bytes], None]:
+    """set_golden(folder, content): another golden.npz, with a manifest that vouches for it."""
+
+    def replace(folder: Path, content: bytes) -> None:
+        (folder / GOLDEN).write_bytes(content)
+        entry = {"path": GOLDEN, "sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+        edit_manifest(folder, ("golden",), entry)
+
+    return replace
+
+
+@pytest.fixture(scope="session")
+def without(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, str]]:
+    """without("torch", "onnx"): the environment for child processes in which these packages are not installed."""
+    folder = tmp_path_factory.mktemp("absent")
+    (folder / "sitecustomize.py").write_text(ABSENT)
+
+    def environment(*packages: str) -> dict[str, str]:
+        path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return {**os.environ, "PYTHONPATH": path, "ABSENT_PACKAGES": ",".join(packages)}
+
+    return environment

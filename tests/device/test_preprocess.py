@@ -1,0 +1,278 @@
+"""Crops: the reference's arithmetic, box by box, and the way back to the picture."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipnet_edge.errors import USER_ERROR, EdgeError
+from pipnet_edge.preprocess import Box, Rect, crop_rect, cut, read_picture
+
+Corners = tuple[int, int, int, int]
+
+
+def corners(rect: Rect) -> Corners:
+    return rect.left, rect.top, rect.right, rect.bottom
+
+
+def reference_test_crop(box: Box, width: int, height: int) -> Corners:
+    """process_wflw in lib/preprocess.py of jhb86253817/PIPNet, its arithmetic to the letter."""
+    xmin, ymin, xmax, ymax = map(float, (box[0], box[1], box[0] + box[2], box[1] + box[3]))
+    w, h, scale = xmax - xmin, ymax - ymin, 1.2
+    xmin -= w * (scale - 1) / 2
+    ymin -= h * (scale - 1) / 2
+    xmax += w * (scale - 1) / 2
+    ymax += h * (scale - 1) / 2
+    return int(max(xmin, 0)), int(max(ymin, 0)), int(min(xmax, width - 1)), int(min(ymax, height - 1))
+
+
+def reference_demo_crop(box: tuple[int, int, int, int], width: int, height: int) -> Corners:
+    """demo_image in lib/demo.py; its detector gives whole pixels."""
+    xmin, ymin, w, h = box
+    scale = 1.2
+    xmax, ymax = xmin + w - 1, ymin + h - 1
+    xmin -= int(w * (scale - 1) / 2)
+    ymin += int(h * (scale - 1) / 2)
+    xmax += int(w * (scale - 1) / 2)
+    ymax += int(h * (scale - 1) / 2)
+    return max(xmin, 0), max(ymin, 0), min(xmax, width - 1), min(ymax, height - 1)
+
+
+# --- By hand.
+
+
+@pytest.mark.parametrize(
+    ("policy", "box", "size", "expected"),
+    [
+        # A tenth of 200 x 240 more on each side.
+        ("test", (300, 260, 200, 240), (1000, 800), (280, 236, 520, 524)),
+        # 7.25 and 9.5 more on each side; whole pixels are cut off, not rounded.
+        ("test", (100, 100, 72.5, 95), (1000, 800), (92, 90, 179, 204)),
+        # At each edge: nothing left of 0 or above it, nothing right of width - 1 or below height - 1.
+        ("test", (5, 3, 100, 100), (1000, 800), (0, 0, 115, 113)),
+        ("test", (950, 750, 100, 100), (1000, 800), (940, 740, 999, 799)),
+        ("test", (0, 0, 640, 480), (640, 480), (0, 0, 639, 479)),
+        # 25 * 0.1 is 2 whole pixels; the last pixel of a box is at x + w - 1.
+        ("demo", (300, 260, 25, 38), (1000, 800), (298, 263, 326, 300)),
+        ("demo", (5, 3, 105, 105), (1000, 800), (0, 13, 119, 117)),
+        ("demo", (950, 750, 105, 105), (1000, 800), (940, 760, 999, 799)),
+        # (1.2 - 1) / 2 is a little less than a tenth, so that 100 gains 9 pixels.
+        ("demo", (300, 260, 100, 100), (1000, 800), (291, 269, 408, 368)),
+    ],
+)
+def test_by_hand(policy: str, box: Box, size: tuple[int, int], expected: Corners) -> None:
+    assert corners(crop_rect(box, *size, policy)) == expected
+
+
+# --- Against the reference's arithmetic.
+
+SIDES = st.integers(1, 2000)
+PLACES = st.integers(-300, 2000)
+
+
+@given(x=PLACES, y=PLACES, w=SIDES, h=SIDES, width=SIDES, height=SIDES)
+def test_test_crop_is_the_reference_s(x: int, y: int, w: int, h: int, width: int, height: int) -> None:
+    expected = reference_test_crop((x, y, w, h), width, height)
+    assume(expected[0] < expected[2] and expected[1] < expected[3])
+    assert corners(crop_rect((x, y, w, h), width, height, "test")) == expected
+
+
+@given(x=PLACES, y=PLACES, w=SIDES, h=SIDES, width=SIDES, height=SIDES)
+def test_demo_crop_is_the_reference_s(x: int, y: int, w: int, h: int, width: int, height: int) -> None:
+    expected = reference_demo_crop((x, y, w, h), width, height)
+    assume(expected[0] < expected[2] and expected[1] < expected[3])
+    assert corners(crop_rect((x, y, w, h), width, height, "demo")) == expected
+
+
+@pytest.mark.parametrize("policy", ["test", "demo"])
+def test_every_width_at_one_place(policy: str) -> None:
+    """Widths that are multiples of ten are where 0.1 * w and w * (1.2 - 1) / 2 part."""
+    reference = {"test": reference_test_crop, "demo": reference_demo_crop}[policy]
+    wrong = [
+        (x, side)
+        for x in (-60, 0, 7, 100)
+        for side in range(100, 1000)
+        if corners(crop_rect((x, x, side, side), 4000, 4000, policy)) != reference((x, x, side, side), 4000, 4000)
+    ]
+    assert wrong == []
+
+
+# --- Whatever the box.
+
+NUMBERS = st.floats(-1e4, 1e4)
+
+
+@given(
+    box=st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS) | st.tuples(*[st.floats()] * 4),
+    width=SIDES,
+    height=SIDES,
+    policy=st.sampled_from(["test", "demo"]),
+)
+def test_rectangles_lie_in_the_picture(box: Box, width: int, height: int, policy: str) -> None:
+    try:
+        rect = crop_rect(box, width, height, policy)
+    except EdgeError as e:
+        refusal: EdgeError | None = e
+    else:
+        refusal = None
+        assert all(type(value) is int for value in corners(rect))
+        assert 0 <= rect.left < rect.right <= width - 1
+        assert 0 <= rect.top < rect.bottom <= height - 1
+    assert refusal is None or (refusal.code == USER_ERROR and "\n" not in str(refusal))
+
+
+@given(
+    left=st.integers(0, 3000),
+    top=st.integers(0, 3000),
+    width=SIDES,
+    height=SIDES,
+    points=st.lists(st.tuples(st.floats(-0.5, 1.5, width=32), st.floats(-0.5, 1.5, width=32)), min_size=1, max_size=5),
+)
+def test_to_picture_inverts(left: int, top: int, width: int, height: int, points: list[tuple[float, float]]) -> None:
+    rect = Rect(left, top, left + width, top + height)
+    given_points = np.array(points, dtype=np.float32)
+    found = rect.to_picture(given_points)
+    assert found.dtype == np.float32
+    back = (found.astype(np.float64) - [left, top]) / [width, height]
+    # float32 holds a pixel of 6000 to 2.5e-4; normalised, that grows as the rectangle shrinks.
+    assert np.abs((back - given_points) * [width, height]).max() < 1e-3
+    ends = rect.to_picture(np.array([[[0, 0], [1, 1]], [[0.5, 0], [1, 0]]], dtype=np.float32))
+    np.testing.assert_array_equal(ends[0], [[left, top], [left + width, top + height]])
+    np.testing.assert_array_equal(ends[1], [[left + width / 2, top], [left + width, top]])
+
+
+# --- Refusals.
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        *((10, 10, 0, 50), (10, 10, 50, 0), (10, 10, -50, 50), (10, 10, 50, -1)),
+        *((float("nan"), 10, 50, 50), (10, 10, float("nan"), 50), (10, 10, float("inf"), 50), (float("-inf"), 1, 9, 9)),
+    ],
+)
+@pytest.mark.parametrize("policy", ["test", "demo"])
+def test_empty_boxes_are_refused(box: Box, policy: str) -> None:
+    with pytest.raises(EdgeError, match="is empty; x,y,width,height in pixels are needed"):
+        crop_rect(box, 640, 480, policy)
+
+
+@pytest.mark.parametrize("box", [(700, 10, 50, 50), (10, 500, 50, 50), (-100, 10, 50, 50), (10, -100, 50, 50)])
+@pytest.mark.parametrize("policy", ["test", "demo"])
+def test_boxes_outside_are_refused(box: Box, policy: str) -> None:
+    x, y, w, h = box
+    with pytest.raises(EdgeError, match=f"box {x},{y},{w},{h} lies outside the picture of 640x480 pixels"):
+        crop_rect(box, 640, 480, policy)
+
+
+@pytest.mark.parametrize("policy", ["", "Test", "wflw"])
+def test_unknown_policies_are_refused(policy: str) -> None:
+    with pytest.raises(EdgeError, match=f"crop policy '{policy}'; allowed: test, demo"):
+        crop_rect((10, 10, 50, 50), 640, 480, policy)
+
+
+# --- Cutting.
+
+
+@pytest.fixture(scope="module")
+def picture() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("rect", [Rect(10, 20, 90, 100), Rect(0, 0, 160, 120), Rect(3, 4, 5, 6), Rect(0, 50, 159, 51)])
+@pytest.mark.parametrize("side", [32, 64, 256])
+def test_cut_is_the_reference_s_resize(picture: NDArray[np.uint8], rect: Rect, side: int) -> None:
+    expected = cv2.resize(picture[rect.top : rect.bottom, rect.left : rect.right, :], (side, side))
+    found = cut(picture, rect, side)
+    assert found.dtype == np.uint8
+    assert found.flags.c_contiguous
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_cut_of_the_right_size_is_the_picture_itself(picture: NDArray[np.uint8]) -> None:
+    found = cut(picture, Rect(10, 20, 106, 116), 96)
+    assert found.flags.c_contiguous
+    np.testing.assert_array_equal(found, picture[20:116, 10:106])
+
+
+# --- Reading.
+
+
+@pytest.fixture
+def rgb() -> NDArray[np.uint8]:
+    """Red, green, blue, white: as wide as high it is not, so that a turned picture shows."""
+    return np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[255, 255, 255]] * 3], dtype=np.uint8)
+
+
+def test_pictures_are_rgb(tmp_path: Path, rgb: NDArray[np.uint8]) -> None:
+    cv2.imwrite(str(tmp_path / "ä b.png"), rgb[:, :, ::-1])
+    found = read_picture(tmp_path / "ä b.png")
+    assert found.dtype == np.uint8
+    assert found.flags.c_contiguous
+    np.testing.assert_array_equal(found, rgb)
+
+
+def test_grey_deep_and_transparent_pictures_are_rgb_too(tmp_path: Path, rgb: NDArray[np.uint8]) -> None:
+    path = tmp_path / "x.png"
+    cv2.imwrite(str(path), rgb[:, :, 0])
+    np.testing.assert_array_equal(read_picture(path), np.repeat(rgb[:, :, :1], 3, axis=2))
+    cv2.imwrite(str(path), rgb[:, :, ::-1].astype(np.uint16) * 257)
+    np.testing.assert_array_equal(read_picture(path), rgb)
+    cv2.imwrite(str(path), np.dstack([rgb[:, :, ::-1], np.full(rgb.shape[:2], 255, np.uint8)]))
+    np.testing.assert_array_equal(read_picture(path), rgb)
+
+
+def test_pictures_are_turned_as_exif_says(tmp_path: Path) -> None:
+    upright = np.zeros((32, 64, 3), dtype=np.uint8)
+    upright[:, :32] = 255  # white on the left, black on the right
+    _, encoded = cv2.imencode(".jpg", upright)
+    jpeg = encoded.tobytes()
+    for orientation, turned in ((1, upright), (3, np.rot90(upright, 2)), (6, np.rot90(upright, -1))):
+        tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+        exif = b"Exif\0\0" + tiff
+        (tmp_path / "x.jpg").write_bytes(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:])
+        found = read_picture(tmp_path / "x.jpg")
+        assert found.shape == turned.shape
+        assert np.abs(found.astype(int) - turned).max() < 20
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises width x height pixels and holds next to none."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a picture",
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff\xe0",
+        pytest.param(png_header(60_000, 60_000), id="more pixels than OpenCV takes"),
+        pytest.param(png_header(0, 10), id="no pixels"),
+    ],
+)
+def test_files_that_are_no_pictures_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(EdgeError, match=r"x\.png is not an image that OpenCV can read") as caught:
+        read_picture(tmp_path / "x.png")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.png", tmp_path):
+        with pytest.raises(EdgeError, match="there is no image"):
+            read_picture(path)

@@ -1,0 +1,347 @@
+"""A real worker process on the null runtime, and what is said of workers that die."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipnet_edge import runtimes, worker
+from pipnet_edge.bundle import MANIFEST, Bundle
+from pipnet_edge.decode import MAP_NAMES, Decoder
+from pipnet_edge.errors import CHECK_FAILED, USER_ERROR, EdgeError
+from pipnet_edge.runtimes import null
+from pipnet_edge.targets import local
+
+# A runtime whose native code writes to stdout: on import, when it runs, and, buffered, at the end of the process.
+NOISY = """
+import ctypes, os
+import numpy as np
+
+libc = ctypes.CDLL(None)
+__version__ = "0.0-noisy"
+os.write(1, b"noise on import\\n")
+print("more noise", flush=True)
+
+
+class SessionOptions:
+    pass
+
+
+class InferenceSession:
+    def __init__(self, path, options, providers):
+        os.write(1, b'{"event": "done", "version": "forged"}\\n')
+
+    def run(self, names, feed):
+        libc.puts(b"noise that C buffers until the process ends")
+        (image,) = feed.values()
+        return [image[0, 0] + 2 * image[0, 1] + 0.5]
+"""
+
+
+@pytest.fixture
+def crops(null_bundle: Bundle) -> NDArray[np.uint8]:
+    return null_bundle.read_golden()[0]
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """packages(name, text): the worker finds this text as a package."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+
+    def install(name: str, text: str) -> None:
+        (folder / f"{name}.py").write_text(text)
+
+    return install
+
+
+# --- Jobs that go well.
+
+
+def test_infer_gives_what_decode_gives(null_bundle: Bundle, crops: NDArray[np.uint8]) -> None:
+    _, maps = null_bundle.read_golden()
+    steps: list[tuple[int, int]] = []
+    found = local.infer(
+        null_bundle.folder, "null-fp16", 1, crops[::-1], maps=True, progress=lambda done, of: steps.append((done, of))
+    )
+    expected = Decoder(null_bundle.spec)(maps)
+    np.testing.assert_array_equal(found.landmarks.points, expected.points[::-1])
+    np.testing.assert_array_equal(found.landmarks.score, expected.score[::-1])
+    np.testing.assert_array_equal(found.landmarks.cell, expected.cell[::-1])
+    assert found.maps is not None
+    for name in MAP_NAMES:
+        np.testing.assert_array_equal(getattr(found.maps, name), getattr(maps, name)[::-1])
+    assert found.version == null.version()
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_infer_gives_maps_only_when_asked(null_bundle: Bundle, crops: NDArray[np.uint8]) -> None:
+    found = local.infer(null_bundle.folder, "null-fp32", 1, crops[:1])
+    assert found.maps is None
+    assert found.landmarks.points.shape == (1, 5, 2)
+
+
+def test_relative_bundles(null_bundle: Bundle, crops: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(null_bundle.folder.parent)
+    assert len(local.infer(Path("bundle"), "null-fp32", 1, crops).landmarks.points) == 3
+
+
+def test_facts_are_the_machine_s() -> None:
+    from pipnet_edge import host
+
+    facts = local.call({"do": "facts"})
+    assert {key: value for key, value in facts.items() if key not in ("event", "loaded")} == host.facts()
+
+
+def test_time_takes_as_many_samples_as_asked(null_bundle: Bundle, crops: NDArray[np.uint8]) -> None:
+    done = local.measure(null_bundle.folder, "null-fp32", 1, crops, warmup=2, seconds=0.0, count=7)
+    assert len(done["inference"]) == len(done["decode"]) == 7
+    assert all(sample > 0 for sample in (*done["inference"], *done["decode"]))
+    assert done["loaded"]["version"] == null.version()
+    assert done["loaded"]["milliseconds"] > 0
+
+
+def test_time_goes_on_for_as_long_as_asked(null_bundle: Bundle, crops: NDArray[np.uint8]) -> None:
+    start = time.perf_counter()
+    done = local.measure(null_bundle.folder, "null-fp32", 1, crops, warmup=0, seconds=0.25, count=1)
+    took = time.perf_counter() - start
+    assert len(done["inference"]) > 10
+    assert took > 0.25
+    # The samples are milliseconds of that very time.
+    assert 25 < sum(done["inference"]) + sum(done["decode"]) < took * 1000
+
+
+def test_time_warms_up_and_takes_the_crops_in_turn(
+    null_bundle: Bundle, crops: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    run = null.Session.run
+
+    def counted(self: null.Session, crop: NDArray[np.uint8]) -> Any:
+        seen.append(next(i for i, known in enumerate(crops) if np.array_equal(known, crop)))
+        return run(self, crop)
+
+    monkeypatch.setattr(null.Session, "run", counted)
+    np.save(tmp_path / "crops.npy", crops)
+    job = {"do": "time", "bundle": str(null_bundle.folder), "variant": "null-fp32", "threads": 1}
+    events = list(worker.timing(job | {"crops": tmp_path / "crops.npy", "warmup": 4, "seconds": 0, "count": 5}))
+    assert seen == [0, 1, 2, 0, 0, 1, 2, 0, 1]
+    assert [event["event"] for event in events] == ["loaded", "done"]
+    assert len(events[1]["inference"]) == 5
+
+
+def test_the_protocol_is_one_json_object_a_line(null_bundle: Bundle, crops: NDArray[np.uint8], tmp_path: Path) -> None:
+    np.save(tmp_path / "crops.npy", crops)
+    job = {"do": "infer", "bundle": str(null_bundle.folder), "variant": "null-fp32", "threads": 1}
+    job |= {"crops": str(tmp_path / "crops.npy"), "out": str(tmp_path / "out.npz")}
+    command = [sys.executable, "-P", "-m", "pipnet_edge.worker"]
+    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=True)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["event"] for event in events] == ["loaded", "progress", "progress", "progress", "done"]
+    assert done.stderr == ""
+
+
+# --- Jobs that cannot be done: the worker's own message comes back.
+
+
+def refused(message: str, work: Callable[[], object]) -> EdgeError:
+    with pytest.raises(EdgeError, match=message) as caught:
+        work()
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    return caught.value
+
+
+def test_unknown_jobs() -> None:
+    error = refused("no job 'format'; allowed: probe, facts, infer, time", lambda: local.call({"do": "format"}))
+    assert error.code == USER_ERROR
+    assert worker.serve(io.StringIO(), {}) == USER_ERROR
+
+
+def test_missing_and_spoilt_bundles(bundle: Bundle, crops: NDArray[np.uint8], tmp_path: Path) -> None:
+    refused("manifest.json", lambda: local.infer(tmp_path / "nowhere", "null-fp32", 1, crops))
+    refused("has no variant 'ncnn-fp32', only null-fp32", lambda: local.infer(bundle.folder, "ncnn-fp32", 1, crops))
+    (bundle.folder / "null-fp32" / "golden.npz").write_bytes(b"")
+    refused("was changed after it was written", lambda: local.infer(bundle.folder, "null-fp32", 1, crops))
+    (bundle.folder / MANIFEST).write_text("[]")
+    refused("is not a pipnet-edge-bundle manifest", lambda: local.infer(bundle.folder, "null-fp16", 1, crops))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (lambda a: a.astype(np.float32), r"float32 \(3, 96, 96, 3\)"),
+        (lambda a: a[:, :64], r"uint8 \(3, 64, 96, 3\)"),
+        (lambda a: a[0], r"uint8 \(96, 96, 3\)"),
+        (lambda a: np.moveaxis(a, 3, 1), r"uint8 \(3, 3, 96, 96\)"),
+        (lambda a: a[:0], r"uint8 \(0, 96, 96, 3\)"),
+        (lambda a: a[..., 0], r"uint8 \(3, 96, 96\)"),
+    ],
+)
+def test_wrong_crops(
+    null_bundle: Bundle, crops: NDArray[np.uint8], tmp_path: Path, spoil: Callable[..., Any], found: str
+) -> None:
+    np.save(tmp_path / "crops.npy", spoil(crops))
+    job = {"do": "infer", "bundle": str(null_bundle.folder), "variant": "null-fp32", "threads": 1}
+    lines = io.StringIO()
+    status = worker.serve(lines, job | {"crops": str(tmp_path / "crops.npy"), "out": str(tmp_path / "out.npz")})
+    event = json.loads(lines.getvalue())
+    assert (event["event"], event["code"], status) == ("error", USER_ERROR, USER_ERROR)
+    assert re.fullmatch(rf"crops are {found}, this bundle takes uint8 \(n, 96, 96, 3\)", event["message"])
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_refusals_cross_the_process(null_bundle: Bundle, crops: NDArray[np.uint8]) -> None:
+    refused("crops are uint8", lambda: local.infer(null_bundle.folder, "null-fp32", 1, crops[:, :64]))
+    refused("this crop is none of them", lambda: local.infer(null_bundle.folder, "null-fp32", 1, crops + 1))
+
+
+def test_nan_from_a_runtime_is_an_error(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "nan", maps={"offset_x": np.full((3, 5, 3, 3), np.nan, np.float32)})
+    crops, _ = made.read_golden()
+    refused("map 'offset_x' holds NaN or infinity", lambda: local.infer(made.folder, "null-fp32", 1, crops))
+
+
+def test_unknown_runtimes() -> None:
+    message = "no runtime 'tensorrt'; allowed: onnx, ncnn, mnn, tflite"
+    refused(message, lambda: local.call({"do": "probe", "runtime": "tensorrt"}))
+
+
+def test_runtimes_that_are_not_installed(
+    without: Callable[..., dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in without("onnxruntime", "ncnn", "MNN", "ai_edge_litert", "tflite_runtime").items():
+        monkeypatch.setenv(key, value)
+    for runtime in ("onnx", "tflite"):
+        package = runtimes.ADAPTERS[runtime][1]
+        job = {"do": "probe", "runtime": runtime}
+        refused(f"{runtime} needs the package {package}: pip install {package}", functools.partial(local.call, job))
+
+
+# --- Workers that die.
+
+
+@pytest.fixture
+def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """python(script): a shell script that is started in the worker's place."""
+
+    def install(script: str) -> None:
+        path = tmp_path / "python"
+        path.write_text("#!/bin/sh\n" + script)
+        path.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(path))
+
+    return install
+
+
+@pytest.mark.parametrize("name", ["SEGV", "KILL", "ABRT", "ILL"])
+def test_a_signal_and_the_last_line_are_reported(python: Callable[[str], None], name: str) -> None:
+    python(f"cat > /dev/null\necho 'loading' >&2\necho 'bad tensor 7' >&2\nkill -{name} $$\n")
+    refused(f"crashed with SIG{name}: bad tensor 7$", lambda: local.call({"do": "facts"}))
+
+
+def test_a_native_crash_in_the_real_worker(packages: Callable[[str, str], None]) -> None:
+    packages("ncnn", "import os, sys\nprint('assert failed: w > 0', file=sys.stderr, flush=True)\nos.abort()\n")
+    refused("crashed with SIGABRT", lambda: local.call({"do": "probe", "runtime": "ncnn"}))
+
+
+def test_an_exception_in_the_real_worker(packages: Callable[[str, str], None]) -> None:
+    packages("ncnn", "raise RuntimeError('built for another CPU')\n")
+    refused(
+        "ended with status 1: RuntimeError: built for another CPU",
+        lambda: local.call({"do": "probe", "runtime": "ncnn"}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("exit 7\n", "ended with status 7: nothing on stderr"),
+        ("exit 0\n", "ended with status 0: nothing on stderr"),
+        ('cat > /dev/null\necho \'{"event": "loaded"}\'\n', "ended with status 0"),
+        # Killed in the middle of a line, as by the kernel when memory runs out.
+        ('cat > /dev/null\nprintf \'{"event": "done", "infer\'\nkill -KILL $$\n', "crashed with SIGKILL"),
+        # Native code writes what it likes.
+        ("cat > /dev/null\nprintf 'bad \\377\\376 name\\n' >&2\nkill -SEGV $$\n", "crashed with SIGSEGV"),
+    ],
+    ids=["status", "nothing", "no result", "half a line", "bytes"],
+)
+def test_however_a_worker_ends_it_is_one_line(python: Callable[[str], None], script: str, message: str) -> None:
+    python(script)
+    refused(message, lambda: local.call({"do": "facts"}))
+
+
+def test_a_worker_that_does_not_read_its_job(python: Callable[[str], None]) -> None:
+    python("kill -SEGV $$\n")
+    refused("crashed with SIGSEGV", lambda: local.call({"do": "facts", "padding": "x" * 1_000_000}))
+
+
+def test_an_interrupted_command_ends_its_worker(python: Callable[[str], None], tmp_path: Path) -> None:
+    python(f'echo $$ > {tmp_path}/pid\necho \'{{"event": "progress", "done": 1, "of": 2}}\'\nexec sleep 60\n')
+
+    def interrupt(done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        local.call({"do": "facts"}, interrupt)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+# --- What surrounds a worker does not reach it.
+
+
+def test_noise_on_stdout_stays_out_of_the_protocol(packages: Callable[[str, str], None]) -> None:
+    packages("onnxruntime", NOISY)
+    assert local.call({"do": "probe", "runtime": "onnx"})["version"] == "onnxruntime 0.0-noisy"
+
+
+def test_noise_on_stdout_goes_to_stderr(packages: Callable[[str, str], None]) -> None:
+    packages("onnxruntime", NOISY)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "pipnet_edge.worker"],
+        input=json.dumps({"do": "probe", "runtime": "onnx"}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == {"event": "done", "version": "onnxruntime 0.0-noisy"}
+    for noise in ("noise on import", "more noise", "forged", "noise that C buffers"):
+        assert noise in done.stderr
+
+
+@pytest.mark.parametrize("name", ["json", "numpy", "pipnet_edge"])
+def test_files_in_the_current_folder_are_not_imported(
+    name: str, null_bundle: Bundle, crops: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\nraise SystemExit(9)\n")
+    monkeypatch.chdir(tmp_path)
+    found = local.infer(null_bundle.folder, "null-fp32", 1, crops[:1])
+    assert found.landmarks.points.shape == (1, 5, 2)
+    assert not (tmp_path / "imported").exists()
+
+
+def test_exit_codes_travel(python: Callable[[str], None]) -> None:
+    event = json.dumps({"event": "error", "message": "limit broken", "code": CHECK_FAILED})
+    python(f"cat > /dev/null\necho '{event}'\nexit {CHECK_FAILED}\n")
+    assert refused("^limit broken$", lambda: local.call({"do": "facts"})).code == CHECK_FAILED
+
+
+def test_every_signal_has_a_name(python: Callable[[str], None]) -> None:
+    python(f"cat > /dev/null\nkill -{signal.SIGRTMIN + 1} $$\n")
+    refused("crashed with", lambda: local.call({"do": "facts"}))
