@@ -1,4 +1,4 @@
-"""How long decode takes: `python -m pipnet_edge.benchmarks.decode_speed`. Prints microseconds per crop for each mean face."""
+"""How long decode takes, in microseconds per crop: `python -m pipnet_edge.benchmarks.decode_speed`."""
 
 from __future__ import annotations
 

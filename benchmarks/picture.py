@@ -17,6 +17,7 @@ from pipnet_edge import runtimes
 from pipnet_edge.benchmarks import drawing
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import Box, Rect, crop_rect, cut, read_picture
+from pipnet_edge.spec import CROPS
 from pipnet_edge.targets import local
 
 
@@ -60,6 +61,8 @@ def annotate(
     EdgeError for unreadable input, unknown variants and places that cannot be written.
     """
     read = bundles.read(bundle)
+    if policy not in (None, *CROPS):
+        raise EdgeError(f"crop policy {policy!r}; allowed: {', '.join(CROPS)}")
     picture = read_picture(image)
     height, width = picture.shape[:2]
     rects = [crop_rect(box, width, height, policy or read.spec.crop) for box in boxes] or [Rect(0, 0, width, height)]

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pipnet_edge import runtimes
-from pipnet_edge.bundle import GOLDEN, Bundle, File, Variant, replacing
+from pipnet_edge.bundle import GOLDEN, Bundle, File, Parity, Source, Variant, replacing
 from pipnet_edge.errors import EdgeError
 
 Step = Callable[[str, int, int], None]
-Verify = Callable[[Bundle], Mapping[str, Mapping[str, Any]]]
+Verify = Callable[[Bundle], Mapping[str, Parity]]
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,14 @@ def convert(
                 spec=network.spec,
                 golden=File.of(folder, folder / GOLDEN),
                 variants=tuple(variants),
-                source={
-                    "file": source.name,
-                    "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
-                    "parameters": network.parameters,
-                    "onnx_nodes": list(core.nodes),
-                    "onnx_bytes": list(core.sizes),
-                },
+                source=Source(
+                    # A name that cannot be printed is kept as Python would write it.
+                    file=source.name if source.name.isprintable() else ascii(source.name),
+                    sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
+                    parameters=network.parameters,
+                    onnx_nodes=core.nodes,
+                    onnx_bytes=core.sizes,
+                ),
             )
             bundle.write_manifest()
             step("parity", total - 1, total)

@@ -25,13 +25,16 @@ def convert(core: Core, precision: str, folder: Path) -> None:
     """Writes `model.mnn` into `folder`: input `image`, outputs named as the maps."""
     work = core.work(folder.name)
     model = folder / "model.mnn"
-    source, half = (core.path, []) if precision == "fp32" else (_rounded_to_half(core.path, work), ["--fp16"])
+    source, half = core.path, []
+    if precision == "fp16":
+        source, half = _rounded_to_half(core.path, work), ["--fp16"]
     options = ["-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(model), "--bizCode", "pipnet-edge"]
     child.run("mnnconvert", [*child.PYTHON, "-c", CALL, *options, *half], work, makes=(model,))
 
 
 def _rounded_to_half(core: Path, work: Path) -> Path:
-    # MNN cuts the low bits off where rounding to nearest loses half as much; weights that are already fp16 lose nothing.
+    # MNN cuts the low bits off where rounding to nearest loses half as much; weights that are already fp16 lose
+    # nothing.
     model = onnx.load(core)
     for tensor in model.graph.initializer:
         if len(tensor.dims) > 1:

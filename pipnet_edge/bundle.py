@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,13 +25,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge import runtimes
+from pipnet_edge import runtimes, strict
 from pipnet_edge.decode import MAP_NAMES, Maps, map_shapes
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
 FORMAT, VERSION = "pipnet-edge-bundle", 1
 MANIFEST, GOLDEN = "manifest.json", "golden.npz"
+PRECISIONS = ("fp32", "fp16")
+# Short plain names: nothing that a file system, a shell or another system reads in a way of its own.
+SAFE_PATH = re.compile(r"[A-Za-z0-9._-]{1,100}(/[A-Za-z0-9._-]{1,100}){0,3}")
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,8 @@ class File:
 
     def __post_init__(self) -> None:
         path = PurePosixPath(self.path)
-        if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in self.path or ":" in self.path:
-            raise EdgeError(f"manifest names the path {self.path!r}, which leaves the bundle")
+        if path.is_absolute() or not path.parts or ".." in path.parts or not SAFE_PATH.fullmatch(self.path):
+            raise EdgeError(f"manifest names the path {self.path!r:.100}, which leaves the bundle or is no plain path")
 
     @classmethod
     def of(cls, folder: Path, path: Path) -> File:
@@ -63,11 +68,35 @@ class File:
 
 
 @dataclass(frozen=True)
+class Parity:
+    """What a variant differed from the float network by when the bundle was written (see benchmarks/parity.py).
+
+    px_mean, px_max: landmark differences in pixels of the crop over so many images. flips: landmarks in another cell.
+    """
+
+    reference: str
+    images: int
+    px_mean: float
+    px_max: float
+    flips: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a bundle was made from: the file, its parameters, ONNX nodes and bytes (before, after) simplification."""
+
+    file: str
+    sha256: str
+    parameters: int
+    onnx_nodes: tuple[int, int]
+    onnx_bytes: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Variant:
     """One runtime's form of the network.
 
-    precision is fp32 or fp16. tools are the versions that made it. parity is what the bundle's own check measured
-    against the float network when it was written (see benchmarks/parity.py), absent before that.
+    precision is fp32 or fp16. tools are the versions that made it.
     """
 
     name: str
@@ -75,11 +104,13 @@ class Variant:
     precision: str
     files: tuple[File, ...]
     tools: Mapping[str, str] = field(default_factory=dict)
-    parity: Mapping[str, Any] | None = None
+    parity: Parity | None = None
 
     def __post_init__(self) -> None:
         if self.runtime not in runtimes.ADAPTERS:
             raise EdgeError(f"variant {self.name!r} is for {self.runtime!r}; known: {', '.join(runtimes.DESTINATIONS)}")
+        if self.precision not in PRECISIONS:
+            raise EdgeError(f"variant {self.name!r} has precision {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
         if self.name != f"{self.runtime}-{self.precision}":
             raise EdgeError(f"variant {self.name!r} should be named {self.runtime}-{self.precision}")
         if not self.files:
@@ -93,13 +124,18 @@ class Variant:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A read bundle. source tells what it was made from: file name, sha256, node counts and sizes of the export."""
+    """A manifest and the folder that it describes."""
 
     folder: Path
     spec: ModelSpec
+    source: Source
     golden: File
     variants: tuple[Variant, ...]
-    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [variant.name for variant in self.variants]
+        if not names or len(set(names)) != len(names):
+            raise EdgeError(f"bundle {self.folder} has variants twice or none: {', '.join(names)}")
 
     def variant(self, name: str) -> Variant:
         """A variant by name. Raises EdgeError that lists those there are."""
@@ -118,6 +154,10 @@ class Bundle:
         folders = {file.verified(self.folder).parent for file in variant.files}
         if len(folders) != 1:
             raise EdgeError(f"variant {name!r} has files in more than one folder")
+        lacking = set(runtimes.adapter(variant.runtime).FILES) - {Path(file.path).name for file in variant.files}
+        if lacking:
+            # Otherwise the runtime would load a file that nobody hashed.
+            raise EdgeError(f"variant {name!r} does not list its {min(lacking)}")
         return runtimes.load(variant.runtime, folders.pop(), self.spec, variant.precision, threads)
 
     def read_golden(self) -> tuple[NDArray[np.uint8], Maps]:
@@ -126,14 +166,13 @@ class Bundle:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 crops, maps = arrays["crops"], Maps(**{name: arrays[name] for name in MAP_NAMES})
-        except (OSError, ValueError, KeyError) as e:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError, IndexError) as e:
             raise EdgeError(f"{path} is not readable: {runtimes.one_line(e)}") from e
         side = self.spec.input_size
-        shapes = {"crops": crops.shape, **{name: getattr(maps, name).shape for name in MAP_NAMES}}
-        needed = {"crops": (side, side, 3), **map_shapes(self.spec)}
-        for name, shape in shapes.items():
-            if shape != (len(crops), *needed[name]):
-                raise EdgeError(f"{path}: {name} has shape {shape}, needed is (n, {', '.join(map(str, needed[name]))})")
+        count = len(crops) if crops.ndim else 0
+        _check_array(path, "crops", crops, np.uint8, (count, side, side, 3))
+        for name, shape in map_shapes(self.spec).items():
+            _check_array(path, name, getattr(maps, name), np.float32, (count, *shape))
         return crops, maps
 
     def to_json(self) -> dict[str, Any]:
@@ -141,8 +180,8 @@ class Bundle:
         return {
             "format": FORMAT,
             "version": VERSION,
-            "spec": self.spec.to_json(),
-            "source": dict(self.source),
+            "spec": asdict(self.spec),
+            "source": asdict(self.source),
             "golden": asdict(self.golden),
             "variants": [asdict(variant) for variant in self.variants],
         }
@@ -161,32 +200,30 @@ def read(folder: Path) -> Bundle:
         data = json.loads(path.read_text())
     except FileNotFoundError:
         raise EdgeError(f"there is no bundle at {folder} (no {MANIFEST}); `pipnet-edge convert` makes one") from None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise EdgeError(f"{path} is not readable: {runtimes.one_line(e)}") from e
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise EdgeError(f"{path} is not a {FORMAT} manifest")
-    if data.get("version") != VERSION:
+    if type(data.get("version")) is not int or data["version"] != VERSION:
         raise EdgeError(f"{path} has version {data.get('version')!r}, this program reads version {VERSION}")
-    try:
-        return Bundle(
-            folder=folder,
-            spec=ModelSpec.from_json(data["spec"]),
-            golden=_file(data["golden"]),
-            variants=tuple(
-                Variant(**{**variant, "files": tuple(_file(file) for file in variant["files"])})
-                for variant in data["variants"]
-            ),
-            source=dict(data["source"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise EdgeError(f"{path} is not a valid manifest: {runtimes.one_line(e)}") from e
+    manifest = strict.read(_Manifest, data, str(path))
+    return Bundle(folder, manifest.spec, manifest.source, manifest.golden, manifest.variants)
 
 
-def _file(data: Mapping[str, Any]) -> File:
-    file = File(**data)
-    if not isinstance(file.sha256, str) or not isinstance(file.size, int):
-        raise TypeError(f"file {file.path!r} has no sha256 or size")
-    return file
+@dataclass(frozen=True)
+class _Manifest:
+    format: str
+    version: int
+    spec: ModelSpec
+    source: Source
+    golden: File
+    variants: tuple[Variant, ...]
+
+
+def _check_array(path: Path, name: str, array: NDArray[Any], kind: type, shape: tuple[int, ...]) -> None:
+    if array.dtype != kind or array.shape != shape or not array.size:
+        found = f"{array.shape} of {array.dtype}"
+        raise EdgeError(f"{path}: {name} has shape {found}, {shape} of {np.dtype(kind)} is needed")
 
 
 @contextmanager
@@ -197,7 +234,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     beside the old one, so that the last step is a rename and a crash leaves nothing half-made.
     """
     target = folder.absolute()
-    if target.exists() and not (target / MANIFEST).is_file() and not _is_empty(target):
+    if os.path.lexists(target) and not (target / MANIFEST).is_file() and not _is_empty(target):
         raise EdgeError(f"{folder} exists and is not a bundle; give another place with -o or remove it")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

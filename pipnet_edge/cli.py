@@ -6,22 +6,25 @@ import functools
 import inspect as python_inspect
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipnet_edge import render
-from pipnet_edge.errors import EdgeError
+from pipnet_edge.errors import USER_ERROR, EdgeError
 from pipnet_edge.render import Output, Table
 
 if TYPE_CHECKING:
     from pipnet_edge.benchmarks.parity import Row
-    from pipnet_edge.bundle import Bundle
+    from pipnet_edge.bundle import Bundle, Source
     from pipnet_edge.preprocess import Box
     from pipnet_edge.spec import ModelSpec
 
 INTERRUPTED = 130
+# What the extra [convert] brings; a device has none of it.
+WORKSTATION = {"torch", "onnx", "onnxsim", "onnxruntime", "pnnx"}
 
 app = typer.Typer(
     help="Takes trained PIPNet checkpoints to NCNN, MNN, TFLite and ONNX Runtime, and checks that the landmarks stay.",
@@ -47,7 +50,12 @@ def _command(function: Callable[..., Output]) -> Callable[..., None]:
         try:
             output = function(**arguments)
         except EdgeError as e:
-            output = Output({}, code=e.code, error=str(e))
+            output = Output({}, code=e.code, error=" ".join(str(e).split()))
+        except ModuleNotFoundError as e:
+            if e.name not in WORKSTATION:
+                raise
+            error = f"needs the workstation half: pip install 'pipnet-edge[convert]' (there is no {e.name} here)"
+            output = Output({}, code=USER_ERROR, error=error)
         except KeyboardInterrupt:
             output = Output({}, code=INTERRUPTED, error="interrupted; nothing was left behind")
         render.emit(name, output, json)
@@ -119,14 +127,18 @@ def inspect(
         bundle = bundles.read(path)
         return Output(
             bundle.to_json(),
-            (_spec_table(bundle.spec, bundle.source), "", Table(VARIANT_COLUMNS, _variant_cells(bundle))),
+            (
+                _spec_table(bundle.spec, bundle.source.parameters, bundle.source),
+                "",
+                Table(VARIANT_COLUMNS, _variant_cells(bundle)),
+            ),
         )
     from pipnet_edge.converters import checkpoint
 
     options = checkpoint.Options(data=data, meanface=meanface, input_size=input_size, trust_pickle=trust_pickle)
     network = checkpoint.load(path, options)
-    facts = {"parameters": network.parameters}
-    return Output({"spec": network.spec.to_json(), **facts}, (_spec_table(network.spec, facts),))
+    found = {"spec": asdict(network.spec), "parameters": network.parameters}
+    return Output(found, (_spec_table(network.spec, network.parameters),))
 
 
 @_command
@@ -155,9 +167,11 @@ def convert(
     """Make a verified bundle from a trained checkpoint."""
     from pipnet_edge import converters
     from pipnet_edge.benchmarks import parity
+
+    # Checked before torch is imported: whoever mistypes need not wait for it.
+    plan = converters.Plan(_words(to), _words(precision))
     from pipnet_edge.converters import checkpoint as checkpoints
 
-    plan = converters.Plan(_words(to), _words(precision))
     chosen: dict[str, Any] = {name: _floats(name, text, 3) for name, text in (("mean", mean), ("std", std)) if text}
     options = checkpoints.Options(
         data=data, meanface=meanface, input_size=input_size, trust_pickle=trust_pickle, **chosen
@@ -168,7 +182,7 @@ def convert(
     return Output(
         {"bundle": str(output), **bundle.to_json()},
         (
-            _spec_table(bundle.spec, bundle.source),
+            _spec_table(bundle.spec, bundle.source.parameters, bundle.source),
             "",
             Table(VARIANT_COLUMNS, _variant_cells(bundle)),
             "",
@@ -265,7 +279,7 @@ def doctor() -> Output:
     )
 
 
-def _spec_table(spec: ModelSpec, source: Any) -> Table:
+def _spec_table(spec: ModelSpec, parameters: int, source: Source | None = None) -> Table:
     rows = [
         ["backbone", spec.backbone],
         ["landmarks", f"{spec.num_lms} ({spec.mean_face.name}), {spec.num_nb} neighbours each"],
@@ -273,12 +287,12 @@ def _spec_table(spec: ModelSpec, source: Any) -> Table:
             "input",
             f"{spec.input_size} x {spec.input_size} px, net stride {spec.net_stride}, maps {spec.grid} x {spec.grid}",
         ],
-        ["parameters", f"{source['parameters'] / 1e6:.2f} M"],
+        ["parameters", f"{parameters / 1e6:.2f} M"],
     ]
-    if "onnx_nodes" in source:
-        (nodes, fewer), (size, smaller) = source["onnx_nodes"], source["onnx_bytes"]
-        rows.append(["ONNX nodes", f"{nodes} -> {fewer}"])
-        rows.append(["ONNX size", f"{render.megabytes(size)} -> {render.megabytes(smaller)}"])
+    if source:
+        before, after = map(render.megabytes, source.onnx_bytes)
+        rows.append(["ONNX nodes", f"{source.onnx_nodes[0]} -> {source.onnx_nodes[1]}"])
+        rows.append(["ONNX size", f"{before} -> {after}"])
     return Table(["network", ""], rows)
 
 
@@ -288,9 +302,9 @@ VARIANT_COLUMNS = ("variant", ">size", ">px mean", ">px max", ">flips")
 def _variant_cells(bundle: Bundle) -> list[list[str]]:
     rows = []
     for variant in bundle.variants:
-        parity = variant.parity or {}
-        numbers = (f"{parity[key]:.5f}" if key in parity else "" for key in ("px_mean", "px_max"))
-        rows.append([variant.name, render.megabytes(variant.size), *numbers, str(parity.get("flips", ""))])
+        parity = variant.parity
+        numbers = [f"{parity.px_mean:.5f}", f"{parity.px_max:.5f}", str(parity.flips)] if parity else [""] * 3
+        rows.append([variant.name, render.megabytes(variant.size), *numbers])
     return rows
 
 
@@ -298,7 +312,7 @@ def _parity_table(rows: Sequence[Row]) -> Table:
     cells = []
     for row in rows:
         if row.maps is None:
-            cells.append([row.variant, "FAIL", *[""] * 8])
+            cells.append([row.variant, "absent" if row.skipped else "FAIL", *[""] * 8])
             continue
         maps = [f"{row.maps[name][0]:.1e}" for name in row.maps]
         numbers = [str(row.flips), f"{row.px_mean:.5f}", f"{row.px_max:.5f}"]

@@ -40,12 +40,13 @@ def parse_cpuinfo(text: str) -> dict[str, object]:
     facts: dict[str, object] = {}
     parts = [ARM_PARTS[part] for part in fields.get("CPU part", []) if part in ARM_PARTS]
     name = fields.get("model name") or [" + ".join(dict.fromkeys(parts))]
-    if name[0]:
+    if name[0] not in ("", "unknown"):
         facts["cpu"] = name[0]
     if "processor" in fields:
         facts["cores"] = len(fields["processor"])
-    flags = set((fields.get("flags") or fields.get("Features") or [""])[0].split())
-    facts["features"] = [feature for feature in ISA_FEATURES if feature in flags]
+    flags = fields.get("flags") or fields.get("Features")
+    if flags:
+        facts["features"] = [feature for feature in ISA_FEATURES if feature in flags[0].split()]
     return facts
 
 

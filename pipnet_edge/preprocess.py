@@ -19,6 +19,9 @@ from pipnet_edge.spec import CROPS
 
 Box = tuple[float, float, float, float]
 
+# As lib/demo.py computes it, a little less than 0.1: it decides where a product falls on a whole pixel.
+DEMO_MARGIN = (1.2 - 1) / 2
+
 
 @dataclass(frozen=True)
 class Rect:
@@ -47,10 +50,10 @@ def crop_rect(box: Box, width: int, height: int, policy: str) -> Rect:
         left, top, right, bottom = x - 0.1 * w, y - 0.1 * h, x + 1.1 * w, y + 1.1 * h
     elif policy == "demo":
         left, top, right, bottom = (
-            x - int(0.1 * w),
-            y + int(0.1 * h),
-            x + w - 1 + int(0.1 * w),
-            y + h - 1 + int(0.1 * h),
+            x - int(w * DEMO_MARGIN),
+            y + int(h * DEMO_MARGIN),
+            x + w - 1 + int(w * DEMO_MARGIN),
+            y + h - 1 + int(h * DEMO_MARGIN),
         )
     else:
         raise EdgeError(f"crop policy {policy!r}; allowed: {', '.join(CROPS)}")
@@ -76,7 +79,10 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
 
     if not path.is_file():
         raise EdgeError(f"there is no image {path}")
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    try:
+        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    except cv2.error as e:
+        raise EdgeError(f"{path} is not an image that OpenCV can read: {e.err}") from e
     if picture is None:
         raise EdgeError(f"{path} is not an image that OpenCV can read")
     return np.ascontiguousarray(picture[:, :, ::-1], dtype=np.uint8)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +32,8 @@ class MeanFace:
     nme_pair: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        if not self.name.isprintable():
+            raise EdgeError(f"mean face {self.name!r:.60} has a name that cannot be printed")
         if len(self.points) < 2 or any(len(p) != 2 or not all(map(math.isfinite, p)) for p in self.points):
             raise EdgeError(f"mean face {self.name!r} needs at least two finite (x, y) points")
         if self.nme_pair and not all(0 <= i < len(self.points) for i in self.nme_pair):
@@ -75,9 +75,9 @@ class ModelSpec:
                 f"input size {self.input_size} is not a multiple of the net stride {self.net_stride} up to 4096"
             )
         if (
-            not all(map(math.isfinite, (*self.mean, *self.std)))
+            (len(self.mean), len(self.std)) != (3, 3)
+            or not all(map(math.isfinite, (*self.mean, *self.std)))
             or min(self.std) <= 0
-            or len(self.mean) != 3 != len(self.std)
         ):
             raise EdgeError(f"mean {self.mean} and std {self.std} need three finite numbers each, std above 0")
         if self.crop not in CROPS:
@@ -87,34 +87,6 @@ class ModelSpec:
     def grid(self) -> int:
         """Cells along one side of every map."""
         return self.input_size // self.net_stride
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for the manifest."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
-        """The inverse of to_json. Raises EdgeError for missing, unknown or ill-typed fields."""
-        try:
-            face = dict(data["mean_face"])
-            pair = face.pop("nme_pair")
-            mean_face = MeanFace(
-                name=str(face.pop("name")),
-                points=tuple((float(x), float(y)) for x, y in face.pop("points")),
-                nme_pair=None if pair is None else (int(pair[0]), int(pair[1])),
-            )
-            rest = {k: v for k, v in data.items() if k != "mean_face"}
-            for key in ("num_lms", "num_nb", "net_stride", "input_size"):
-                if type(rest[key]) is not int:
-                    raise TypeError(f"{key} is {rest[key]!r}, not a whole number")
-            for key in ("mean", "std"):
-                red, green, blue = map(float, rest[key])
-                rest[key] = (red, green, blue)
-            if face:
-                raise TypeError(f"unknown field {min(face)!r}")
-            return cls(mean_face=mean_face, **rest)
-        except (KeyError, TypeError, ValueError, IndexError) as e:
-            raise EdgeError(f"model spec is not readable: {e}") from e
 
 
 @lru_cache(maxsize=1)

@@ -44,7 +44,7 @@ def facts(_: Job) -> Iterator[Event]:
 
 
 def infer(job: Job) -> Iterator[Event]:
-    """Writes points (n, L, 2), score and cell (n, L) and, with "maps", the five maps (n, …) into the .npz `out`."""
+    """Writes points (n, L, 2), score and cell (n, L) and, with "maps", map_score … into the .npz `out`."""
     import numpy as np
 
     from pipnet_edge.decode import MAP_NAMES
@@ -57,7 +57,7 @@ def infer(job: Job) -> Iterator[Event]:
         landmarks = decode(maps)
         found = {"points": landmarks.points, "score": landmarks.score, "cell": landmarks.cell}
         if job.get("maps"):
-            found |= {name: getattr(maps, name) for name in MAP_NAMES}
+            found |= {f"map_{name}": getattr(maps, name) for name in MAP_NAMES}
         for name, value in found.items():
             arrays.setdefault(name, []).append(np.array(value))
         yield {"event": "progress", "done": index + 1, "of": len(crops)}

@@ -29,8 +29,8 @@ def call(job: dict[str, Any], progress: Progress | None = None) -> dict[str, Any
     stderr.
     """
     events: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryFile("w+") as stderr:
-        command = [sys.executable, "-m", "pipnet_edge.worker"]
+    with tempfile.TemporaryFile("w+", errors="replace") as stderr:
+        command = [sys.executable, "-P", "-m", "pipnet_edge.worker"]
         worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True)
         assert worker.stdin is not None
         assert worker.stdout is not None
@@ -39,6 +39,8 @@ def call(job: dict[str, Any], progress: Progress | None = None) -> dict[str, Any
             with contextlib.suppress(BrokenPipeError), worker.stdin as stdin:
                 json.dump(job, stdin)
             for line in worker.stdout:
+                if not line.endswith("\n"):
+                    break  # it died while it wrote
                 event = json.loads(line)
                 events[event["event"]] = event
                 if event["event"] == "progress" and progress:
@@ -57,7 +59,10 @@ def call(job: dict[str, Any], progress: Progress | None = None) -> dict[str, Any
 
 def _how_it_died(status: int, stderr: str) -> str:
     last = (stderr.strip().splitlines() or ["nothing on stderr"])[-1][:300]
-    how = f"crashed with {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    how = f"ended with status {status}"
+    if status < 0:
+        names = {number.value: number.name for number in signal.Signals}
+        how = f"crashed with {names.get(-status, f'signal {-status}')}"
     return f"the runtime {how}: {last}"
 
 
@@ -87,7 +92,7 @@ def infer(
         with np.load(out, allow_pickle=False) as arrays:
             return Inference(
                 Landmarks(arrays["points"], arrays["score"], arrays["cell"]),
-                Maps(**{name: arrays[name] for name in MAP_NAMES}) if maps else None,
+                Maps(**{name: arrays[f"map_{name}"] for name in MAP_NAMES}) if maps else None,
                 done["loaded"]["version"],
             )
 

@@ -11,11 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
-from pipnet_edge.bundle import GOLDEN, MANIFEST, Bundle, File, Variant
+from pipnet_edge.bundle import GOLDEN, MANIFEST, Bundle, File, Source, Variant
 from pipnet_edge.decode import map_shapes
 from pipnet_edge.spec import MeanFace, ModelSpec
+
+# A busy machine is not a defect.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 FACE = MeanFace("five", ((0.25, 0.25), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0.75, 0.875)), (0, 1))
 SPEC = ModelSpec("resnet18", num_lms=5, num_nb=2, net_stride=32, input_size=96, mean_face=FACE)
@@ -58,8 +63,8 @@ def make_bundle() -> Callable[..., Bundle]:
             path.parent.mkdir()
             np.savez(path, **golden | dict(maps or {}))  # type: ignore[arg-type]
             variants.append(Variant(f"null-{precision}", "null", precision, (File.of(folder, path),), {"numpy": "2"}))
-        source = {"file": "net.pth", "sha256": "0" * 64, "parameters": 1_234_567}
-        bundle = Bundle(folder, spec, File.of(folder, folder / GOLDEN), tuple(variants), source)
+        source = Source("net.pth", "0" * 64, 1_234_567, (172, 104), (17_000_000, 16_900_000))
+        bundle = Bundle(folder, spec, source, File.of(folder, folder / GOLDEN), tuple(variants))
         bundle.write_manifest()
         return bundle
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipnet_edge import bundle as bundles
-from pipnet_edge.bundle import GOLDEN, MANIFEST, Bundle, File, Variant, read, replacing
+from pipnet_edge.bundle import GOLDEN, MANIFEST, Bundle, File, Parity, Source, Variant, read, replacing
 from pipnet_edge.decode import MAP_NAMES, Decoder, map_shapes
 from pipnet_edge.errors import USER_ERROR, EdgeError
 
@@ -50,9 +50,10 @@ def test_round_trip(bundle: Bundle) -> None:
 
 
 def test_parity_tools_and_source_travel(bundle: Bundle) -> None:
-    measured = {"px_mean": 0.001, "flips": 0, "maps": {"score": [1e-6, 1e-7]}}
+    measured = Parity("torch", images=4, px_mean=0.001, px_max=0.25, flips=0)
+    source = Source("ä.pth", "f" * 64, 7, (3, 2), (30, 20))
     first = replace(bundle.variants[0], parity=measured, tools={"numpy": "2.4"})
-    written = replace(bundle, variants=(first, *bundle.variants[1:]), source={"file": "ä.pth", "parameters": 7})
+    written = replace(bundle, variants=(first, *bundle.variants[1:]), source=source)
     written.write_manifest()
     again = read(bundle.folder)
     assert again == written
@@ -361,7 +362,7 @@ JSON = st.recursive(
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400)
 def test_any_manifest_reads_or_is_refused(
     data: st.DataObject, null_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -227,6 +227,8 @@ DECODES = """
 import json, sys
 import pipnet_edge
 loaded = sorted(sys.modules)
+for name in pipnet_edge.__all__:
+    getattr(pipnet_edge, name)
 bundle = pipnet_edge.read_bundle(__import__("pathlib").Path(sys.argv[1]))
 crops, maps = bundle.read_golden()
 decode = pipnet_edge.Decoder(bundle.spec)

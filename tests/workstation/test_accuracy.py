@@ -28,7 +28,8 @@ class Faces:
 
     def nme(self, landmarks: Landmarks, count: int) -> float:
         """Percent, over the first faces."""
-        some, reference = (Landmarks(x.points[:count], x.score[:count], x.cell[:count]) for x in (landmarks, self.torch))
+        given = (landmarks, self.torch)
+        some, reference = (Landmarks(x.points[:count], x.score[:count], x.cell[:count]) for x in given)
         return summarise(measure(some, reference, self.spec, self.truth[:count])).variant["nme"].value
 
 

@@ -92,7 +92,9 @@ def test_options_that_do_not_fit(save_checkpoint, options, message):
     assert message in str(refusal.value)
 
 
-@pytest.mark.parametrize(("text", "message"), [("1 2 3", "3 numbers"), ("1 two", "not a list of numbers"), ("1 2", "two")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("1 2 3", "3 numbers"), ("1 two", "not a list of numbers"), ("1 2", "at least two")]
+)
 def test_mean_face_files_that_are_none(tmp_path, text, message):
     (tmp_path / "face.txt").write_text(text)
     with pytest.raises(EdgeError, match=message):

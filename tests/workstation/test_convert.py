@@ -56,8 +56,8 @@ def test_the_prefix_really_cuts_the_network(isolated):
 def test_manifest_tells_what_was_made(demo_bundle):
     bundle = bundles.read(demo_bundle)
     assert [variant.name for variant in bundle.variants] == VARIANTS
-    assert bundle.source["sha256"] == hashlib.sha256(golden.CHECKPOINT.read_bytes()).hexdigest()
-    assert bundle.source["onnx_nodes"][1] < bundle.source["onnx_nodes"][0]
+    assert bundle.source.sha256 == hashlib.sha256(golden.CHECKPOINT.read_bytes()).hexdigest()
+    assert bundle.source.onnx_nodes[1] < bundle.source.onnx_nodes[0]
     sizes = {variant.name: variant.size for variant in bundle.variants}
     for runtime in ("ncnn", "mnn", "tflite"):
         assert sizes[f"{runtime}-fp16"] < 0.55 * sizes[f"{runtime}-fp32"]
@@ -78,7 +78,8 @@ def test_pictures_of_real_faces(demo_bundle, variant):
     "name", ["wflw_resnet18_s16", "300w_resnet18_s128", "lapa_mobilenet_v3_s32", "cofw_resnet50_s32"]
 )
 def test_other_networks(tmp_path, save_checkpoint, cases, cli, name):
-    done = cli("convert", save_checkpoint(name), "--data", cases[name].data, "--precision", "fp32", "-o", tmp_path / "b")
+    options = ("--data", cases[name].data, "--precision", "fp32", "-o", tmp_path / "b")
+    done = cli("convert", save_checkpoint(name), *options)
     assert done.returncode == 0, done.stderr
     assert len(bundles.read(tmp_path / "b").variants) == 4
 
@@ -95,7 +96,7 @@ def test_other_input_size_normalization_and_no_simplification(tmp_path, cli):
     assert done.returncode == 0, done.stderr
     bundle = bundles.read(tmp_path / "b")
     assert bundle.spec.grid == 4
-    assert bundle.source["onnx_nodes"][0] == bundle.source["onnx_nodes"][1]
+    assert bundle.source.onnx_nodes[0] == bundle.source.onnx_nodes[1]
     # The bundle's own check used the same spec; here the normalization is done by hand.
     crops, maps = bundle.read_golden()
     core = onnx.load(tmp_path / "b" / "onnx-fp32" / "model.onnx")
@@ -237,9 +238,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, cli, words, message)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize(("options", "message"), [("ro,size=1m", "Read-only file system"), ("size=24m", "no space left")])
+@pytest.mark.parametrize(
+    ("options", "message"), [("ro,size=1m", "Read-only file system"), ("size=24m", "no space left")]
+)
 def test_read_only_and_full_disk(tmp_path, isolated, options, message):
-    command = f"{sys.executable} -P -m pipnet_edge.cli convert {golden.CHECKPOINT} --data 300w --precision fp32 -o disk/b"
+    command = f"{sys.executable} -P -m pipnet_edge.cli convert {golden.CHECKPOINT} --data 300w -o disk/b"
     script = f"mount -t tmpfs -o {options} tmpfs disk && {command}; code=$?; ls -A disk; exit $code"
     (tmp_path / "disk").mkdir()
     done = subprocess.run([*isolated, "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)

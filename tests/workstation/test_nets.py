@@ -1,4 +1,4 @@
-"""The networks give the original's maps on reproducible weights, and exist in every size the original can be built in."""
+"""The networks give the original's maps on reproducible weights, in every size the original can be built in."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def resized(case, num_lms: int, num_nb: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("num_lms", "num_nb", "side"), [(5, 2, 128), (21, 1, 256), (68, 20, 384), (98, 30, 192)])
-@pytest.mark.parametrize("name", ["wflw_resnet18_s16", "300w_resnet18_s64", "lapa_mobilenet_v3_s32", "wflw_mobilenet_v2_s32"])
+@pytest.mark.parametrize(
+    "name", ["wflw_resnet18_s16", "300w_resnet18_s64", "lapa_mobilenet_v3_s32", "wflw_mobilenet_v2_s32"]
+)
 def test_other_sizes(cases, name, num_lms, num_nb, side):
     case = cases[name]
     _, stride, net = nets.build(resized(case, num_lms, num_nb))
@@ -68,7 +70,7 @@ def broken(case, change):
     [
         ("wflw_resnet18_s32", lambda s: s.pop("layer3.1.bn2.running_var"), "layer3.1.bn2.running_var"),
         ("wflw_resnet18_s32", lambda s: s.update({"fc.weight": torch.ones(1)}), "fc.weight"),
-        ("wflw_resnet18_s32", lambda s: s.update({"layer1.0.conv1.weight": torch.ones(64, 64, 5, 3)}), "(64, 64, 5, 3)"),
+        ("wflw_resnet18_s32", lambda s: s.update({"layer1.0.conv1.weight": torch.ones(64, 64, 5, 3)}), "64, 5, 3)"),
         ("wflw_resnet18_s32", lambda s: [s.pop(k) for k in list(s) if k.startswith("layer4.1.")], "(2, 2, 2, 1)"),
         ("wflw_mobilenet_v2_s32", lambda s: s.pop("features.18.0.weight"), "no known backbone"),
     ],

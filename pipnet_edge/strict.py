@@ -1,0 +1,73 @@
+"""JSON to frozen dataclasses, by their type hints and without any leniency: manifests are untrusted."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from pipnet_edge.errors import EdgeError
+
+Kind = TypeVar("Kind")
+
+
+def read(kind: type[Kind], data: object, where: str) -> Kind:
+    """`data`, as the json module gives it, as a dataclass, tuple, mapping with str keys, int, float, str or bool.
+
+    Every field has to be there and no other; a whole number serves as a float, nothing else is converted. Raises
+    EdgeError that says where in the document, what was found and what is needed.
+    """
+    return cast(Kind, _read(kind, data, where))
+
+
+def _read(kind: Any, data: object, where: str) -> object:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        (inner,) = (argument for argument in arguments if argument is not type(None))
+        return None if data is None else _read(inner, data, where)
+    if is_dataclass(kind):
+        return _read_fields(kind, _need(dict, data, where), where)
+    if origin is tuple:
+        items = _need(list, data, where)
+        kinds = [arguments[0]] * len(items) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) != len(items):
+            raise EdgeError(f"{where} has {len(items)} entries, {len(kinds)} are needed")
+        return tuple(_read(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, items, strict=True)))
+    if origin is Mapping:
+        return {_text(k, where): _read(arguments[1], v, f"{where}.{k}") for k, v in _need(dict, data, where).items()}
+    if kind is float:
+        return _number(data, where)
+    return _text(data, where) if kind is str else _need(kind, data, where)
+
+
+def _read_fields(kind: Any, data: dict[str, Any], where: str) -> object:
+    hints = get_type_hints(kind)
+    names = [field.name for field in fields(kind)]
+    for missing in (name for name in names if name not in data):
+        raise EdgeError(f"{where} has no {missing!r}")
+    for unknown in (name for name in data if name not in names):
+        raise EdgeError(f"{where} has an unknown field {unknown[:60]!r}")
+    return kind(**{name: _read(hints[name], data[name], f"{where}.{name}") for name in names})
+
+
+def _need(kind: type[Kind], data: object, where: str) -> Kind:
+    if type(data) is not kind:
+        raise EdgeError(f"{where} is {data!r:.60}, {kind.__name__} is needed")
+    return data
+
+
+def _number(data: object, where: str) -> float:
+    # A bool is an int to Python, but not a number to anybody who writes a manifest.
+    number = float(data) if type(data) is float or (type(data) is int and abs(data) < 2**53) else math.nan
+    if not math.isfinite(number):
+        raise EdgeError(f"{where} is {data!r:.60}, a finite number is needed")
+    return number
+
+
+def _text(data: object, where: str) -> str:
+    text = _need(str, data, where)
+    if not text.isprintable():
+        raise EdgeError(f"{where} is {data!r:.60}, which cannot be printed")
+    return text
