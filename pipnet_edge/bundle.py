@@ -9,6 +9,7 @@ A bundle is untrusted when read: paths that leave the folder, unknown versions a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +18,6 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -226,7 +226,7 @@ def _check_array(path: Path, name: str, array: NDArray[Any], kind: type, shape: 
         raise EdgeError(f"{path}: {name} has shape {found}, {shape} of {np.dtype(kind)} is needed")
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """A new empty folder that takes the place of `folder` if the block ends well, and vanishes if it does not.
 
@@ -236,6 +236,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     target = folder.absolute()
     if os.path.lexists(target) and not (target / MANIFEST).is_file() and not _is_empty(target):
         raise EdgeError(f"{folder} exists and is not a bundle; give another place with -o or remove it")
+    made = [parent for parent in target.parents if not parent.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -255,6 +256,11 @@ def replacing(folder: Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if not target.exists():
+            # Deepest first; one that somebody else has put a file into by now stays.
+            with contextlib.suppress(OSError):
+                for parent in made:
+                    parent.rmdir()
 
 
 def _is_empty(path: Path) -> bool:

@@ -57,7 +57,7 @@ def _command(function: Callable[..., Output]) -> Callable[..., None]:
             error = f"needs the workstation half: pip install 'pipnet-edge[convert]' (there is no {e.name} here)"
             output = Output({}, code=USER_ERROR, error=error)
         except KeyboardInterrupt:
-            output = Output({}, code=INTERRUPTED, error="interrupted; nothing was left behind")
+            output = Output({}, code=INTERRUPTED, error="interrupted; nothing half-written was left")
         render.emit(name, output, json)
         raise typer.Exit(output.code)
 
@@ -172,7 +172,8 @@ def convert(
     plan = converters.Plan(_words(to), _words(precision))
     from pipnet_edge.converters import checkpoint as checkpoints
 
-    chosen: dict[str, Any] = {name: _floats(name, text, 3) for name, text in (("mean", mean), ("std", std)) if text}
+    given = {"mean": mean, "std": std}
+    chosen: dict[str, Any] = {name: _floats(name, text, 3) for name, text in given.items() if text is not None}
     options = checkpoints.Options(
         data=data, meanface=meanface, input_size=input_size, trust_pickle=trust_pickle, **chosen
     )

@@ -583,3 +583,12 @@ def test_a_variant_is_checked_when_built_too() -> None:
     with pytest.raises(EdgeError, match="has no files"):
         Variant("null-fp32", "null", "fp32", ())
     assert bundles.VERSION == 1
+
+
+def test_replacing_takes_back_the_folders_that_it_made(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), replacing(tmp_path / "a" / "b" / "bundle"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with replacing(tmp_path / "a" / "b" / "bundle") as new:
+        (new / MANIFEST).touch()
+    assert (tmp_path / "a" / "b" / "bundle" / MANIFEST).is_file()

@@ -265,7 +265,7 @@ def test_interrupted(tmp_path, stage, sent):
     os.killpg(run.pid, sent) if sent == signal.SIGINT else os.kill(run.pid, sent)
     stderr = run.stderr.read()
     assert run.wait(timeout=20) == 130
-    assert "interrupted; nothing was left behind" in one_line(stderr)
+    assert "interrupted; nothing half-written was left" in one_line(stderr)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ProcessLookupError):
         os.killpg(run.pid, 0)
