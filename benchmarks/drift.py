@@ -1,340 +1,208 @@
-"""What a variant's landmarks lost against the float reference: drift in pixels, cell flips and, with labels, NME.
+"""What variants lose on a folder of faces, against a float variant and against labels if there are any.
 
-measure() turns landmarks into a Sample, one row an image; every metric is a function of a Sample and of how often each
-image counts, so that the same function gives the value (every image once) and its bootstrap (images drawn again).
-The accuracy metrics follow compute_nme and compute_fr_and_auc in lib/functions.py of jhb86253817/PIPNet.
+Faces are cut and run in chunks, several worker processes at a time; every finished chunk is kept in `cache`, named by
+what it depends on, so that an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipnet_edge import runtimes
+from pipnet_edge.benchmarks import drawing, metrics
+from pipnet_edge.benchmarks.labels import Labels
+from pipnet_edge.benchmarks.picture import write, write_picture
+from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.decode import Landmarks
-from pipnet_edge.errors import CHECK_FAILED, USER_ERROR, EdgeError
-from pipnet_edge.spec import ModelSpec
+from pipnet_edge.errors import CHECK_FAILED, EdgeError
+from pipnet_edge.preprocess import Rect, cut, read_picture
+from pipnet_edge.targets import local
 
-Array = NDArray[np.float64]
-
-RESAMPLES = 1000
-CONFIDENCE = 95  # per cent
-MIN_IMAGES = 10  # fewer carry no interval: their bootstrap is narrower than the truth
-THRESHOLD, STEP = 0.1, 0.0001  # of FR and AUC, as fractions of the normalising distance
+CHUNK = 128
+WORST = 12
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One network's landmarks beside the reference's: n images, L landmarks.
+class Row:
+    """One variant: its drift, or why there is none."""
 
-    px: (n, L) float64, distance between the two in pixels of the S x S crop. flipped: (n, L) bool, the winning cell
-    differs. nme and reference_nme: (n,) float64, NME of each image against the labels as a fraction, or None.
-    """
-
-    px: Array
-    flipped: NDArray[np.bool_]
-    nme: Array | None = None
-    reference_nme: Array | None = None
-
-    def baseline(self) -> Sample:
-        """The reference measured against itself on the same images: no drift, its own NME."""
-        return replace(self, px=np.zeros_like(self.px), flipped=np.zeros_like(self.flipped), nme=self.reference_nme)
-
-    def worst(self, count: int) -> NDArray[np.intp]:
-        """Indices of the images with the largest mean drift, worst first: (min(count, n),)."""
-        return np.argsort(-self.px.mean(axis=1), kind="stable")[:count]
-
-
-def measure(variant: Landmarks, reference: Landmarks, spec: ModelSpec, truth: Array | None = None) -> Sample:
-    """A Sample of n images from two batches of landmarks (points (n, L, 2) normalised to the crop, cell (n, L)).
-
-    truth: (n, L, 2) ground truth normalised to the crop. An image's NME is the mean distance to it over the L landmarks
-    divided by the distance of spec.mean_face.nme_pair in the truth (by 1 where the mean face has no pair).
-    Raises EdgeError for other shapes, for NaN or infinity anywhere, and for truth whose pair coincides.
-    """
-    given = {"variant": variant.points, "reference": reference.points} | ({} if truth is None else {"labels": truth})
-    n, lms = len(reference.points), spec.num_lms
-    for name, points in given.items():
-        if points.shape != (n, lms, 2) or not n:
-            raise EdgeError(f"{name}: landmarks of shape {points.shape}; {(n or 'images', lms, 2)} is needed")
-        broken = np.flatnonzero(~np.isfinite(points).all(axis=(1, 2)))
-        if len(broken):
-            raise EdgeError(
-                f"{name}: NaN or infinity in the landmarks of {len(broken)} of {n} images, first in image {broken[0]}",
-                CHECK_FAILED if name == "variant" else USER_ERROR,
-            )
-    if variant.cell.shape != (n, lms) or reference.cell.shape != (n, lms):
-        raise EdgeError(f"winning cells of shape {variant.cell.shape} and {reference.cell.shape}; {(n, lms)} is needed")
-    px = _distance(variant.points, reference.points) * spec.input_size
-    flipped = variant.cell != reference.cell
-    if truth is None:
-        return Sample(px, flipped)
-    pair = spec.mean_face.nme_pair
-    norm = np.ones(n) if pair is None else _distance(truth[:, pair[0]], truth[:, pair[1]])
-    if not norm.all():
-        raise EdgeError(f"labels: landmarks {pair} coincide in image {int(norm.argmin())}, so it has no NME")
-    return Sample(
-        px,
-        flipped,
-        _distance(variant.points, truth).mean(axis=1) / norm,
-        _distance(reference.points, truth).mean(axis=1) / norm,
-    )
-
-
-def _distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> Array:
-    difference = np.asarray(a, dtype=np.float64) - b
-    return np.hypot(difference[..., 0], difference[..., 1])
-
-
-# --- Metrics: (sample, weight) -> values. weight is (B, n): how often each image counts, every row adding up to n.
-
-
-def nme(sample: Sample, weight: Array) -> Array:
-    """Normalised mean error in %: 100 * mean over images of their NME."""
-    return 100 * _mean(_labelled(sample), weight)
-
-
-def fr(sample: Sample, weight: Array) -> Array:
-    """Failure rate at 0.1 in %: share of images whose NME exceeds 0.1."""
-    return 100 * _mean(_labelled(sample) > THRESHOLD, weight)
-
-
-def auc(sample: Sample, weight: Array) -> Array:
-    """Area under the curve of (share of images with NME <= x) for x from 0 to 0.1, divided by 0.1: in [0, 1].
-
-    Integrated by Simpson's rule with step 0.0001. An image adds the rule's coefficients of all x at or above its NME.
-    """
-    grid = np.arange(0, THRESHOLD + STEP, STEP)
-    coefficient = np.where(np.arange(len(grid)) % 2, 4.0, 2.0)
-    coefficient[[0, -1]] = 1.0
-    above = np.append(coefficient[::-1].cumsum()[::-1], 0.0) * STEP / 3
-    return _mean(above[np.searchsorted(grid, _labelled(sample))] / THRESHOLD, weight)
-
-
-def px_mean(sample: Sample, weight: Array) -> Array:
-    """Mean drift in px: distance to the reference's landmark in pixels of the crop, over all images and landmarks."""
-    return _mean(sample.px.mean(axis=1), weight)
-
-
-def px_p50(sample: Sample, weight: Array) -> Array:
-    """Median drift in px over all images and landmarks."""
-    return _quantile(sample.px, weight, 0.50)
-
-
-def px_p95(sample: Sample, weight: Array) -> Array:
-    """95th percentile of the drift in px over all images and landmarks, linear between order statistics."""
-    return _quantile(sample.px, weight, 0.95)
-
-
-def px_max(sample: Sample, weight: Array) -> Array:
-    """Largest drift in px of any landmark in any image that counts."""
-    return np.asarray(np.where(weight > 0, sample.px.max(axis=1), -np.inf).max(axis=1))
-
-
-def flips(sample: Sample, weight: Array) -> Array:
-    """Cell flips in %: share of landmarks whose winning cell is not the reference's."""
-    return 100 * _mean(sample.flipped.mean(axis=1), weight)
-
-
-def noise(sample: Sample, weight: Array) -> Array:
-    """Offset noise in px: mean drift of the landmarks that did not flip; NaN where all of them did."""
-    kept = ~sample.flipped
-    with np.errstate(invalid="ignore"):
-        return np.asarray((weight @ (sample.px * kept).sum(axis=1)) / (weight @ kept.sum(axis=1)))
-
-
-class Metric(NamedTuple):
-    of: Callable[[Sample, Array], Array]
-    unit: str
-    labels: bool = False  # needs ground truth
-    interval: bool = True  # a maximum has no bootstrap: no resample exceeds what was seen
-
-
-METRICS = {
-    "nme": Metric(nme, "%", labels=True),
-    "fr": Metric(fr, "%", labels=True),
-    "auc": Metric(auc, "", labels=True),
-    "px_mean": Metric(px_mean, "px"),
-    "px_p50": Metric(px_p50, "px"),
-    "px_p95": Metric(px_p95, "px"),
-    "px_max": Metric(px_max, "px", interval=False),
-    "flips": Metric(flips, "%"),
-    "noise": Metric(noise, "px"),
-}
-
-
-def _labelled(sample: Sample) -> Array:
-    if sample.nme is None:
-        raise EdgeError("NME, FR and AUC need labels; none were given")
-    return sample.nme
-
-
-def _mean(per_image: NDArray[Any], weight: Array) -> Array:
-    return np.asarray(weight @ per_image / weight.shape[1])
-
-
-def _quantile(values: Array, weight: Array, q: float) -> Array:
-    """np.quantile of (n, L) values with row i repeated weight[:, i] times, for each of the B weightings: (B,)."""
-    order = np.argsort(values, axis=None)
-    ascending, image = values.ravel()[order], order // values.shape[1]
-    position = q * (values.size - 1)
-    below, above = math.floor(position), math.ceil(position)
-    found = np.empty((2, len(weight)))
-    step = max(1, (1 << 22) // values.size)  # bounds the memory
-    for start in range(0, len(weight), step):
-        chunk = slice(start, start + step)
-        seen = weight[chunk].take(image, axis=1).cumsum(axis=1)
-        found[:, chunk] = ascending[(seen > below).argmax(axis=1)], ascending[(seen > above).argmax(axis=1)]
-    return np.asarray(found[0] + (found[1] - found[0]) * (position - below))
-
-
-# --- Summaries: values with the interval that images drawn again would give.
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric's value and its 95 % bootstrap interval over images; low and high are None where there is none."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval leaves 0 out, so that a difference may be claimed."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
-    def to_json(self) -> dict[str, float | None]:
-        """value (null if it is not a number), low and high (absent where there is no interval)."""
-        interval = {"low": self.low, "high": self.high} if self.low is not None else {}
-        return {"value": self.value if math.isfinite(self.value) else None, **interval}
-
-
-@dataclass(frozen=True)
-class PerLandmark:
-    """For each of the L landmarks over all images, (L,) float64 each: px_mean and px_p95 in px, flips in %."""
-
-    px_mean: Array
-    px_p95: Array
-    flips: Array
-
-    def to_json(self) -> list[dict[str, float]]:
-        rows = zip(self.px_mean.tolist(), self.px_p95.tolist(), self.flips.tolist(), strict=True)
-        return [{"landmark": i, "px_mean": mean, "px_p95": p95, "flips": f} for i, (mean, p95, f) in enumerate(rows)]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What one variant lost, over all images.
-
-    drift: every metric of METRICS as the variant's minus the reference's, paired by image; the px metrics, flips and
-    noise are 0 for the reference. Those that need labels are absent without them, and variant and reference (their own
-    nme, fr and auc) are then empty.
-    """
-
-    images: int
-    drift: Mapping[str, Estimate]
-    variant: Mapping[str, Estimate]
-    reference: Mapping[str, Estimate]
-    landmarks: PerLandmark
+    variant: str
+    summary: metrics.Summary | None = None
+    failure: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; metrics by the names of METRICS."""
-        tables = {"drift": self.drift, "variant": self.variant, "reference": self.reference}
-        plain = {key: {name: e.to_json() for name, e in table.items()} for key, table in tables.items()}
-        return {"images": self.images, **plain, "landmarks": self.landmarks.to_json()}
-
-
-def summarise(sample: Sample, seed: int = 0) -> Summary:
-    """A Sample's Summary. The seed draws the bootstrap's images: the same sample and seed give the same intervals."""
-    variant = _replicates(sample, seed)
-    labelled = [name for name in variant if METRICS[name].labels]
-    reference = _replicates(sample.baseline(), seed, labelled)
-    return Summary(
-        images=len(sample.px),
-        drift={name: _estimate(variant[name] - reference.get(name, np.zeros(1))) for name in variant},
-        variant={name: _estimate(variant[name]) for name in labelled},
-        reference={name: _estimate(reference[name]) for name in labelled},
-        landmarks=PerLandmark(
-            sample.px.mean(axis=0), np.percentile(sample.px, 95, axis=0), 100 * sample.flipped.mean(axis=0)
-        ),
-    )
-
-
-def compare(a: Sample, b: Sample, seed: int = 0) -> dict[str, Estimate]:
-    """Variant a's metrics minus variant b's, paired by image: a difference is real where its Estimate is clear.
-
-    Raises EdgeError unless both were measured on the same images against the same reference.
-    """
-    if a.px.shape != b.px.shape:
-        raise EdgeError(f"two variants are compared on the same images; these have {len(a.px)} and {len(b.px)}")
-    nme_a, nme_b = (None if s.reference_nme is None else s.reference_nme.tolist() for s in (a, b))
-    if nme_a != nme_b:
-        raise EdgeError("two variants are compared on the same labels and against the same reference; these differ")
-    first, second = _replicates(a, seed), _replicates(b, seed)
-    return {name: _estimate(first[name] - second[name]) for name in first}
-
-
-def _replicates(sample: Sample, seed: int, names: Iterable[str] = METRICS) -> dict[str, Array]:
-    """The value of each metric that has what it needs, then its values on RESAMPLES draws of n images each."""
-    n = len(sample.px)
-    value, draws = np.ones((1, n)), np.empty((0, n))
-    if n >= MIN_IMAGES:
-        drawn = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n)) + n * np.arange(RESAMPLES)[:, None]
-        draws = np.bincount(drawn.ravel(), minlength=n * RESAMPLES).reshape(RESAMPLES, n).astype(np.float64)
-    weight = np.concatenate([value, draws])
-    return {
-        name: METRICS[name].of(sample, weight if METRICS[name].interval else value)
-        for name in names
-        if sample.nme is not None or not METRICS[name].labels
-    }
-
-
-def _estimate(replicates: Array) -> Estimate:
-    value, draws = float(replicates[0]), replicates[1:]
-    if not draws.size or not np.isfinite(replicates).all():
-        return Estimate(value)
-    low, high = np.percentile(draws, [50 - CONFIDENCE / 2, 50 + CONFIDENCE / 2])
-    return Estimate(value, float(low), float(high))
-
-
-# --- Limits.
+        found = {"summary": self.summary.to_json()} if self.summary else {"failure": self.failure}
+        return {"variant": self.variant, **found}
 
 
 @dataclass(frozen=True)
-class Limit:
-    """At most so much drift: bounds the magnitude of summary.drift[metric], in the metric's own unit."""
+class Faces:
+    """The faces of one run: labels, and the side of the crop in pixels that the network takes."""
 
-    metric: str
-    most: float
+    labels: Labels
+    side: int
 
-    def __str__(self) -> str:
-        return f"{self.metric}<={self.most:g}"
+    def __len__(self) -> int:
+        return len(self.labels.images)
 
+    def crops(self, indices: Sequence[int]) -> NDArray[np.uint8]:
+        """(n, side, side, 3) uint8 RGB crops of some faces."""
+        return np.stack([self._crop(index) for index in indices])
 
-def parse_limit(text: str) -> Limit:
-    """A Limit from `px_mean<=0.30`. Raises EdgeError that names the metrics allowed."""
-    allowed = ", ".join(f"{name} [{metric.unit}]" if metric.unit else name for name, metric in METRICS.items())
-    match = re.fullmatch(r"\s*(\w+)\s*<=\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*", text, re.ASCII)
-    if not match:
-        raise EdgeError(f"limit {text!r} is not METRIC<=NUMBER, as in px_mean<=0.30; metrics: {allowed}")
-    if match[1] not in METRICS:
-        raise EdgeError(f"limit {text!r}: no metric {match[1]!r}; allowed: {allowed}")
-    return Limit(match[1], float(match[2]))
+    def _crop(self, index: int) -> NDArray[np.uint8]:
+        picture = read_picture(self.labels.images[index])
+        whole = Rect(0, 0, picture.shape[1], picture.shape[0])
+        return cut(picture, self.labels.crops[index] if self.labels.crops else whole, self.side)
 
 
-def check(limits: Iterable[Limit], summary: Summary) -> list[Limit]:
-    """Those limits that the summary's drift breaks; a drift that is not a number breaks every limit.
+def choose(bundle: Bundle, names: Sequence[str], reference: str | None) -> tuple[Variant, list[Variant]]:
+    """The reference (the first fp32 variant whose runtime is installed) and the variants to compare with it.
 
-    Raises EdgeError for a limit on a metric that needs labels where none were given.
+    Without names these are all others that can run here. Raises EdgeError when either is missing.
     """
-    limits = list(limits)
-    absent = [limit for limit in limits if limit.metric not in summary.drift]
-    if absent:
-        raise EdgeError(f"limit {absent[0]} needs labels; without them: {', '.join(summary.drift)}")
-    return [limit for limit in limits if not abs(summary.drift[limit.metric].value) <= limit.most]
+    here = [variant for variant in bundle.variants if not runtimes.is_missing(variant.runtime)]
+    if reference:
+        float_variant = bundle.variant(reference)
+    else:
+        singles = [variant for variant in here if variant.precision == "fp32"]
+        if not singles:
+            raise EdgeError("no fp32 variant of this bundle can run here; name a reference with --reference")
+        float_variant = singles[0]
+    others = [bundle.variant(name) for name in names] or [v for v in here if v != float_variant]
+    if not others:
+        raise EdgeError(
+            f"{float_variant.name} is the only variant that can run here; there is nothing to compare it with"
+        )
+    return float_variant, others
+
+
+def run(
+    bundle: Bundle,
+    faces: Faces,
+    variants: tuple[Variant, list[Variant]],
+    cache: Path,
+    jobs: int,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> tuple[tuple[Row, ...], dict[str, Landmarks]]:
+    """Rows, and the landmarks of every variant that ran (n faces, normalised to the crop), the reference's included.
+
+    Raises EdgeError when the reference cannot run; another variant that cannot has a row that says why.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    reference, others = variants
+    chunks = [range(start, min(start + CHUNK, len(faces))) for start in range(0, len(faces), CHUNK)]
+    found: dict[tuple[str, int], Landmarks | EdgeError] = {}
+
+    def work(index: int) -> dict[tuple[str, int], Landmarks | EdgeError]:
+        crops = faces.crops(chunks[index])
+        return {(v.name, index): _cached(bundle, v, crops, cache) for v in (reference, *others)}
+
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        tasks = [pool.submit(work, index) for index in range(len(chunks))]
+        for done, task in enumerate(as_completed(tasks), 1):
+            found |= task.result()
+            progress(f"{len(chunks[done - 1])} faces", done - 1, len(chunks))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+    landmarks: dict[str, Landmarks] = {}
+    failures: dict[str, EdgeError] = {}
+    for variant in (reference, *others):
+        parts = [found[variant.name, index] for index in range(len(chunks))]
+        broken = [part for part in parts if isinstance(part, EdgeError)]
+        if broken:
+            failures[variant.name] = broken[0]
+        else:
+            landmarks[variant.name] = _joined([part for part in parts if isinstance(part, Landmarks)])
+    if reference.name in failures:
+        raise failures[reference.name]
+    rows = []
+    for variant in others:
+        try:
+            if variant.name in failures:
+                raise failures[variant.name]
+            pair = landmarks[variant.name], landmarks[reference.name]
+            sample = metrics.measure(*pair, bundle.spec, faces.labels.points)
+            rows.append(Row(variant.name, metrics.summarise(sample)))
+        except EdgeError as e:
+            rows.append(Row(variant.name, failure=str(e)))
+    return tuple(rows), landmarks
+
+
+def broken_limits(rows: Sequence[Row], limits: Sequence[metrics.Limit]) -> EdgeError | None:
+    """The error (exit code 3) that names the first variant that failed or exceeds a limit, and counts the others."""
+    broken = []
+    for row in rows:
+        if row.summary is None:
+            broken.append(f"{row.variant}: {row.failure}")
+            continue
+        for limit in metrics.check(limits, row.summary):
+            broken.append(f"{row.variant}: {limit} is broken by {row.summary.drift[limit.metric].value:.4g}")
+    if not broken:
+        return None
+    return EdgeError(broken[0] + (f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""), CHECK_FAILED)
+
+
+def draw(
+    bundle: Bundle, faces: Faces, reference: str, rows: Sequence[Row], landmarks: dict[str, Landmarks], output: Path
+) -> list[Path]:
+    """Two pictures a variant into `output`: the mean face coloured by drift, and the worst faces."""
+    paths = []
+    for row in rows:
+        if row.summary is None:
+            continue
+        mean, worst = output / f"{row.variant}-landmarks.png", output / f"{row.variant}-worst.png"
+        title = f"{row.variant} against {reference}, {row.summary.images} faces"
+        write_picture(mean, drawing.mean_face_picture(bundle.spec.mean_face, row.summary.landmarks, title))
+        a, b = landmarks[reference], landmarks[row.variant]
+        px = np.linalg.norm((a.points - b.points) * faces.side, axis=-1).mean(axis=1)
+        order = np.argsort(-px, kind="stable")[:WORST]
+        names = [faces.labels.images[i].name for i in order]
+        sheet = drawing.worst_sheet(
+            list(faces.crops(order.tolist())), a.points[order], b.points[order], names, px[order].tolist(), title
+        )
+        write_picture(worst, sheet)
+        paths += [mean, worst]
+    return paths
+
+
+def _cached(bundle: Bundle, variant: Variant, crops: NDArray[np.uint8], cache: Path) -> Landmarks | EdgeError:
+    key = hashlib.sha256(crops.tobytes())
+    for file in variant.files:
+        key.update(file.sha256.encode())
+    path = cache / f"{key.hexdigest()[:32]}.npy"
+    try:
+        if not path.is_file():
+            found = local.infer(bundle.folder, variant.name, 1, crops).landmarks
+            table = np.concatenate([found.points, found.score[..., None], found.cell[..., None]], axis=2)
+            write(path, _npy(table.astype(np.float64)))
+        table = np.load(path, allow_pickle=False)
+    except EdgeError as e:
+        return e
+    points, score, cell = table[..., :2], table[..., 2], table[..., 3]
+    return Landmarks(points.astype(np.float32), score.astype(np.float32), cell.astype(np.intp))
+
+
+def _npy(array: NDArray[np.float64]) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def _joined(parts: Sequence[Landmarks]) -> Landmarks:
+    return Landmarks(
+        np.concatenate([part.points for part in parts]),
+        np.concatenate([part.score for part in parts]),
+        np.concatenate([part.cell for part in parts]),
+    )

