@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pipnet_edge.render import Table, megabytes
 
@@ -16,21 +16,37 @@ if TYPE_CHECKING:
     from pipnet_edge.spec import ModelSpec
 
 
-def network(spec: ModelSpec, parameters: int, source: Source | None = None) -> Table:
-    rows = [
-        ["backbone", spec.backbone],
-        ["landmarks", f"{spec.num_lms} ({spec.mean_face.name}), {spec.num_nb} neighbours each"],
-        [
-            "input",
-            f"{spec.input_size} x {spec.input_size} px, net stride {spec.net_stride}, maps {spec.grid} x {spec.grid}",
-        ],
-        ["parameters", f"{parameters / 1e6:.2f} M"],
-    ]
-    if source:
-        before, after = map(megabytes, source.onnx_bytes)
-        rows.append(["ONNX nodes", f"{source.onnx_nodes[0]} -> {source.onnx_nodes[1]}"])
-        rows.append(["ONNX size", f"{before} -> {after}"])
+def network(spec: ModelSpec, source: Source) -> Table:
+    """A bundle's network and where it came from."""
+    before, after = map(megabytes, source.onnx_bytes)
+    return _facts(
+        ("backbone", spec.backbone),
+        ("landmarks", f"{spec.num_lms} ({spec.mean_face.name}), {spec.num_nb} neighbours each"),
+        ("input", _input(spec.input_size, spec.net_stride)),
+        ("parameters", f"{source.parameters / 1e6:.2f} M"),
+        ("ONNX nodes", f"{source.onnx_nodes[0]} -> {source.onnx_nodes[1]}"),
+        ("ONNX size", f"{before} -> {after}"),
+    )
+
+
+def checkpoint(found: Mapping[str, Any]) -> Table:
+    """What a checkpoint says about itself (the fields of converters.checkpoint.Found)."""
+    datasets = " or ".join(found["datasets"]) or "no known dataset: convert with --meanface"
+    return _facts(
+        ("backbone", found["backbone"]),
+        ("landmarks", f"{found['num_lms']} ({datasets}), {found['num_nb']} neighbours each"),
+        ("input", _input(found["input_size"], found["net_stride"])),
+        ("parameters", f"{found['parameters'] / 1e6:.2f} M"),
+    )
+
+
+def _facts(*rows: tuple[str, str]) -> Table:
     return Table(["network", ""], rows)
+
+
+def _input(side: int, stride: int) -> str:
+    cells = side // stride
+    return f"{side} x {side} px, net stride {stride}, maps {cells} x {cells}"
 
 
 def variants(bundle: Bundle, timings: Sequence[Timing] = ()) -> Table:

@@ -35,42 +35,69 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Found:
+    """What a file says about itself: sizes, read from keys and shapes, and the torch network.
+
+    net takes (1, 3, S, S) float32 normalised RGB, S = input_size, and returns the five maps (nets.HEAD_KEYS).
+    """
+
+    backbone: str
+    num_lms: int
+    num_nb: int
+    net_stride: int
+    input_size: int
+    net: nn.Module
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.net.parameters())
+
+    @property
+    def datasets(self) -> list[str]:
+        """The datasets that have so many landmarks."""
+        return [face.name for face in mean_faces().values() if len(face.points) == self.num_lms]
+
+
+@dataclass(frozen=True)
 class Network:
-    """A loaded network: `net` takes (1, 3, S, S) float32 normalised RGB and returns the five maps (nets.HEAD_KEYS)."""
+    """A network and its spec, which has the mean face and the normalization too."""
 
     spec: ModelSpec
     net: nn.Module
     parameters: int
 
 
-def load(path: Path, options: Options) -> Network:
-    """Reads a state_dict (bare or wrapped) or a five-map ONNX file.
+def read(path: Path, input_size: int | None = None, trust_pickle: bool = False) -> Found:
+    """Reads a state_dict (bare or wrapped) or a five-map ONNX file; input_size is 256 or the ONNX file's if not given.
 
-    Raises EdgeError, one line, for files that are none of these, other architectures, NaN weights, a landmark count
-    that does not fit the dataset or that leaves it open, and pickled modules unless they are trusted.
+    Raises EdgeError, one line, for files that are none of these, other architectures, NaN weights, and for pickled
+    modules unless they are trusted.
     """
     if not path.is_file():
         raise EdgeError(f"there is no file {path}")
     if path.suffix.lower() == ".onnx":
-        read = from_onnx.read(path, options.input_size)
-        backbone, size, stride, net = "onnx", read.input_size, read.net_stride, read.net
-        num_lms, num_nb = read.num_lms, read.num_nb
-    else:
-        state = _state_dict(path, options.trust_pickle)
-        num_lms, num_nb = _heads(path, state)
-        backbone, stride, net = nets.build(state)
-        size = options.input_size or 256
+        onnx = from_onnx.read(path, input_size)
+        return Found("onnx", onnx.num_lms, onnx.num_nb, onnx.net_stride, onnx.input_size, onnx.net.eval())
+    state = _state_dict(path, trust_pickle)
+    num_lms, num_nb = _heads(path, state)
+    backbone, stride, net = nets.build(state)
+    return Found(backbone, num_lms, num_nb, stride, input_size or 256, net)
+
+
+def load(path: Path, options: Options) -> Network:
+    """Reads a network and completes its spec. Raises EdgeError as `read` does, and where the options do not fit."""
+    found = read(path, options.input_size, options.trust_pickle)
     spec = ModelSpec(
-        backbone=backbone,
-        num_lms=num_lms,
-        num_nb=num_nb,
-        net_stride=stride,
-        input_size=size,
-        mean_face=choose_mean_face(num_lms, options.data, options.meanface),
+        backbone=found.backbone,
+        num_lms=found.num_lms,
+        num_nb=found.num_nb,
+        net_stride=found.net_stride,
+        input_size=found.input_size,
+        mean_face=choose_mean_face(found.num_lms, options.data, options.meanface),
         mean=options.mean,
         std=options.std,
     )
-    return Network(spec, net.eval(), sum(p.numel() for p in net.parameters()))
+    return Network(spec, found.net, found.parameters)
 
 
 def choose_mean_face(num_lms: int, data: str | None, file: Path | None) -> MeanFace:

@@ -6,7 +6,6 @@ import functools
 import inspect as python_inspect
 import signal
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,9 +110,7 @@ def demo(
 @_command
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="CHECKPOINT|BUNDLE", help="A checkpoint, five-map ONNX or bundle.")],
-    data: Annotated[str | None, typer.Option(help="Dataset of the mean face, where it is ambiguous.")] = None,
-    meanface: Annotated[Path | None, typer.Option(help="Mean-face file of a custom dataset: x0 y0 x1 y1 …")] = None,
-    input_size: Annotated[int | None, typer.Option(help="Side of the crop in pixels (256).")] = None,
+    input_size: Annotated[int | None, typer.Option(help="Side of the crop, for ONNX files that leave it open.")] = None,
     trust_pickle: Annotated[bool, typer.Option(help="Load pickled modules, which run the file's code.")] = False,
 ) -> Output:
     """Say what a checkpoint or a bundle is."""
@@ -123,20 +120,20 @@ def inspect(
         from pipnet_edge import bundle as bundles
 
         bundle = bundles.read(path)
-        return Output(
-            bundle.to_json(),
-            (
-                tables.network(bundle.spec, bundle.source.parameters, bundle.source),
-                "",
-                tables.variants(bundle),
-            ),
-        )
+        return Output(bundle.to_json(), (tables.network(bundle.spec, bundle.source), "", tables.variants(bundle)))
     from pipnet_edge.converters import checkpoint
 
-    options = checkpoint.Options(data=data, meanface=meanface, input_size=input_size, trust_pickle=trust_pickle)
-    network = checkpoint.load(path, options)
-    found = {"spec": asdict(network.spec), "parameters": network.parameters}
-    return Output(found, (tables.network(network.spec, network.parameters),))
+    found = checkpoint.read(path, input_size, trust_pickle)
+    data = {
+        "backbone": found.backbone,
+        "num_lms": found.num_lms,
+        "num_nb": found.num_nb,
+        "net_stride": found.net_stride,
+        "input_size": found.input_size,
+        "parameters": found.parameters,
+        "datasets": found.datasets,
+    }
+    return Output(data, (tables.checkpoint(data),))
 
 
 @_command
@@ -181,7 +178,7 @@ def convert(
     return Output(
         {"bundle": str(output), **bundle.to_json()},
         (
-            tables.network(bundle.spec, bundle.source.parameters, bundle.source),
+            tables.network(bundle.spec, bundle.source),
             "",
             tables.variants(bundle),
             "",

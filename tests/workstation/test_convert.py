@@ -294,3 +294,11 @@ def test_five_map_onnx_to_every_runtime(tmp_path, save_checkpoint, cases, cli):
     assert done.returncode == 0, done.stderr
     spec = bundles.read(tmp_path / "b").spec
     assert (spec.backbone, spec.mean_face.name, spec.num_nb) == ("onnx", "lapa", 10)
+
+
+def test_inspect_says_what_a_checkpoint_is_without_being_told_the_dataset(cli):
+    done = cli("inspect", golden.CHECKPOINT)
+    assert done.returncode == 0, done.stderr
+    assert "68 (300w or 300w-celeba or 300w-cofw-wflw), 10 neighbours each" in done.stdout
+    found = json.loads(cli("inspect", golden.CHECKPOINT, "--json").stdout)["result"]
+    assert (found["backbone"], found["net_stride"], found["num_lms"]) == ("mobilenet_v2", 32, 68)
