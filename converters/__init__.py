@@ -10,11 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipnet_edge import runtimes
 from pipnet_edge.bundle import GOLDEN, Bundle, File, Parity, Source, Variant, replacing
 from pipnet_edge.errors import EdgeError
+
+if TYPE_CHECKING:
+    from pipnet_edge.converters.checkpoint import Options
+    from pipnet_edge.converters.export import Core
 
 Step = Callable[[str, int, int], None]
 Verify = Callable[[Bundle], Mapping[str, Parity]]
@@ -59,12 +63,12 @@ def convert(
     source: Path,
     out: Path,
     plan: Plan,
-    options: Any,
+    options: Options,
     verify: Verify,
     step: Step = lambda *_: None,
     simplify: bool = True,
 ) -> Bundle:
-    """Makes a bundle at `out` from a checkpoint or five-map ONNX file; `options` is a checkpoint.Options.
+    """Makes a bundle at `out` from a checkpoint or five-map ONNX file.
 
     `verify` gets the written bundle, returns each variant's parity for the manifest and raises when a variant fails;
     then, as after any other failure, nothing is left at `out` and an older bundle there stays. `step` is told what is
@@ -104,18 +108,16 @@ def convert(
             measured = verify(bundle)
             bundle = replace(bundle, variants=tuple(replace(v, parity=measured[v.name]) for v in bundle.variants))
             bundle.write_manifest()
-        except (EdgeError, OSError) as e:
+        except Exception as e:
             # Converters report a full disk in many ways, some by writing less than they should.
             free = shutil.disk_usage(folder).free
             if free < 1 << 20:
                 raise EdgeError(f"no space left on the disk of {out.absolute().parent} ({free} bytes free)") from e
-            if isinstance(e, EdgeError):
-                raise
-            raise EdgeError(f"cannot write the bundle: {e.strerror or e}") from e
+            raise
     return replace(bundle, folder=out)
 
 
-def _variant(core: Any, destination: str, precision: str, folder: Path) -> Variant:
+def _variant(core: Core, destination: str, precision: str, folder: Path) -> Variant:
     name = f"{destination}-{precision}"
     (folder / name).mkdir()
     converter = importlib.import_module(f"{__name__}.{destination}")

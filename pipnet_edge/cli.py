@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect as python_inspect
 import signal
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pipnet_edge.preprocess import Box
 
 INTERRUPTED = 130
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 # What the extra [convert] brings; a device has none of it.
 WORKSTATION = {"torch", "onnx", "onnxsim", "onnxruntime", "pnnx"}
 
@@ -52,6 +54,11 @@ def _command(function: Callable[..., Output]) -> Callable[..., None]:
                 raise
             error = f"needs the workstation half: pip install 'pipnet-edge[convert]' (there is no {e.name} here)"
             output = Output({}, code=USER_ERROR, error=error)
+        except OSError as e:
+            # Places that cannot be written are the user's to mend; any other failure keeps its traceback.
+            if e.errno not in UNWRITABLE:
+                raise
+            output = Output({}, code=USER_ERROR, error=f"cannot write {e.filename or 'a file'}: {e.strerror}")
         except KeyboardInterrupt:
             output = Output({}, code=INTERRUPTED, error="interrupted; nothing half-written was left")
         render.emit(name, output, json)

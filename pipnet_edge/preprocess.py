@@ -1,9 +1,9 @@
 """From a picture and a face box to the crop a network takes, and back from its landmarks to the picture.
 
 Boxes are (x, y, width, height) in pixels of the picture. Crop policies follow the reference: `test` is its test crop
-(lib/preprocess.py), the box widened symmetrically by 1.2; `demo` is that of lib/demo.py for a face detector's box, 10
-% more at the left, right and bottom and 10 % less at the top. The reference's demo scales landmarks by one pixel more
-than it cut; here the landmarks use the very rectangle that was cut.
+(lib/preprocess.py), the box widened symmetrically by 1.2; `demo` is that of lib/demo.py for a face detector's box: a
+tenth more at the left, right and bottom, a tenth less at the top. The reference's demo scales landmarks by one pixel
+more than it cut; here the landmarks use the very rectangle that was cut.
 """
 
 from __future__ import annotations
