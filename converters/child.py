@@ -16,9 +16,13 @@ def run(tool: str, command: Sequence[str], folder: Path, makes: Sequence[Path]) 
     """Runs a converter in `folder`. Raises EdgeError with its last line when it fails or makes no file."""
     log = folder / f"{tool}.log"
     with log.open("wb") as output:
-        status = subprocess.run(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
-        )
-    if status.returncode or not all(path.is_file() and path.stat().st_size for path in makes):
+        tool_run = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        try:
+            status = tool_run.wait()
+        finally:
+            # subprocess.run() waits a quarter of a second after an interrupt and then leaves the process to itself.
+            tool_run.kill()
+            tool_run.wait()
+    if status or not all(path.is_file() and path.stat().st_size for path in makes):
         lines = log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
-        raise EdgeError(f"{tool} failed (status {status.returncode}): {lines[-1].strip()[:300]}")
+        raise EdgeError(f"{tool} failed (status {status}): {lines[-1].strip()[:300]}")
