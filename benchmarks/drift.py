@@ -7,7 +7,7 @@ what it depends on, so that an interrupted run goes on where it was.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,19 @@ def choose(bundle: Bundle, names: Sequence[str], reference: str | None) -> tuple
             f"{float_variant.name} is the only variant that can run here; there is nothing to compare it with"
         )
     return float_variant, others
+
+
+def overlap(images: Sequence[Path], calibration: Collection[str]) -> list[Path]:
+    """The images whose file has one of these sha256, in their order: variants were calibrated on them.
+
+    An image with several faces comes up once. The same picture in another file is not recognised.
+    """
+    found = []
+    for path in dict.fromkeys(images) if calibration else ():
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() in calibration:
+                found.append(path)
+    return found
 
 
 def run(

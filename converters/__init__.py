@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipnet_edge import runtimes
-from pipnet_edge.bundle import GOLDEN, Bundle, File, Parity, Source, Variant, replacing
+from pipnet_edge.bundle import GOLDEN, Bundle, File, Parity, Source, replacing
+from pipnet_edge.converters.recipe import recipes
 from pipnet_edge.errors import EdgeError
 
 if TYPE_CHECKING:
     from pipnet_edge.converters.checkpoint import Options
-    from pipnet_edge.converters.export import Core
+    from pipnet_edge.preprocess import Rect
 
 Step = Callable[[str, int, int], None]
 Verify = Callable[[Bundle], Mapping[str, Parity]]
@@ -35,7 +34,7 @@ class Plan:
     precisions: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        known = {precision for precisions in runtimes.PRECISIONS.values() for precision in precisions}
+        known = {precision for precisions in runtimes.PRECISIONS.values() for precision in precisions} | set(recipes())
         for name, given, allowed in (
             ("--to", self.destinations, set(runtimes.DESTINATIONS)),
             ("--precision", self.precisions, known),
@@ -56,7 +55,29 @@ class Plan:
             for destination in dict.fromkeys(self.destinations)
             for precision in dict.fromkeys(self.precisions)
             if precision in runtimes.PRECISIONS[destination]
+            or (precision in recipes() and destination in recipes()[precision].runtimes)
         )
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether one of the variants is quantized, which needs calibration faces."""
+        return any(precision in recipes() for _, precision in self.variants)
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """What quantized variants are made with.
+
+    faces: where calibration faces are, and the rectangle to cut from each, None where the image is the crop; count of
+    them are drawn with the seed. ranges: how activations are clipped (ranges.METHODS); rounding: how weights are
+    rounded (int8.ROUNDINGS).
+    """
+
+    faces: tuple[tuple[Path, Rect | None], ...]
+    count: int
+    seed: int
+    ranges: str
+    rounding: str
 
 
 def convert(
@@ -67,6 +88,7 @@ def convert(
     verify: Verify,
     step: Step = lambda *_: None,
     simplify: bool = True,
+    quantize: Quantize | None = None,
 ) -> Bundle:
     """Makes a bundle at `out` from a checkpoint or five-map ONNX file.
 
@@ -74,21 +96,27 @@ def convert(
     then, as after any other failure, nothing is left at `out` and an older bundle there stays. `step` is told what is
     done.
     """
-    total = len(plan.variants) + 3
+    if plan.quantizes and not quantize:
+        raise EdgeError("quantized variants need faces to calibrate with: give a folder of them with --calibrate")
+    total = len(plan.variants) + 3 + plan.quantizes
     with replacing(out) as folder:
         work = Path(tempfile.mkdtemp(prefix="work-", dir=folder.parent))
         try:
             step("load", 0, total)
-            from pipnet_edge.converters import checkpoint, export, golden
+            from pipnet_edge.converters import checkpoint, golden
+            from pipnet_edge.converters.workshop import Workshop
 
             network = checkpoint.load(source, options)
             step("export", 1, total)
             golden.write(folder / GOLDEN, network)
-            core = export.export(network.net, network.spec, work, simplify)
+            workshop = Workshop(network, quantize, work, simplify)
+            core = workshop.core
+            if plan.quantizes:
+                workshop.prepare(lambda text, *_: step(text, 2, total))
             variants = []
-            for index, (destination, precision) in enumerate(plan.variants):
-                step(f"{destination}-{precision}", 2 + index, total)
-                variants.append(_variant(core, destination, precision, folder))
+            for index, (destination, precision) in enumerate(plan.variants, 2 + plan.quantizes):
+                step(f"{destination}-{precision}", index, total)
+                variants.append(workshop.variant(destination, precision, folder))
             bundle = Bundle(
                 folder=folder,
                 spec=network.spec,
@@ -102,6 +130,7 @@ def convert(
                     onnx_nodes=core.nodes,
                     onnx_bytes=core.sizes,
                 ),
+                calibration=workshop.calibration,
             )
             bundle.write_manifest()
             step("parity", total - 1, total)
@@ -115,12 +144,3 @@ def convert(
                 raise EdgeError(f"no space left on the disk of {out.absolute().parent} ({free} bytes free)") from e
             raise
     return replace(bundle, folder=out)
-
-
-def _variant(core: Core, destination: str, precision: str, folder: Path) -> Variant:
-    name = f"{destination}-{precision}"
-    (folder / name).mkdir()
-    converter = importlib.import_module(f"{__name__}.{destination}")
-    converter.convert(core, precision, folder / name)
-    files = tuple(File.of(folder, path) for path in sorted((folder / name).iterdir()))
-    return Variant(name, destination, precision, files, tools={tool: version(tool) for tool in converter.TOOLS})

@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -32,7 +32,7 @@ from pipnet_edge.spec import ModelSpec
 
 FORMAT, VERSION = "pipnet-edge-bundle", 1
 MANIFEST, GOLDEN = "manifest.json", "golden.npz"
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8", "int8-full", "int16x8", "w8")
 # Short plain names: nothing that a file system, a shell or another system reads in a way of its own.
 SAFE_PATH = re.compile(r"[A-Za-z0-9._-]{1,100}(/[A-Za-z0-9._-]{1,100}){0,3}")
 
@@ -93,10 +93,33 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """The faces that quantized variants were calibrated with: one hash of all pixels, and one of every image file."""
+
+    sha256: str
+    images: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a variant was quantized.
+
+    ranges and rounding name the methods. kept: layers that stayed in float, and why. mean and std, for values in [0,
+    1], take the place of the spec's: with them the image is whole numbers.
+    """
+
+    ranges: str
+    rounding: str
+    kept: Mapping[str, str]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
 class Variant:
     """One runtime's form of the network.
 
-    precision is fp32 or fp16. tools are the versions that made it.
+    precision is one of PRECISIONS. tools are the versions that made it.
     """
 
     name: str
@@ -105,6 +128,7 @@ class Variant:
     files: tuple[File, ...]
     tools: Mapping[str, str] = field(default_factory=dict)
     parity: Parity | None = None
+    quantization: Quantization | None = None
 
     def __post_init__(self) -> None:
         if self.runtime not in runtimes.ADAPTERS:
@@ -131,6 +155,7 @@ class Bundle:
     source: Source
     golden: File
     variants: tuple[Variant, ...]
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]
@@ -158,7 +183,10 @@ class Bundle:
         if lacking:
             # Otherwise the runtime would load a file that nobody hashed.
             raise EdgeError(f"variant {name!r} does not list its {min(lacking)}")
-        return runtimes.load(variant.runtime, folders.pop(), self.spec, variant.precision, threads)
+        spec, quantized = self.spec, variant.quantization
+        if quantized:
+            spec = replace(spec, mean=quantized.mean, std=quantized.std)
+        return runtimes.load(variant.runtime, folders.pop(), spec, variant.precision, threads)
 
     def read_golden(self) -> tuple[NDArray[np.uint8], Maps]:
         """The golden crops (n, S, S, 3) uint8 RGB and the float network's maps, batch axis first."""
@@ -183,6 +211,7 @@ class Bundle:
             "spec": asdict(self.spec),
             "source": asdict(self.source),
             "golden": asdict(self.golden),
+            "calibration": asdict(self.calibration) if self.calibration else None,
             "variants": [asdict(variant) for variant in self.variants],
         }
 
@@ -207,7 +236,7 @@ def read(folder: Path) -> Bundle:
     if type(data.get("version")) is not int or data["version"] != VERSION:
         raise EdgeError(f"{path} has version {data.get('version')!r}, this program reads version {VERSION}")
     manifest = strict.read(_Manifest, data, str(path))
-    return Bundle(folder, manifest.spec, manifest.source, manifest.golden, manifest.variants)
+    return Bundle(folder, manifest.spec, manifest.source, manifest.golden, manifest.variants, manifest.calibration)
 
 
 @dataclass(frozen=True)
@@ -217,6 +246,7 @@ class _Manifest:
     spec: ModelSpec
     source: Source
     golden: File
+    calibration: Calibration | None
     variants: tuple[Variant, ...]
 
 

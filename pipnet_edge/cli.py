@@ -1,200 +1,34 @@
-"""The command line. Every command returns an Output; `_command` runs it, prints it and turns errors into exit codes."""
+"""The command line: the commands that a device has, and, from cli_convert, those of the workstation."""
 
 from __future__ import annotations
 
-import errno
-import functools
-import inspect as python_inspect
-import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipnet_edge import render
-from pipnet_edge.errors import USER_ERROR, EdgeError
+from pipnet_edge import cli_convert, render
+from pipnet_edge.command import (
+    DEFAULT_BUNDLE,
+    INTERRUPTED,
+    BundleArgument,
+    Threads,
+    app,
+    command,
+    counted,
+    floats,
+    thread_count,
+)
+from pipnet_edge.errors import EdgeError
 from pipnet_edge.render import Output, Table
 
 if TYPE_CHECKING:
     from pipnet_edge.preprocess import Box
 
-INTERRUPTED = 130
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-# What the extra [convert] brings; a device has none of it.
-WORKSTATION = {"torch", "onnx", "onnxsim", "onnxruntime", "pnnx"}
-
-app = typer.Typer(
-    help="Takes trained PIPNet checkpoints to NCNN, MNN, TFLite and ONNX Runtime, and checks that the landmarks stay.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-BundleArgument = Annotated[Path, typer.Argument(metavar="[BUNDLE]", help="The bundle's folder.")]
-Threads = Annotated[
-    int, typer.Option(min=0, help="Threads of the runtime; 0: as many as this machine has cores, at most 4.")
-]
-DEFAULT_BUNDLE = Path("bundle")
+__all__ = ["INTERRUPTED", "app", "cli_convert", "main"]
 
 
-def _command(function: Callable[..., Output]) -> Callable[..., None]:
-    """Registers a command: adds --json, prints its Output, and prints an EdgeError as one line."""
-
-    @functools.wraps(function)
-    def run(*, json: bool, **arguments: Any) -> None:
-        signal.signal(signal.SIGTERM, _interrupt)
-        try:
-            output = function(**arguments)
-        except EdgeError as e:
-            output = Output({}, code=e.code, error=" ".join(str(e).split()))
-        except ModuleNotFoundError as e:
-            if e.name not in WORKSTATION:
-                raise
-            error = f"needs the workstation half: pip install 'pipnet-edge[convert]' (there is no {e.name} here)"
-            output = Output({}, code=USER_ERROR, error=error)
-        except OSError as e:
-            # Places that cannot be written are the user's to mend; any other failure keeps its traceback.
-            if e.errno not in UNWRITABLE:
-                raise
-            output = Output({}, code=USER_ERROR, error=f"cannot write {e.filename or 'a file'}: {e.strerror}")
-        except KeyboardInterrupt:
-            output = Output({}, code=INTERRUPTED, error="interrupted; nothing half-written was left")
-        render.emit(name, output, json)
-        raise typer.Exit(output.code)
-
-    name = function.__name__
-    flag = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-    parameters = [
-        *python_inspect.signature(function, eval_str=True).parameters.values(),
-        python_inspect.Parameter("json", python_inspect.Parameter.KEYWORD_ONLY, default=False, annotation=flag),
-    ]
-    run.__signature__ = python_inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command(name)(run)
-    return run
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-@_command
-def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the bundle and the picture.")] = Path(
-        "demo"
-    ),
-    threads: Threads = 1,
-) -> Output:
-    """Convert the embedded checkpoint for every runtime, check parity, time it and draw landmarks."""
-    from pipnet_edge import converters, runtimes
-    from pipnet_edge.benchmarks import fps, parity, picture, tables
-    from pipnet_edge.converters import checkpoint, golden
-
-    count = _threads(threads)
-    progress = render.Progress()
-    with progress.shown():
-        plan = converters.Plan(runtimes.DESTINATIONS, ("fp32", "fp16"))
-        options = checkpoint.Options(data="300w")
-        bundle = converters.convert(golden.CHECKPOINT, output / "bundle", plan, options, parity.verify, progress.step)
-        crops, _ = bundle.read_golden()
-        timings = []
-        for index, variant in enumerate(bundle.variants):
-            progress.step(f"time {variant.name}", index, len(bundle.variants))
-            timings.append(fps.measure(bundle.folder, variant.name, count, crops))
-    drawn = picture.draw_crops(bundle, bundle.variants[0].name, crops, output / "faces.png")
-    note = (
-        f"px: distance to torch's landmarks, pixels of the {bundle.spec.input_size} px crop, over {len(crops)} faces. "
-        f"ms: crop to landmarks, median, {_count(count, 'thread')}, measured on this machine."
-    )
-    return Output(
-        {"bundle": bundle.to_json(), "timings": [t.to_json() for t in timings], "picture": str(drawn)},
-        (tables.variants(bundle, timings), "", note, f"bundle   {bundle.folder}", f"picture  {drawn}"),
-    )
-
-
-@_command
-def inspect(
-    path: Annotated[Path, typer.Argument(metavar="CHECKPOINT|BUNDLE", help="A checkpoint, five-map ONNX or bundle.")],
-    input_size: Annotated[int | None, typer.Option(help="Side of the crop, for ONNX files that leave it open.")] = None,
-    trust_pickle: Annotated[bool, typer.Option(help="Load pickled modules, which run the file's code.")] = False,
-) -> Output:
-    """Say what a checkpoint or a bundle is."""
-    from pipnet_edge.benchmarks import tables
-
-    if path.is_dir():
-        from pipnet_edge import bundle as bundles
-
-        bundle = bundles.read(path)
-        return Output(bundle.to_json(), (tables.network(bundle.spec, bundle.source), "", tables.variants(bundle)))
-    from pipnet_edge.converters import checkpoint
-
-    found = checkpoint.read(path, input_size, trust_pickle)
-    data = {
-        "backbone": found.backbone,
-        "num_lms": found.num_lms,
-        "num_nb": found.num_nb,
-        "net_stride": found.net_stride,
-        "input_size": found.input_size,
-        "parameters": found.parameters,
-        "datasets": found.datasets,
-    }
-    return Output(data, (tables.checkpoint(data),))
-
-
-@_command
-def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="A PIPNet state_dict (.pth) or a five-map ONNX file.")],
-    data: Annotated[
-        str | None, typer.Option(help="Dataset: aflw, cofw, wflw, lapa, 300w, 300w-celeba, 300w-cofw-wflw.")
-    ] = None,
-    meanface: Annotated[Path | None, typer.Option(help="Mean-face file of a custom dataset: x0 y0 x1 y1 …")] = None,
-    to: Annotated[str, typer.Option(help="Runtimes, separated by commas.")] = "onnx,ncnn,mnn,tflite",
-    precision: Annotated[str, typer.Option(help="fp32, fp16; ONNX Runtime has no fp16 variant.")] = "fp32,fp16",
-    input_size: Annotated[
-        int | None, typer.Option(help="Side of the crop in pixels, a multiple of the stride (256).")
-    ] = None,
-    mean: Annotated[str | None, typer.Option(help="Mean of R,G,B in [0, 1], if not ImageNet's.")] = None,
-    std: Annotated[str | None, typer.Option(help="Standard deviation of R,G,B, if not ImageNet's.")] = None,
-    simplify: Annotated[bool, typer.Option(help="Simplify the ONNX graph.")] = True,
-    trust_pickle: Annotated[
-        bool,
-        typer.Option(
-            help="Load a pickled module. Loading runs code from the file: only for files whose maker you trust."
-        ),
-    ] = False,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The bundle's folder.")] = DEFAULT_BUNDLE,
-) -> Output:
-    """Make a verified bundle from a trained checkpoint."""
-    from pipnet_edge import converters
-    from pipnet_edge.benchmarks import parity, tables
-
-    # Checked before torch is imported: whoever mistypes need not wait for it.
-    plan = converters.Plan(_words(to), _words(precision))
-    from pipnet_edge.converters import checkpoint as checkpoints
-
-    given = {"mean": mean, "std": std}
-    chosen: dict[str, Any] = {name: _floats(name, text, 3) for name, text in given.items() if text is not None}
-    options = checkpoints.Options(
-        data=data, meanface=meanface, input_size=input_size, trust_pickle=trust_pickle, **chosen
-    )
-    progress = render.Progress()
-    with progress.shown():
-        bundle = converters.convert(checkpoint, output, plan, options, parity.verify, progress.step, simplify)
-    return Output(
-        {"bundle": str(output), **bundle.to_json()},
-        (
-            tables.network(bundle.spec, bundle.source),
-            "",
-            tables.variants(bundle),
-            "",
-            f"bundle  {output}",
-        ),
-    )
-
-
-@_command
+@command
 def run(
     paths: Annotated[
         list[Path], typer.Argument(metavar="[BUNDLE] IMAGE", help="An image, after the bundle if not ./bundle.")
@@ -220,14 +54,14 @@ def run(
         raise EdgeError(f"{len(paths)} paths; give [BUNDLE] IMAGE")
     bundle, image = (paths[0], paths[1]) if len(paths) == 2 else (DEFAULT_BUNDLE, paths[0])
     boxes: list[Box] = [_box(text) for text in box or ()]
-    found = picture.annotate(bundle, image, boxes, crop, variant, _threads(threads), output)
+    found = picture.annotate(bundle, image, boxes, crop, variant, thread_count(threads), output)
     lines = [
-        f"{_count(len(found.faces), 'face')}, {found.landmarks} landmarks each, by {found.variant} ({found.version})"
+        f"{counted(len(found.faces), 'face')}, {found.landmarks} landmarks each, by {found.variant} ({found.version})"
     ]
     return Output(found.to_json(), (*lines, f"picture    {found.picture}", f"landmarks  {found.json}"))
 
 
-@_command
+@command
 def parity(
     bundle: BundleArgument = DEFAULT_BUNDLE,
     variant: Annotated[list[str] | None, typer.Option(help="A variant to check; all if not given. Repeatable.")] = None,
@@ -244,7 +78,7 @@ def parity(
     progress = render.Progress()
     with progress.shown():
         pictures = check.pictures_in(images) if images else ()
-        rows = check.check(bundles.read(bundle), variant or (), _threads(threads), pictures, progress.step)
+        rows = check.check(bundles.read(bundle), variant or (), thread_count(threads), pictures, progress.step)
     failed = check.first_failure(rows)
     return Output(
         {"rows": [row.to_json() for row in rows]},
@@ -254,7 +88,7 @@ def parity(
     )
 
 
-@_command
+@command
 def drift(
     bundle: BundleArgument = DEFAULT_BUNDLE,
     *,
@@ -296,7 +130,7 @@ def drift(
     faces = drifts.Faces(found, opened.spec.input_size)
     progress = render.Progress()
     with progress.shown():
-        rows, landmarks = drifts.run(opened, faces, variants, output / "cache", _threads(jobs), progress.step)
+        rows, landmarks = drifts.run(opened, faces, variants, output / "cache", thread_count(jobs), progress.step)
     pictures = drifts.draw(opened, faces, variants[0].name, rows, landmarks, output)
     broken = drifts.broken_limits(rows, limits)
     note = f"{len(faces)} faces, against {variants[0].name}; [low, high]: 95 % bootstrap interval over faces"
@@ -313,7 +147,7 @@ def drift(
     )
 
 
-@_command
+@command
 def doctor() -> Output:
     """Run a tiny inference on every runtime and say which work here."""
     from pipnet_edge import runtimes
@@ -342,33 +176,9 @@ def doctor() -> Output:
     )
 
 
-def _threads(given: int) -> int:
-    from pipnet_edge import host
-
-    return given or host.default_threads()
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def _floats(name: str, text: str, count: int) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(word) for word in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != count:
-        raise EdgeError(f"--{name} {text}; {count} numbers separated by commas are needed")
-    return numbers
-
-
 def _box(text: str) -> Box:
-    x, y, width, height = _floats("box", text, 4)
+    x, y, width, height = floats("box", text, 4)
     return x, y, width, height
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def main() -> None:

@@ -80,12 +80,14 @@ class Progress:
         )
         self._bar = Bar(*columns, console=console, transient=True) if console.is_terminal else None
         self._task = self._bar.add_task("", total=None) if self._bar else None
+        self._said = ("", -1)
 
     def step(self, what: str, done: int, total: int) -> None:
         """Says what begins now, after `done` of `total` steps."""
         if self._bar and self._task is not None:
             self._bar.update(self._task, description=what, completed=done, total=total)
-        else:
+        elif self._said != (what, done):
+            self._said = what, done
             print(f"[{done + 1}/{total}] {what}", file=sys.stderr, flush=True)
 
     @contextmanager

@@ -36,6 +36,7 @@ PACKAGES = {
     "null": ("numpy",),
 }
 DESTINATIONS = ("onnx", "ncnn", "mnn", "tflite")
+# Float precisions; the quantized ones are in converters/recipes.toml.
 PRECISIONS = {"onnx": ("fp32",), "ncnn": ("fp32", "fp16"), "mnn": ("fp32", "fp16"), "tflite": ("fp32", "fp16")}
 
 

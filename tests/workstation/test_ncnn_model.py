@@ -12,15 +12,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipnet_edge.converters.ncnn_int8 import (
-    by_table,
-    heads,
-    match_weights,
-    observe,
-    quantizable,
-    quantize,
-    table_of,
-)
 from pipnet_edge.converters.ncnn_model import (
     Layer,
     Model,
@@ -31,6 +22,15 @@ from pipnet_edge.converters.ncnn_model import (
     run,
     write_model,
     write_table,
+)
+from pipnet_edge.converters.ncnn_quantize import (
+    by_table,
+    heads,
+    match_weights,
+    observe,
+    quantizable,
+    quantize,
+    table_of,
 )
 from pipnet_edge.errors import EdgeError
 

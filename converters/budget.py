@@ -1,0 +1,95 @@
+"""How much drift is allowed, and the fewest layers found that have to stay in float for it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipnet_edge.errors import EdgeError
+
+Progress = Callable[[str, int, int], None]
+
+METRICS = ("px", "nme")
+MEASUREMENTS = 10
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most drift allowed: px, the mean drift in pixels of the crop, or nme, |change of the NME| in % points."""
+
+    metric: str
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.limit:g}{self.metric}"
+
+
+def parse(text: str) -> Budget:
+    """A Budget from a number and a metric, "0.5px" or "0.02nme". Raises EdgeError for anything else."""
+    found = re.fullmatch(
+        rf"\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*({'|'.join(METRICS)})\s*", text, re.ASCII | re.IGNORECASE
+    )
+    limit = float(found[1]) if found else math.inf
+    if not found or not math.isfinite(limit):
+        raise EdgeError(f"budget {text!r:.60}; allowed: a number and {' or '.join(METRICS)}, such as 0.5px or 0.02nme")
+    return Budget(found[2].lower(), limit)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search found.
+
+    kept: the layers to keep in float, the most sensitive first; if not satisfied, all of them. before, after: drift
+    with no layer kept and with these. steps: (layers kept, drift) in the order measured.
+    """
+
+    kept: tuple[str, ...]
+    before: float
+    after: float
+    satisfied: bool
+    steps: tuple[tuple[int, float], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def search(
+    order: Sequence[str],
+    drift: Callable[[frozenset[str]], float],
+    limit: float,
+    progress: Progress = lambda *_: None,
+) -> Outcome:
+    """Keeps the first layers of `order`, as few as found, in float, so that drift(kept) <= limit.
+
+    Tries 0, 1, 2, 4, 8 … layers and all, then halves the gap between the last failure and the first success, with
+    MEASUREMENTS calls of drift at most. Drift need not fall with every layer: what is returned was itself measured.
+    """
+    steps: dict[int, float] = {}
+
+    def holds(count: int) -> bool:
+        progress(f"{count} of {len(order)} layers in float", len(steps), MEASUREMENTS)
+        steps[count] = drift(frozenset(order[:count]))
+        return steps[count] <= limit
+
+    fails, holding = -1, None
+    for count in _counts(len(order)):
+        if holds(count):
+            holding = count
+            break
+        fails = count
+    while holding is not None and holding - fails > 1 and len(steps) < MEASUREMENTS:
+        middle = (fails + holding) // 2
+        if holds(middle):
+            holding = middle
+        else:
+            fails = middle
+    count = len(order) if holding is None else holding
+    return Outcome(tuple(order[:count]), steps[0], steps[count], holding is not None, tuple(steps.items()))
+
+
+def _counts(total: int) -> list[int]:
+    doubling = [0, *(2**power for power in range(MEASUREMENTS - 2))]
+    return [count for count in doubling if count < total] + [total]

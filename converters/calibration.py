@@ -1,0 +1,92 @@
+"""The faces that an int8 conversion looks at: which, cut as inference cuts them, and by what they are known later."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.preprocess import Rect, cut, read_picture
+
+COUNT = 256
+LEAST = 16
+# A crop whose channels each span fewer grey levels than this shows nothing, whatever noise the camera added.
+CONTRAST = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """n faces in the order in which they were drawn, so that the first few are a fair choice too.
+
+    crops: (n, side, side, 3) uint8 RGB. names: the n image files' names. images: the sha256 of each of those files, to
+    recognise them in a test set. repeated: how many crops have the very pixels of an earlier one.
+    """
+
+    crops: NDArray[np.uint8]
+    names: tuple[str, ...]
+    images: tuple[str, ...]
+    repeated: int
+
+    @property
+    def sha256(self) -> str:
+        """One hash of all pixels in their order, and of the side."""
+        digest = hashlib.sha256(f"{self.crops.shape[1]} ".encode())
+        for crop in self.crops:
+            digest.update(crop.tobytes())
+        return digest.hexdigest()
+
+
+def choose(faces: Sequence[tuple[Path, Rect | None]], side: int, count: int = COUNT, seed: int = 0) -> Calibration:
+    """Draws `count` faces without replacement, all when there are fewer, and cuts them to side x side pixels.
+
+    A face is an image and the rectangle to cut, None where the image is the crop. What is drawn depends on the seed and
+    the paths, not on the order given. Raises EdgeError for fewer than 16 faces, or fewer than 16 that differ, and names
+    the first image that is unreadable, does not contain its rectangle or shows nothing.
+    """
+    if count < LEAST:
+        raise EdgeError(f"{count} calibration images; at least {LEAST} are needed")
+    candidates = sorted(set(faces), key=_place)
+    if len(candidates) < LEAST:
+        raise EdgeError(f"{len(candidates) or 'no'} images to calibrate with; at least {LEAST} are needed")
+    drawn = [candidates[i] for i in np.random.default_rng(seed).permutation(len(candidates))[:count]]
+    crops = np.empty((len(drawn), side, side, 3), np.uint8)
+    for crop, (path, rect) in zip(crops, drawn, strict=True):
+        crop[:] = _crop(path, rect, side)
+    _check_contrast(crops, [path for path, _ in drawn])
+    different = len({hashlib.sha256(crop.tobytes()).digest() for crop in crops})
+    if different < LEAST:
+        raise EdgeError(f"{different} of {len(crops)} calibration images differ; at least {LEAST} are needed")
+    images = tuple(_sha256(path) for path, _ in drawn)
+    return Calibration(crops, tuple(path.name for path, _ in drawn), images, len(crops) - different)
+
+
+def _place(face: tuple[Path, Rect | None]) -> tuple[str, tuple[int, ...]]:
+    path, rect = face
+    return path.as_posix(), (rect.left, rect.top, rect.right, rect.bottom) if rect else ()
+
+
+def _crop(path: Path, rect: Rect | None, side: int) -> NDArray[np.uint8]:
+    picture = read_picture(path)
+    height, width = picture.shape[:2]
+    rect = rect or Rect(0, 0, width, height)
+    if not (0 <= rect.left < rect.right <= width and 0 <= rect.top < rect.bottom <= height):
+        corners = f"{rect.left},{rect.top} to {rect.right},{rect.bottom}"
+        raise EdgeError(f"{path} has {width}x{height} pixels; its face, {corners}, lies outside")
+    return cut(picture, rect, side)
+
+
+def _check_contrast(crops: NDArray[np.uint8], paths: Sequence[Path]) -> None:
+    blank = [path for crop, path in zip(crops, paths, strict=True) if np.ptp(crop, axis=(0, 1)).max() < CONTRAST]
+    if blank:
+        more = f" (as do {len(blank) - 1} more of {len(crops)} calibration images)" if len(blank) > 1 else ""
+        raise EdgeError(f"{blank[0]} shows nothing but one colour{more}; faces are needed")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

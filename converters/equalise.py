@@ -1,0 +1,157 @@
+"""Cross-layer equalisation: channels that share one int8 tensor are scaled to share its range too.
+
+A channel made a times larger by the layers before it and a times smaller by those after it changes nothing in float
+(Nagel et al. 2019, arXiv:1906.04721), but a channel that used a hundredth of a tensor's range gets all of it. ReLU6 is
+not homogeneous: there a channel only grows, and only as far as calibration saw it stay below 6 in both networks.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from pipnet_edge.converters import golden
+from pipnet_edge.converters.quantized import CONVOLUTIONS, Run, convolutions, module, points, readers_of
+from pipnet_edge.spec import ModelSpec
+
+BATCH = 8
+# Under ReLU6 a channel's largest value may come this near to 6; other faces reach farther than calibration's.
+MARGIN = 0.85
+MOST = 100.0
+# Channels weaker than this share of a tensor's largest are not raised further.
+LEAST = 1e-3
+
+# What hands its input on, channel by channel, and commutes with a positive factor.
+TRANSPARENT = (nn.ReLU, nn.ReLU6, nn.Identity, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Dropout)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A node's least and largest output of every channel, (C,)."""
+
+    low: Tensor
+    high: Tensor
+
+
+@torch.no_grad()
+def equalise(graph: fx.GraphModule, spec: ModelSpec, crops: NDArray[np.uint8]) -> None:
+    """Scales channels in place; the float network stays the same but for rounding. crops: calibration faces."""
+    extents = _extents(graph, spec, crops)
+    stored = points(graph)
+    layers = list(convolutions(graph).values())
+    for nodes in _groups(graph):
+        makers = [node for node in layers if node in nodes]
+        readers = [node for node in layers if node.all_input_nodes[0] in nodes]
+        kept = [node for node in nodes if node.name in stored]
+        if not (makers and readers and kept):
+            continue
+        if any(isinstance(module(graph, node), nn.ReLU6) for node in nodes):
+            highest = torch.stack([extents[node.name].high for node in kept]).amax(0)
+            factors = (6 * MARGIN / highest.clamp_min(LEAST)).clamp(1.0, MOST)
+        else:
+            shares = [_share(graph, node, extents) for node in kept]
+            factors = 1 / torch.stack(shares).amax(0)
+            factors /= math.exp(factors.log().mean())
+        _scale(graph, makers, readers, factors)
+
+
+def _share(graph: fx.GraphModule, node: fx.Node, extents: Mapping[str, Extent]) -> Tensor:
+    """What each channel needs of the node's range, the neediest 1."""
+    extent = extents[node.name]
+    low, high = -extent.low.clamp_max(0), extent.high.clamp_min(0)
+    other = _summed_before_relu(graph, node)
+    if other is not None:
+        # What the other summand cannot lift above zero is cut off by the ReLU anyway.
+        low = torch.minimum(low, extents[other.name].high.clamp_min(0))
+    needed = torch.maximum(low, high)
+    needed = needed.clamp_min(LEAST * needed.max())
+    return needed / needed.max()
+
+
+def _summed_before_relu(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """The other summand, where a layer's output is only read by a sum that is only read by a ReLU."""
+    if not isinstance(module(graph, node), CONVOLUTIONS):
+        return None
+    readers = readers_of(graph, node)
+    if len(readers) != 1 or readers[0].target is not operator.add:
+        return None
+    after = list(readers[0].users)
+    if len(after) != 1 or not isinstance(module(graph, after[0]), nn.ReLU):
+        return None
+    sources = [_before_identity(graph, source) for source in readers[0].all_input_nodes]
+    others = [source for source in sources if source is not node]
+    return others[0] if len(others) == 1 else None
+
+
+def _before_identity(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
+    while isinstance(module(graph, node), nn.Identity):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _groups(graph: fx.GraphModule) -> list[list[fx.Node]]:
+    """The sets of nodes whose channels can only be scaled together; those that cannot be scaled are left out."""
+    parent: dict[fx.Node, fx.Node] = {}
+    fixed: list[fx.Node] = []
+
+    def find(node: fx.Node) -> fx.Node:
+        while parent.setdefault(node, node) is not node:
+            node = parent[node]
+        return node
+
+    for node in graph.graph.nodes:
+        layer, sources = module(graph, node), node.all_input_nodes
+        if isinstance(layer, CONVOLUTIONS):
+            find(node)
+            if isinstance(layer, nn.ConvTranspose2d) or 1 < layer.groups < layer.in_channels:
+                fixed += [node, *sources]
+        elif isinstance(layer, TRANSPARENT) or (node.op == "call_function" and node.target is operator.add):
+            for source in sources:
+                parent[find(node)] = find(source)
+            # A constant summand, or one that is broadcast, would have to be scaled as well.
+            fixed += [node] if len(node.args) != len(sources) else []
+        else:
+            fixed += [node, *sources]
+    roots = {find(node) for node in fixed}
+    groups: dict[fx.Node, list[fx.Node]] = {}
+    for node in list(parent):
+        if find(node) not in roots:
+            groups.setdefault(find(node), []).append(node)
+    return list(groups.values())
+
+
+def _scale(graph: fx.GraphModule, makers: list[fx.Node], readers: list[fx.Node], factors: Tensor) -> None:
+    for node in makers:
+        layer = module(graph, node)
+        assert isinstance(layer, nn.Conv2d)
+        layer.weight *= factors[:, None, None, None]
+        if layer.bias is not None:
+            layer.bias *= factors
+    for node in readers:
+        layer = module(graph, node)
+        assert isinstance(layer, nn.Conv2d)
+        layer.weight /= factors[:, None, None, None] if layer.groups > 1 else factors[None, :, None, None]
+
+
+def _extents(graph: fx.GraphModule, spec: ModelSpec, crops: NDArray[np.uint8]) -> dict[str, Extent]:
+    found: dict[str, Extent] = {}
+
+    def hook(node: fx.Node, value: Tensor) -> Tensor:
+        if value.ndim == 4:
+            low, high = value.amin((0, 2, 3)), value.amax((0, 2, 3))
+            if node.name in found:
+                low, high = torch.minimum(low, found[node.name].low), torch.maximum(high, found[node.name].high)
+            found[node.name] = Extent(low, high)
+        return value
+
+    for start in range(0, len(crops), BATCH):
+        images = golden.normalise(crops[start : start + BATCH], spec)
+        Run(graph, hook).run(images.contiguous(memory_format=torch.channels_last))
+    return found

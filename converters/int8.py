@@ -1,0 +1,136 @@
+"""From a float network and calibration faces to weights on their int8 grids and the ranges of activations.
+
+This is done once for all runtimes and kept in a cache, by the hash of everything that goes in.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from pipnet_edge.converters import equalise, quantized, ranges, rounding
+from pipnet_edge.converters.calibration import Calibration
+from pipnet_edge.converters.checkpoint import Network
+from pipnet_edge.converters.quantized import Quantized, Range
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.spec import ModelSpec
+
+ROUNDINGS = ("sequential", "nearest")
+# Part of what the cache goes by: to be raised when the same inputs would give other weights.
+METHOD = 3
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to quantize: ranges is one of ranges.METHODS, rounding one of ROUNDINGS. Raises EdgeError for other names."""
+
+    ranges: str = ranges.BEST
+    rounding: str = ROUNDINGS[0]
+
+    def __post_init__(self) -> None:
+        for name, given, allowed in (
+            ("--ranges", self.ranges, ranges.METHODS),
+            ("--rounding", self.rounding, ROUNDINGS),
+        ):
+            if given not in allowed:
+                raise EdgeError(f"{name} {given}; allowed: {', '.join(allowed)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """float_ and rounded: the same graph, equalised, for images of `spec`, before and after rounding of all layers."""
+
+    float_: fx.GraphModule
+    rounded: fx.GraphModule
+    spec: ModelSpec
+    ranges: Mapping[str, Range]
+
+    def keeping(self, keep: Collection[str]) -> Quantized:
+        """The network to quantize with these layers in float, as they were before rounding."""
+        graph = copy.deepcopy(self.rounded)
+        for name in keep:
+            graph.get_submodule(name).load_state_dict(self.float_.get_submodule(name).state_dict())
+        return Quantized(graph, self.spec, self.ranges, frozenset(keep))
+
+    def kinds(self, names: Collection[str]) -> dict[str, str]:
+        """Layer name -> kind, of the layers of these kinds: heads, gates, transposed."""
+        find = {"heads": quantized.heads, "gates": quantized.gates, "transposed": quantized.transposed}
+        return {layer: kind for kind in names for layer in sorted(find[kind](self.float_))}
+
+
+def prepare(network: Network, faces: Calibration, options: Options, progress: Progress = lambda *_: None) -> Prepared:
+    """Equalises, finds ranges and rounds; takes minutes, or a moment where the cache has it."""
+    graph = quantized.trace(network.net)
+    path = _cache() / f"{_key(network, faces, options)}.pt"
+    kept = _read(path)
+    if kept is None:
+        progress("equalise", 0, 1)
+        equalise.equalise(graph, network.spec, faces.crops)
+    spec = quantized.pixel_lattice(graph, network.spec)
+    if kept is not None:
+        rounded = copy.deepcopy(graph)
+        graph.load_state_dict(kept["float"])
+        rounded.load_state_dict(kept["rounded"])
+        return Prepared(graph, rounded, spec, kept["ranges"])
+    found = ranges.observe(
+        graph, spec, faces.crops, options.ranges, lambda done, total: progress("calibrate", done, total)
+    )
+    quantized.fit_biases(graph, found)
+    keep = quantized.transposed(graph)
+    if options.rounding == "nearest":
+        rounded = rounding.nearest(graph, keep)
+    else:
+        rounded = rounding.sequential(
+            graph, spec, faces.crops, found, keep, lambda *a: progress(f"round {a[0]}", *a[1:])
+        )
+    _write(path, {"float": graph.state_dict(), "rounded": rounded.state_dict(), "ranges": found})
+    return Prepared(graph, rounded, spec, found)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pipnet-edge" / "rounded"
+
+
+def _key(network: Network, faces: Calibration, options: Options) -> str:
+    spec = network.spec
+    digest = hashlib.sha256(json.dumps([METHOD, asdict(options), faces.sha256, spec.mean, spec.std]).encode())
+    for name, tensor in network.net.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        kept: dict[str, Any] = torch.load(path, weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile):
+        return None  # not there, or cut off by a full disk
+    return kept
+
+
+def _write(path: Path, kept: Mapping[str, object]) -> None:
+    # A cache that cannot be written costs the next run some time and this one nothing.
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            try:
+                torch.save(dict(kept), file)
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise

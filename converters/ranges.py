@@ -1,0 +1,216 @@
+"""How far each stored tensor of a network reaches over a set of faces, and where it is best clipped.
+
+Faces are streamed through the float network, once for the extremes and once for histograms between them, so that memory
+does not grow with their number. Extremes are those of all values; histograms are of values drawn at random.
+
+The methods differ in what they clip:
+minmax: nothing.
+percentile: the largest 0.01 % of the values and the smallest 0.01 % (the 99.99th percentile, on both sides).
+kl: both ends by one factor, so that the distribution of what is stored diverges least (Kullback-Leibler) from the true
+    one.
+mse: each end by a factor of its own, so that rounding and clipping together make the least squared error.
+
+Zero is always stored exactly and is frequent after a ReLU: it does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from pipnet_edge.converters import golden
+from pipnet_edge.converters.quantized import Range, Run, maps, points
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.spec import ModelSpec
+
+Progress = Callable[[int, int], None]
+Look = Callable[[str, Tensor], None]
+
+METHODS = ("minmax", "percentile", "kl", "mse")
+BEST = "mse"
+# Larger batches leave the processor's cache and take longer for each image.
+BATCH = 4
+BINS = 2048
+# Values of a node and batch that enter its histogram.
+DRAWN = 1 << 15
+CLIPPED = 1e-4
+# The shares of the extremes that kl and mse try.
+FACTORS = np.geomspace(1, 0.1, 50)
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """counts: (BINS,) float64 of values other than 0, in equal bins from low, at most 0, to high, at least 0."""
+
+    counts: NDArray[np.float64]
+    low: float
+    high: float
+
+    @property
+    def centres(self) -> NDArray[np.float64]:
+        """(BINS,) the middle of each bin."""
+        return self.low + np.arange(0.5, len(self.counts), dtype=np.float64) * self.width
+
+    @property
+    def width(self) -> float:
+        return (self.high - self.low) / len(self.counts)
+
+
+def observe(
+    graph: fx.GraphModule,
+    spec: ModelSpec,
+    crops: NDArray[np.uint8],
+    method: str = BEST,
+    progress: Progress = lambda done, total: None,
+    bits: int = 8,
+) -> dict[str, Range]:
+    """Node name -> range to store it in, of the nodes in `points` and `maps`, from crops (n, S, S, 3) uint8 RGB.
+
+    Ranges contain 0. An image of whole numbers has the range of `image_range`. `progress` is told how many images of
+    how many are done, over both passes. Raises EdgeError for an unknown method and for a node with values that are not
+    finite.
+    """
+    if method not in METHODS:
+        raise EdgeError(f"calibration method {method!r}; allowed: {', '.join(METHODS)}")
+    names = [*points(graph), *maps(graph)]
+    image = next(node.name for node in graph.graph.nodes if node.op == "placeholder")
+    fixed = {image: image_range(spec)} if _is_whole(spec) else {}
+    wanted = [name for name in names if name not in fixed]
+    passes = 1 if method == "minmax" else 2
+
+    def stream(look: Look, index: int) -> None:
+        _stream(graph, spec, crops, wanted, look, lambda n: progress(index * len(crops) + n, passes * len(crops)))
+
+    found = _extremes(lambda look: stream(look, 0))
+    if passes == 2:
+        histograms = _histograms(lambda look: stream(look, 1), found)
+        found |= {name: clip(histogram, method, bits) for name, histogram in histograms.items()}
+    return {name: (fixed | found)[name] for name in names}
+
+
+def image_range(spec: ModelSpec) -> Range:
+    """(low, high) with a step of exactly 1 for an image of whole numbers, pixels less the mean.
+
+    It is the middle channel's; the ends of the other two are clipped by the difference of their means.
+    """
+    low = -round(255 * sorted(spec.mean)[1])
+    return float(low), float(low + 255)
+
+
+def clip(histogram: Histogram, method: str, bits: int = 8) -> Range:
+    """The range that a method finds best for values stored in so many bits; minmax needs no histogram."""
+    if method == "percentile":
+        return _percentile(histogram)
+    return _entropy(histogram, 2**bits) if method == "kl" else _squared_error(histogram, 2**bits)
+
+
+def _is_whole(spec: ModelSpec) -> bool:
+    """Whether normalised images are whole numbers, as pixel_lattice makes them."""
+    pixels = 255 * np.array(spec.mean)
+    return bool(np.allclose(spec.std, 1 / 255, rtol=1e-9) and np.allclose(pixels, pixels.round(), rtol=0, atol=1e-9))
+
+
+def _stream(
+    graph: fx.GraphModule,
+    spec: ModelSpec,
+    crops: NDArray[np.uint8],
+    names: Collection[str],
+    look: Look,
+    progress: Callable[[int], None],
+) -> None:
+    """Shows `look` each named node's output, (positions, channels), batch by batch."""
+
+    def hook(node: fx.Node, value: Tensor) -> Tensor:
+        if node.name in names:
+            look(node.name, value.movedim(1, -1).reshape(-1, value.shape[1]))
+        return value
+
+    run = Run(graph, hook)
+    with torch.inference_mode():
+        for start in range(0, len(crops), BATCH):
+            batch = crops[start : start + BATCH]
+            run.run(golden.normalise(batch, spec))
+            progress(start + len(batch))
+
+
+def _extremes(stream: Callable[[Look], None]) -> dict[str, Range]:
+    found: dict[str, Range] = {}
+
+    def look(name: str, values: Tensor) -> None:
+        low, high = (end.item() for end in values.flatten().aminmax())
+        if not np.isfinite([low, high]).all():
+            raise EdgeError(f"the network gives values that are not finite at {name} on the calibration images")
+        before = found.get(name, (0.0, 0.0))
+        found[name] = min(before[0], low), max(before[1], high)
+
+    stream(look)
+    return found
+
+
+def _histograms(stream: Callable[[Look], None], extremes: dict[str, Range]) -> dict[str, Histogram]:
+    """Of the nodes that are not all zero. The same positions are drawn in every run, and all their channels."""
+    counts = {name: torch.zeros(BINS, dtype=torch.float64) for name, (low, high) in extremes.items() if low < high}
+    generator = torch.Generator().manual_seed(0)
+
+    def look(name: str, values: Tensor) -> None:
+        if name not in counts:
+            return
+        drawn = values
+        if values.numel() > DRAWN:
+            drawn = values[torch.randint(len(values), (-(-DRAWN // values.shape[1]),), generator=generator)]
+        counts[name] += torch.histc(drawn[drawn != 0], BINS, *extremes[name]).double() * (len(values) / len(drawn))
+
+    stream(look)
+    for count in counts.values():
+        # The extremes were there once at least; if they are not drawn, clipping them must not look free.
+        count[[0, -1]] += 1
+    return {name: Histogram(count.numpy(), *extremes[name]) for name, count in counts.items()}
+
+
+def _percentile(histogram: Histogram) -> Range:
+    share = histogram.counts.cumsum() / histogram.counts.sum()
+    low = histogram.low + int(np.searchsorted(share, CLIPPED, side="right")) * histogram.width
+    high = histogram.low + (int(np.searchsorted(share, 1 - CLIPPED)) + 1) * histogram.width
+    return min(low, 0.0), max(high, 0.0)
+
+
+def _entropy(histogram: Histogram, levels: int) -> Range:
+    divergences = []
+    for factor in FACTORS:
+        first, last = (
+            round((factor * end - histogram.low) / histogram.width) for end in (histogram.low, histogram.high)
+        )
+        divergences.append(_divergence(histogram.counts, first, last, levels))
+    factor = float(FACTORS[int(np.argmin(divergences))])
+    return factor * histogram.low, factor * histogram.high
+
+
+def _divergence(counts: NDArray[np.float64], first: int, last: int, levels: int) -> float:
+    """Kullback-Leibler divergence of the bins first to last - 1, in so many levels, from all bins clipped there."""
+    kept = counts[first:last]
+    clipped = kept.copy()
+    clipped[0] += counts[:first].sum()
+    clipped[-1] += counts[last:].sum()
+    level = np.arange(len(kept)) * levels // len(kept)
+    occupied = kept > 0
+    each = np.bincount(level, kept) / np.maximum(np.bincount(level, occupied), 1)
+    flattened = np.where(occupied, each[level], 0)
+    p, q = clipped / clipped.sum(), flattened / max(flattened.sum(), 1e-9)
+    there = p > 0
+    return float((p[there] * np.log(p[there] / np.maximum(q[there], 1e-9))).sum())
+
+
+def _squared_error(histogram: Histogram, levels: int) -> Range:
+    counts, centres = histogram.counts, histogram.centres
+    lows, highs = histogram.low * FACTORS, histogram.high * FACTORS
+    below = np.maximum(lows[:, None] - centres, 0) ** 2 @ counts
+    above = np.maximum(centres - highs[:, None], 0) ** 2 @ counts
+    # Values are spread evenly over a step, so rounding makes step^2 / 12 on average.
+    rounding = ((highs - lows[:, None]) / (levels - 1)) ** 2 / 12 * counts.sum()
+    low, high = np.unravel_index(np.argmin(below[:, None] + above + rounding), rounding.shape)
+    return float(lows[low]), float(highs[high])

@@ -1,0 +1,297 @@
+"""Which layers int8 hurts: the int8 scheme that all runtimes share, simulated in torch, any of the layers in float.
+
+A layer in int8 has the weights of `Quantized.graph`, one in float those of the float network. An activation is stored
+in 8 bits if an int8 layer makes it (after the activation function fused to it) or reads it, through pooling too; a sum,
+a product or an activation function that stands alone is also stored if all that it reads is, gates aside. So with every
+layer in int8 all of `quantized.points` are stored, and with none nothing is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from pipnet_edge.converters import golden
+from pipnet_edge.converters.quantized import (
+    CONVOLUTIONS,
+    Quantized,
+    convolutions,
+    gates,
+    module,
+    points,
+    readers_of,
+    stored,
+)
+from pipnet_edge.decode import MAP_NAMES, Decoder, Landmarks, Maps, map_shapes
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.spec import ModelSpec
+
+Crops = NDArray[np.uint8]
+Progress = Callable[[str, int, int], None]
+Env = dict[fx.Node, Any]
+
+CHUNK = 8  # images that run at a time; memory grows with it
+MOST_DB = 200.0  # signal-to-noise of a layer without any noise
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """One int8 layer. Drift is against the float network's landmarks, the mean over images and landmarks.
+
+    snr_db: signal-to-noise in dB of the layer's output (after the activation function fused to it) when all layers are
+    in int8. params, macs: its share, 0 to 1, of the weights and of the multiply-adds of all convolutions. px, in pixels
+    of the crop, and flips, in % of all cells: alone, when this layer is the only one in int8; without, when it is the
+    only one in float. px_gain: by how much px falls when this layer returns to float, all others staying in int8.
+    """
+
+    layer: str
+    snr_db: float
+    params: float
+    macs: float
+    px_alone: float
+    flips_alone: float
+    px_without: float
+    flips_without: float
+    px_gain: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def simulate(
+    float_graph: fx.GraphModule,
+    quantized: Quantized,
+    crops: Crops,
+    only: AbstractSet[str] | None = None,
+    keep: AbstractSet[str] = frozenset(),
+) -> Landmarks:
+    """Landmarks of crops (n, S, S, 3) uint8 RGB with some layers in int8.
+
+    float_graph: the network of quantized.graph, node by node, for images of the same spec, with float weights. `only`
+    names the layers in int8 (by default all but quantized.keep), `keep` those of them that stay in float all the same.
+    Raises EdgeError for names of no layer.
+    """
+    network = _Network(float_graph, quantized)
+    int8 = network.known(network.int8 if only is None else only) - network.known(keep)
+    return _join([network.landmarks(int8, image) for image in _images(crops, quantized.spec)])
+
+
+def measure(
+    float_graph: fx.GraphModule, quantized: Quantized, crops: Crops, progress: Progress = lambda *_: None
+) -> tuple[LayerSensitivity, ...]:
+    """Every int8 layer's sensitivity on crops (n, S, S, 3) uint8 RGB, in the network's order; arguments as above."""
+    network = _Network(float_graph, quantized)
+    layers, every, none = sorted(network.int8, key=list(network.layers).index), network.int8, frozenset[str]()
+    sweeps = {
+        "alone": (none, {layer: frozenset({layer}) for layer in layers}),
+        "without": (every, {layer: every - {layer} for layer in layers}),
+    }
+    landmarks: dict[tuple[str, str], list[Landmarks]] = {}
+    power = dict.fromkeys(layers, (0.0, 0.0))
+    images = list(_images(crops, quantized.spec))
+    done, total = 0, len(images) * len(sweeps) * len(layers)
+    for image in images:
+        for name, int8 in (("float", none), ("int8", every)):
+            landmarks.setdefault((name, ""), []).append(network.landmarks(int8, image))
+        for layer, signal, noise in network.powers(image):
+            power[layer] = power[layer][0] + signal, power[layer][1] + noise
+        for name, (base, changes) in sweeps.items():
+            sweep = network.sweep(image, base, changes)
+            for _ in layers:
+                progress(f"one layer {'in int8' if name == 'alone' else 'in float'}", done, total)
+                layer, found = next(sweep)
+                landmarks.setdefault((name, layer), []).append(found)
+                done += 1
+    truth = _join(landmarks["float", ""])
+    drift = {key: _drift(_join(parts), truth, quantized.spec) for key, parts in landmarks.items()}
+    weights, products = network.costs(images[0][:1])
+    return tuple(
+        LayerSensitivity(
+            layer=layer,
+            snr_db=_decibel(*power[layer]),
+            params=weights[layer] / sum(weights.values()),
+            macs=products[layer] / sum(products.values()),
+            px_alone=drift["alone", layer][0],
+            flips_alone=drift["alone", layer][1],
+            px_without=drift["without", layer][0],
+            flips_without=drift["without", layer][1],
+            px_gain=drift["int8", ""][0] - drift["without", layer][0],
+        )
+        for layer in layers
+    )
+
+
+def order(rows: Sequence[LayerSensitivity]) -> tuple[str, ...]:
+    """Layer names, first the one whose return to float is expected to gain most: the one that costs most alone.
+
+    px_gain itself is a poor guide beyond the first few layers: the noise of all others decides which cells flip.
+    """
+    return tuple(row.layer for row in sorted(rows, key=lambda row: (-row.px_alone, -row.px_gain)))
+
+
+class _Network:
+    """A network of which any set of layers is in int8, and what depends on the graph alone."""
+
+    def __init__(self, float_graph: fx.GraphModule, quantized: Quantized) -> None:
+        self.graph, self.quantized = float_graph, quantized
+        self.nodes = list(float_graph.graph.nodes)
+        self.layers = convolutions(float_graph)
+        self.int8 = frozenset(self.layers) - quantized.keep
+        self._points = points(float_graph)
+        self.outputs = {name: self._output(node) for name, node in self.layers.items()}
+        self._gates = {self.outputs[name] for name in gates(float_graph)}
+        # Of every point and layer: the points it is computed from.
+        wanted = {*self._points.values(), *self.layers.values()}
+        self._sources = {node: self._read(node) for node in self.nodes if node in wanted}
+        # Of every node: what no later node reads.
+        last = {source: node for node in self.nodes for source in node.all_input_nodes}
+        self.dying = {node: [s for s in node.all_input_nodes if last[s] is node] for node in self.nodes}
+        self._decode = Decoder(quantized.spec)
+
+    def _output(self, layer: fx.Node) -> fx.Node:
+        """The node that gives a layer's output: the activation function fused to it, or itself."""
+        behind = [reader for reader in readers_of(self.graph, layer) if reader.name in self._points]
+        return layer if layer.name in self._points or len(behind) != 1 else behind[0]
+
+    def _read(self, node: fx.Node) -> set[fx.Node]:
+        found = set()
+        for source in node.all_input_nodes:
+            found |= {source} if source.name in self._points else self._read(source)
+        return found
+
+    def known(self, names: AbstractSet[str]) -> frozenset[str]:
+        unknown = sorted(names - set(self.layers))
+        if unknown:
+            raise EdgeError(f"no layer {', '.join(unknown)}; layers: {', '.join(self.layers)}")
+        return frozenset(names)
+
+    def stored(self, int8: AbstractSet[str]) -> frozenset[str]:
+        """Names of the nodes that are stored in 8 bits when these layers are in int8."""
+        kept = {source for name in int8 for source in self._sources[self.layers[name]]}
+        kept |= {self.outputs[name] for name in int8}
+        made = set(self.outputs.values())
+        for node in self._points.values():
+            sources = self._sources[node] - self._gates
+            if node not in made and sources and sources <= kept:
+                kept.add(node)
+        return frozenset(node.name for node in kept if node.name in self._points)
+
+    def landmarks(self, int8: AbstractSet[str], image: Tensor) -> Landmarks:
+        return self.decode(_Mixed(self, int8, image).finish({}, 0))
+
+    def decode(self, outputs: Sequence[Tensor]) -> Landmarks:
+        shapes = map_shapes(self.quantized.spec)
+        maps = zip(MAP_NAMES, outputs, strict=True)
+        return self._decode(Maps(**{name: out.numpy().reshape(-1, *shapes[name]) for name, out in maps}))
+
+    def sweep(
+        self, image: Tensor, base: AbstractSet[str], changes: Mapping[str, AbstractSet[str]]
+    ) -> Iterator[tuple[str, Landmarks]]:
+        """The landmarks with each changed set of int8 layers, by its key.
+
+        Each is run from the node where it begins to differ from `base`, on what came before.
+        """
+        starts = {key: self.first_difference(base, int8) for key, int8 in changes.items()}
+        unchanged, env, done = _Mixed(self, base, image), Env(), 0
+        for key in sorted(starts, key=lambda k: starts[k]):
+            unchanged.advance(env, done, starts[key])
+            done = starts[key]
+            yield key, self.decode(_Mixed(self, changes[key], image).finish(env.copy(), done))
+
+    def first_difference(self, a: AbstractSet[str], b: AbstractSet[str]) -> int:
+        """Index of the first node that gives something else when the layers of b are in int8 instead of those of a."""
+        names = {self.layers[name].name for name in a ^ b} | (self.stored(a) ^ self.stored(b))
+        return min(i for i, node in enumerate(self.nodes) if node.name in names)
+
+    def powers(self, image: Tensor) -> Iterator[tuple[str, float, float]]:
+        """(int8 layer, sum of its squared float outputs, sum of their squared differences with all layers in int8)."""
+        layers = {self.outputs[name]: name for name in self.int8}
+        pairs = zip(self.walk(frozenset(), image), self.walk(self.int8, image), strict=True)
+        for (node, exact), (_, noisy) in pairs:
+            if node in layers:
+                true = exact.double()
+                yield layers[node], float(true.square().sum()), float((noisy - true).square().sum())
+
+    def costs(self, image: Tensor) -> tuple[dict[str, int], dict[str, int]]:
+        """Weights of each layer, and its multiply-adds for one image (1, 3, S, S)."""
+        weights, products = {}, {}
+        for node, value in self.walk(frozenset(), image):
+            layer = module(self.graph, node)
+            if isinstance(layer, CONVOLUTIONS):
+                # A transposed convolution multiplies once for each pixel that it reads.
+                step = math.prod(layer.stride) if layer.transposed else 1
+                weights[str(node.target)] = layer.weight.numel()
+                products[str(node.target)] = layer.weight.numel() * value.shape[2] * value.shape[3] // step
+        return weights, products
+
+    def walk(self, int8: AbstractSet[str], image: Tensor) -> Iterator[tuple[fx.Node, Any]]:
+        """Every node and what it gives."""
+        run, env = _Mixed(self, int8, image), Env()
+        for index, node in enumerate(self.nodes):
+            run.advance(env, index, index + 1)
+            yield node, env[node]
+
+
+class _Mixed(fx.Interpreter):
+    """Runs parts of a network with these layers in int8 on images (n, 3, S, S), normalised."""
+
+    def __init__(self, network: _Network, int8: AbstractSet[str], image: Tensor) -> None:
+        super().__init__(network.graph)
+        self._network, self._int8, self._image = network, int8, image
+        self._stored = network.stored(int8)
+
+    def advance(self, env: Env, start: int, stop: int) -> None:
+        """Runs the nodes start to stop. env holds every earlier output that is still needed, and does afterwards."""
+        self.env = env
+        with torch.no_grad():
+            for node in self._network.nodes[start:stop]:
+                env[node] = self.run_node(node)
+                for dead in self._network.dying[node]:
+                    del env[dead]
+
+    def finish(self, env: Env, start: int) -> tuple[Tensor, ...]:
+        """The maps, from the outputs that the nodes from `start` on need."""
+        nodes = self._network.nodes
+        self.advance(env, start, len(nodes))
+        maps: tuple[Tensor, ...] = env[nodes[-1]]
+        return maps
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = self._image if n.op == "placeholder" else super().run_node(n)
+        return stored(value, self._network.quantized.ranges[n.name]) if n.name in self._stored else value
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        graph = self._network.quantized.graph if target in self._int8 else self._network.graph
+        return graph.get_submodule(target)(*args, **kwargs)
+
+
+def _images(crops: Crops, spec: ModelSpec) -> Iterator[Tensor]:
+    for start in range(0, len(crops), CHUNK):
+        yield golden.normalise(crops[start : start + CHUNK], spec)
+
+
+def _join(parts: Sequence[Landmarks]) -> Landmarks:
+    return Landmarks(
+        np.concatenate([part.points for part in parts]),
+        np.concatenate([part.score for part in parts]),
+        np.concatenate([part.cell for part in parts]),
+    )
+
+
+def _drift(landmarks: Landmarks, truth: Landmarks, spec: ModelSpec) -> tuple[float, float]:
+    """(mean distance in px of the crop, winning cells that differ in %)."""
+    px = np.linalg.norm(landmarks.points.astype(np.float64) - truth.points, axis=2) * spec.input_size
+    return float(px.mean()), float((landmarks.cell != truth.cell).mean() * 100)
+
+
+def _decibel(signal: float, noise: float) -> float:
+    floor = max(signal, noise, 1e-300) * 10 ** (-MOST_DB / 10)
+    return 10 * math.log10(max(signal, floor) / max(noise, floor))

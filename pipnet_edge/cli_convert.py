@@ -1,0 +1,156 @@
+"""The commands of the workstation half: from checkpoints to bundles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipnet_edge import render
+from pipnet_edge.command import DEFAULT_BUNDLE, Threads, command, counted, floats, thread_count, words
+from pipnet_edge.render import Output
+
+if TYPE_CHECKING:
+    from pipnet_edge.preprocess import Rect
+
+
+@command
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the bundle and the picture.")] = Path(
+        "demo"
+    ),
+    threads: Threads = 1,
+) -> Output:
+    """Convert the embedded checkpoint for every runtime, check parity, time it and draw landmarks."""
+    from pipnet_edge import converters, runtimes
+    from pipnet_edge.benchmarks import fps, parity, picture, tables
+    from pipnet_edge.converters import checkpoint, golden
+
+    count = thread_count(threads)
+    progress = render.Progress()
+    with progress.shown():
+        plan = converters.Plan(runtimes.DESTINATIONS, ("fp32", "fp16"))
+        options = checkpoint.Options(data="300w")
+        bundle = converters.convert(golden.CHECKPOINT, output / "bundle", plan, options, parity.verify, progress.step)
+        crops, _ = bundle.read_golden()
+        timings = []
+        for index, variant in enumerate(bundle.variants):
+            progress.step(f"time {variant.name}", index, len(bundle.variants))
+            timings.append(fps.measure(bundle.folder, variant.name, count, crops))
+    drawn = picture.draw_crops(bundle, bundle.variants[0].name, crops, output / "faces.png")
+    note = (
+        f"px: distance to torch's landmarks, pixels of the {bundle.spec.input_size} px crop, over {len(crops)} faces. "
+        f"ms: crop to landmarks, median, {counted(count, 'thread')}, measured on this machine."
+    )
+    return Output(
+        {"bundle": bundle.to_json(), "timings": [t.to_json() for t in timings], "picture": str(drawn)},
+        (tables.variants(bundle, timings), "", note, f"bundle   {bundle.folder}", f"picture  {drawn}"),
+    )
+
+
+@command
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="CHECKPOINT|BUNDLE", help="A checkpoint, five-map ONNX or bundle.")],
+    input_size: Annotated[int | None, typer.Option(help="Side of the crop, for ONNX files that leave it open.")] = None,
+    trust_pickle: Annotated[bool, typer.Option(help="Load pickled modules, which run the file's code.")] = False,
+) -> Output:
+    """Say what a checkpoint or a bundle is."""
+    from pipnet_edge.benchmarks import tables
+
+    if path.is_dir():
+        from pipnet_edge import bundle as bundles
+
+        bundle = bundles.read(path)
+        return Output(bundle.to_json(), (tables.network(bundle.spec, bundle.source), "", tables.variants(bundle)))
+    from pipnet_edge.converters import checkpoint
+
+    found = checkpoint.read(path, input_size, trust_pickle)
+    data = {
+        "backbone": found.backbone,
+        "num_lms": found.num_lms,
+        "num_nb": found.num_nb,
+        "net_stride": found.net_stride,
+        "input_size": found.input_size,
+        "parameters": found.parameters,
+        "datasets": found.datasets,
+    }
+    return Output(data, (tables.checkpoint(data),))
+
+
+@command
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A PIPNet state_dict (.pth) or a five-map ONNX file.")],
+    data: Annotated[
+        str | None, typer.Option(help="Dataset: aflw, cofw, wflw, lapa, 300w, 300w-celeba, 300w-cofw-wflw.")
+    ] = None,
+    meanface: Annotated[Path | None, typer.Option(help="Mean-face file of a custom dataset: x0 y0 x1 y1 …")] = None,
+    to: Annotated[str, typer.Option(help="Runtimes, separated by commas.")] = "onnx,ncnn,mnn,tflite",
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16, int8, int8-full, int16x8, w8; those a runtime lacks are left out.")
+    ] = "fp32,fp16",
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Faces to quantize with: a folder of crops, or of pictures with labels.")
+    ] = None,
+    calibrate_labels: Annotated[
+        Path | None, typer.Option(help="Label file that cuts the calibration faces, as for drift.")
+    ] = None,
+    calibrate_count: Annotated[int, typer.Option(help="So many calibration faces, chosen by --seed.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the calibration faces.")] = 0,
+    ranges: Annotated[str, typer.Option(help="How activations are clipped: mse, minmax, percentile, kl.")] = "mse",
+    rounding: Annotated[
+        str, typer.Option(help="How weights are rounded: sequential (GPTQ, bias corrected) or nearest.")
+    ] = "sequential",
+    input_size: Annotated[
+        int | None, typer.Option(help="Side of the crop in pixels, a multiple of the stride (256).")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Mean of R,G,B in [0, 1], if not ImageNet's.")] = None,
+    std: Annotated[str | None, typer.Option(help="Standard deviation of R,G,B, if not ImageNet's.")] = None,
+    simplify: Annotated[bool, typer.Option(help="Simplify the ONNX graph.")] = True,
+    trust_pickle: Annotated[
+        bool,
+        typer.Option(
+            help="Load a pickled module. Loading runs code from the file: only for files whose maker you trust."
+        ),
+    ] = False,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The bundle's folder.")] = DEFAULT_BUNDLE,
+) -> Output:
+    """Make a verified bundle from a trained checkpoint."""
+    from pipnet_edge import converters
+    from pipnet_edge.benchmarks import parity, tables
+
+    # Checked before torch is imported: whoever mistypes need not wait for it.
+    plan = converters.Plan(words(to), words(precision))
+    from pipnet_edge.converters import checkpoint as checkpoints
+
+    given = {"mean": mean, "std": std}
+    chosen: dict[str, Any] = {name: floats(name, text, 3) for name, text in given.items() if text is not None}
+    options = checkpoints.Options(
+        data=data, meanface=meanface, input_size=input_size, trust_pickle=trust_pickle, **chosen
+    )
+    progress = render.Progress()
+    with progress.shown():
+        quantize = None
+        if plan.quantizes and calibrate:
+            faces = _faces(calibrate, calibrate_labels)
+            quantize = converters.Quantize(tuple(faces), calibrate_count, seed, ranges, rounding)
+        bundle = converters.convert(checkpoint, output, plan, options, parity.verify, progress.step, simplify, quantize)
+    return Output(
+        {"bundle": str(output), **bundle.to_json()},
+        (
+            tables.network(bundle.spec, bundle.source),
+            "",
+            tables.variants(bundle),
+            "",
+            f"bundle  {output}",
+        ),
+    )
+
+
+def _faces(images: Path, labels: Path | None) -> Iterator[tuple[Path, Rect | None]]:
+    """The faces in a folder: whole pictures, or what a label file says to cut from them."""
+    from pipnet_edge.benchmarks import labels as label_files
+
+    found = label_files.read_labels(labels, images) if labels else label_files.image_folder(images)
+    yield from zip(found.images, found.crops or [None] * len(found.images), strict=True)

@@ -1,0 +1,105 @@
+"""What commands share: each returns an Output; `command` runs it, prints it and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect as python_inspect
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipnet_edge import render
+from pipnet_edge.errors import USER_ERROR, EdgeError
+from pipnet_edge.render import Output
+
+INTERRUPTED = 130
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# What the extra [convert] brings; a device has none of it.
+WORKSTATION = {"torch", "onnx", "onnxsim", "onnxruntime", "pnnx"}
+
+app = typer.Typer(
+    help="Takes trained PIPNet checkpoints to NCNN, MNN, TFLite and ONNX Runtime, and checks that the landmarks stay.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+BundleArgument = Annotated[Path, typer.Argument(metavar="[BUNDLE]", help="The bundle's folder.")]
+Threads = Annotated[
+    int, typer.Option(min=0, help="Threads of the runtime; 0: as many as this machine has cores, at most 4.")
+]
+DEFAULT_BUNDLE = Path("bundle")
+
+
+def command(function: Callable[..., Output]) -> Callable[..., None]:
+    """Registers a command: adds --json, prints its Output, and prints an EdgeError as one line."""
+
+    @functools.wraps(function)
+    def run(*, json: bool, **arguments: Any) -> None:
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            output = function(**arguments)
+        except EdgeError as e:
+            output = Output({}, code=e.code, error=" ".join(str(e).split()))
+        except ModuleNotFoundError as e:
+            if e.name not in WORKSTATION:
+                raise
+            error = f"needs the workstation half: pip install 'pipnet-edge[convert]' (there is no {e.name} here)"
+            output = Output({}, code=USER_ERROR, error=error)
+        except OSError as e:
+            # Places that cannot be written are the user's to mend; any other failure keeps its traceback.
+            if e.errno not in UNWRITABLE:
+                raise
+            output = Output({}, code=USER_ERROR, error=f"cannot write {e.filename or 'a file'}: {e.strerror}")
+        except KeyboardInterrupt:
+            output = Output({}, code=INTERRUPTED, error="interrupted; nothing half-written was left")
+        render.emit(name, output, json)
+        raise typer.Exit(output.code)
+
+    name = function.__name__
+    flag = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+    parameters = [
+        *python_inspect.signature(function, eval_str=True).parameters.values(),
+        python_inspect.Parameter("json", python_inspect.Parameter.KEYWORD_ONLY, default=False, annotation=flag),
+    ]
+    run.__signature__ = python_inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command(name)(run)
+    return run
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def thread_count(given: int) -> int:
+    """The number given, or as many as this machine has cores, at most 4."""
+    from pipnet_edge import host
+
+    return given or host.default_threads()
+
+
+def words(text: str) -> tuple[str, ...]:
+    """What commas separate."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def floats(name: str, text: str, count: int) -> tuple[float, ...]:
+    """So many numbers of option `name`. Raises EdgeError for anything else."""
+    try:
+        numbers = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count:
+        raise EdgeError(f"--{name} {text}; {count} numbers separated by commas are needed")
+    return numbers
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 face", "2 faces"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"

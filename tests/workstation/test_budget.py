@@ -1,0 +1,131 @@
+"""A budget is read as written, and a search returns only what it measured to be within it, in few measurements."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipnet_edge.converters import budget
+from pipnet_edge.converters.budget import MEASUREMENTS, Budget, Outcome, parse, search
+from pipnet_edge.errors import EdgeError
+
+drifts = st.floats(0, 10, allow_nan=False)
+
+
+def names(count: int) -> list[str]:
+    return [f"layer{i}" for i in range(count)]
+
+
+def falling(needed: int, order: list[str]) -> Outcome:
+    """A search on a drift of 1 until the first `needed` layers are in float, then of 0."""
+    return search(order, lambda kept: float(not set(order[:needed]) <= kept), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.5px", Budget("px", 0.5)),
+        ("0.02nme", Budget("nme", 0.02)),
+        (" 1. PX ", Budget("px", 1.0)),
+        (".25 NME", Budget("nme", 0.25)),
+        ("1e-3px", Budget("px", 0.001)),
+        ("0px", Budget("px", 0.0)),
+    ],
+)
+def test_budgets(text: str, expected: Budget) -> None:
+    assert parse(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "px", "0.5", "-1px", "nanpx", "infpx", "1e999px", "0.5mm", "0,5px", "0.5px px", "1_0px", "٣px", "1\npx2"],
+)
+def test_other_budgets_are_refused_in_one_line(text: str) -> None:
+    with pytest.raises(EdgeError) as caught:
+        parse(text)
+    message = str(caught.value)
+    assert repr(text) in message
+    assert "px or nme" in message
+    assert "\n" not in message
+
+
+@given(st.floats(0, 1e6), st.sampled_from(budget.METRICS))
+def test_any_number_is_read_as_python_reads_it(limit: float, metric: str) -> None:
+    assert parse(f"{limit!r}{metric}") == Budget(metric, limit)
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_a_budget_or_refused(text: str) -> None:
+    try:
+        found = parse(text)
+    except EdgeError:
+        return
+    assert found.limit >= 0
+    assert text.strip().lower().endswith(found.metric)
+
+
+@given(st.lists(drifts, min_size=1, max_size=300), drifts)
+def test_whatever_the_drift_only_what_was_measured_is_returned(curve: list[float], limit: float) -> None:
+    """curve[k]: the drift with the first k layers in float, in no order at all."""
+    order, calls = names(len(curve) - 1), []
+
+    def drift(kept: frozenset[str]) -> float:
+        assert kept == frozenset(order[: len(kept)])
+        calls.append((len(kept), curve[len(kept)]))
+        return curve[len(kept)]
+
+    found = search(order, drift, limit)
+    assert found.steps == tuple(calls)
+    assert len(calls) == len(dict(calls)) <= MEASUREMENTS
+    assert found.kept == tuple(order[: len(found.kept)])
+    assert (len(found.kept), found.after) in calls
+    assert calls[0] == (0, found.before)
+    assert found.satisfied == (found.after <= limit)
+    # The fewest of those measured, and all layers when none will do.
+    enough = [count for count, value in calls if value <= limit]
+    assert len(found.kept) == (min(enough) if enough else len(order))
+
+
+@given(st.integers(0, 60), st.data())
+def test_a_drift_that_only_falls_gives_nearly_the_fewest_layers(total: int, data: st.DataObject) -> None:
+    needed = data.draw(st.integers(0, total))
+    found = falling(needed, names(total))
+    assert found.satisfied
+    # Doubling comes to 16 in six measurements; the four left close a gap of 8, and all but close the wider ones.
+    assert needed <= len(found.kept) <= needed + (0 if needed <= 16 else 1 if needed <= 32 else 6)
+
+
+def test_the_steps_of_one_search() -> None:
+    assert falling(6, names(52)).steps == ((0, 1.0), (1, 1.0), (2, 1.0), (4, 1.0), (8, 0.0), (6, 0.0), (5, 1.0))
+    assert falling(0, names(52)).steps == ((0, 0.0),)
+
+
+def test_not_enough_with_all_layers_is_said() -> None:
+    found = search(names(5), lambda kept: 3.0 - 0.1 * len(kept), 1.0)
+    assert not found.satisfied
+    assert found.kept == tuple(names(5))
+    assert (found.before, found.after) == (3.0, 2.5)
+    assert [count for count, _ in found.steps] == [0, 1, 2, 4, 5]
+    assert not search([], lambda _: 3.0, 1.0).satisfied
+    assert search([], lambda _: 1.0, 1.0) == Outcome((), 1.0, 1.0, True, ((0, 1.0),))
+
+
+def test_nan_is_never_within_the_limit() -> None:
+    assert not search(names(3), lambda _: float("nan"), 1.0).satisfied
+
+
+def test_progress_and_json() -> None:
+    said: list[tuple[str, int, int]] = []
+    order = names(4)
+    found = search(order, lambda kept: 1.0 - len(kept) / 4, 0.5, lambda *step: said.append(step))
+    assert said == [(f"{count} of 4 layers in float", i, MEASUREMENTS) for i, (count, _) in enumerate(found.steps)]
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False)) == {
+        "kept": ["layer0", "layer1"],
+        "before": 1.0,
+        "after": 0.5,
+        "satisfied": True,
+        "steps": [[0, 1.0], [1, 0.75], [2, 0.5]],
+    }
