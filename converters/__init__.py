@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import shutil
 import tempfile
@@ -10,17 +11,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipnet_edge import runtimes
 from pipnet_edge.bundle import GOLDEN, Bundle, File, Parity, Source, replacing
+from pipnet_edge.converters.budget import Budget
 from pipnet_edge.converters.recipe import recipes
+from pipnet_edge.decode import Landmarks
 from pipnet_edge.errors import EdgeError
 
 if TYPE_CHECKING:
+    from pipnet_edge.converters.calibration import Face
     from pipnet_edge.converters.checkpoint import Options
-    from pipnet_edge.preprocess import Rect
+    from pipnet_edge.converters.export import Core
 
 Step = Callable[[str, int, int], None]
 Verify = Callable[[Bundle], Mapping[str, Parity]]
+# Gets a bundle, a variant's name, crops, the float network's landmarks for them, and labels (n, L, 2) or None; returns
+# drift as "px" and, with labels, "nme" (see budget.Budget), and the milliseconds a crop takes as "ms".
+Judge = Callable[[Bundle, str, NDArray[np.uint8], Landmarks, NDArray[np.float64] | None], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -68,16 +78,18 @@ class Plan:
 class Quantize:
     """What quantized variants are made with.
 
-    faces: where calibration faces are, and the rectangle to cut from each, None where the image is the crop; count of
-    them are drawn with the seed. ranges: how activations are clipped (ranges.METHODS); rounding: how weights are
-    rounded (int8.ROUNDINGS).
+    faces: the calibration faces, with their labels (L, 2), normalised to the crop, if they have any; count of them are
+    drawn with the seed. ranges: how activations are clipped (ranges.METHODS); rounding: how weights are rounded
+    (int8.ROUNDINGS). budget: the drift that no variant may exceed, in the opinion of the judge.
     """
 
-    faces: tuple[tuple[Path, Rect | None], ...]
+    faces: Mapping[Face, NDArray[np.float64] | None]
     count: int
     seed: int
     ranges: str
     rounding: str
+    budget: Budget | None = None
+    judge: Judge | None = None
 
 
 def convert(
@@ -109,27 +121,21 @@ def convert(
             network = checkpoint.load(source, options)
             step("export", 1, total)
             golden.write(folder / GOLDEN, network)
-            workshop = Workshop(network, quantize, work, simplify)
+            workshop = Workshop(network, folder, work, quantize, simplify)
             core = workshop.core
             if plan.quantizes:
                 workshop.prepare(lambda text, *_: step(text, 2, total))
             variants = []
             for index, (destination, precision) in enumerate(plan.variants, 2 + plan.quantizes):
                 step(f"{destination}-{precision}", index, total)
-                variants.append(workshop.variant(destination, precision, folder))
+                say = functools.partial(_say, step, f"{destination}-{precision}", index, total)
+                variants.append(workshop.variant(destination, precision, say))
             bundle = Bundle(
                 folder=folder,
                 spec=network.spec,
                 golden=File.of(folder, folder / GOLDEN),
                 variants=tuple(variants),
-                source=Source(
-                    # A name that cannot be printed is kept as Python would write it.
-                    file=source.name if source.name.isprintable() else ascii(source.name),
-                    sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
-                    parameters=network.parameters,
-                    onnx_nodes=core.nodes,
-                    onnx_bytes=core.sizes,
-                ),
+                source=_source(source, network.parameters, core),
                 calibration=workshop.calibration,
             )
             bundle.write_manifest()
@@ -144,3 +150,18 @@ def convert(
                 raise EdgeError(f"no space left on the disk of {out.absolute().parent} ({free} bytes free)") from e
             raise
     return replace(bundle, folder=out)
+
+
+def _say(step: Step, variant: str, index: int, total: int, what: str, *_: int) -> None:
+    step(f"{variant}: {what}", index, total)
+
+
+def _source(path: Path, parameters: int, core: Core) -> Source:
+    return Source(
+        # A name that cannot be printed is kept as Python would write it.
+        file=path.name if path.name.isprintable() else ascii(path.name),
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        parameters=parameters,
+        onnx_nodes=core.nodes,
+        onnx_bytes=core.sizes,
+    )

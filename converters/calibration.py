@@ -15,20 +15,25 @@ from pipnet_edge.preprocess import Rect, cut, read_picture
 
 COUNT = 256
 LEAST = 16
+HELD = 64
 # A crop whose channels each span fewer grey levels than this shows nothing, whatever noise the camera added.
 CONTRAST = 8
+
+
+# An image, and the rectangle to cut from it: None where the image is the crop.
+Face = tuple[Path, Rect | None]
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """n faces in the order in which they were drawn, so that the first few are a fair choice too.
 
-    crops: (n, side, side, 3) uint8 RGB. names: the n image files' names. images: the sha256 of each of those files, to
+    crops: (n, side, side, 3) uint8 RGB. faces: where they come from. images: the sha256 of each of those files, to
     recognise them in a test set. repeated: how many crops have the very pixels of an earlier one.
     """
 
     crops: NDArray[np.uint8]
-    names: tuple[str, ...]
+    faces: tuple[Face, ...]
     images: tuple[str, ...]
     repeated: int
 
@@ -41,7 +46,7 @@ class Calibration:
         return digest.hexdigest()
 
 
-def choose(faces: Sequence[tuple[Path, Rect | None]], side: int, count: int = COUNT, seed: int = 0) -> Calibration:
+def choose(faces: Sequence[Face], side: int, count: int = COUNT, seed: int = 0) -> Calibration:
     """Draws `count` faces without replacement, all when there are fewer, and cuts them to side x side pixels.
 
     A face is an image and the rectangle to cut, None where the image is the crop. What is drawn depends on the seed and
@@ -62,10 +67,23 @@ def choose(faces: Sequence[tuple[Path, Rect | None]], side: int, count: int = CO
     if different < LEAST:
         raise EdgeError(f"{different} of {len(crops)} calibration images differ; at least {LEAST} are needed")
     images = tuple(_sha256(path) for path, _ in drawn)
-    return Calibration(crops, tuple(path.name for path, _ in drawn), images, len(crops) - different)
+    return Calibration(crops, tuple(drawn), images, len(crops) - different)
 
 
-def _place(face: tuple[Path, Rect | None]) -> tuple[str, tuple[int, ...]]:
+def split(faces: Sequence[Face], count: int, seed: int) -> tuple[list[Face], list[Face]]:
+    """(faces to draw `count` of for calibration, others to judge the outcome on): a fifth of them, 64 at most.
+
+    Raises EdgeError where either part would have fewer than 16.
+    """
+    candidates = sorted(set(faces), key=_place)
+    held = min(HELD, len(candidates) // 5)
+    if held < LEAST:
+        raise EdgeError(f"{len(candidates)} faces; a budget needs at least {5 * LEAST}, a fifth of them to judge by")
+    drawn = [candidates[i] for i in np.random.default_rng(seed).permutation(len(candidates))]
+    return drawn[held:][:count], drawn[:held]
+
+
+def _place(face: Face) -> tuple[str, tuple[int, ...]]:
     path, rect = face
     return path.as_posix(), (rect.left, rect.top, rect.right, rect.bottom) if rect else ()
 

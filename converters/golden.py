@@ -32,10 +32,16 @@ def write(path: Path, network: Network) -> None:
     spec = network.spec
     pictures = [read_picture(face) for face in sorted(FACES.glob("*.jpg"))[:COUNT]]
     crops = np.stack([cut(p, Rect(0, 0, p.shape[1], p.shape[0]), spec.input_size) for p in pictures])
+    maps = maps_of(network, crops)
+    arrays: Any = {name: getattr(maps, name) for name in HEAD_KEYS}
+    np.savez_compressed(path, crops=crops, **arrays)
+
+
+def maps_of(network: Network, crops: NDArray[np.uint8]) -> Maps:
+    """The torch network's maps for crops (n, S, S, 3) uint8 RGB, batch axis first."""
+    spec, each = network.spec, []
     with torch.no_grad():
-        each = [network.net(image[None]) for image in normalise(crops, spec)]
-    maps = [
-        Maps.from_outputs(dict(zip(HEAD_KEYS, (m.numpy() for m in outputs), strict=True)), spec) for outputs in each
-    ]
-    stacked: Any = {name: np.stack([getattr(m, name) for m in maps]) for name in HEAD_KEYS}
-    np.savez_compressed(path, crops=crops, **stacked)
+        for image in normalise(crops, spec):
+            outputs = dict(zip(HEAD_KEYS, (m.numpy() for m in network.net(image[None])), strict=True))
+            each.append(Maps.from_outputs(outputs, spec))
+    return Maps(**{name: np.stack([getattr(maps, name) for maps in each]) for name in HEAD_KEYS})

@@ -3,86 +3,181 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipnet_edge import bundle
-from pipnet_edge.bundle import File, Quantization, Variant
-from pipnet_edge.converters import calibration, export, int8
-from pipnet_edge.converters.calibration import Calibration
+from pipnet_edge.bundle import GOLDEN, Bundle, File, Quantization, Source, Variant
+from pipnet_edge.converters import budget, calibration, export, golden, int8, sensitivity
+from pipnet_edge.converters.calibration import Calibration, Face
 from pipnet_edge.converters.checkpoint import Network
 from pipnet_edge.converters.export import Core
 from pipnet_edge.converters.quantized import Quantized
 from pipnet_edge.converters.recipe import recipes
+from pipnet_edge.decode import Decoder, Landmarks
+from pipnet_edge.errors import CHECK_FAILED, EdgeError
 
 if TYPE_CHECKING:
     from pipnet_edge.converters import Quantize
 
+Progress = Callable[[str, int, int], None]
+
+# Faces that layers are ranked on: the order settles soon, the sweeps take their time.
+RANKED_ON = 16
+
+
+@dataclass(frozen=True)
+class Jury:
+    """What a budget is judged by: faces apart from the calibration's, the float network's landmarks, labels if any."""
+
+    crops: NDArray[np.uint8]
+    reference: Landmarks
+    truth: NDArray[np.float64] | None
+
 
 class Workshop:
-    """Makes variants of one network, one at a time, in a scratch folder."""
+    """Makes variants of one network, one at a time: into `folder`, with scratch files in `work`."""
 
-    def __init__(self, network: Network, quantize: Quantize | None, work: Path, simplify: bool) -> None:
-        self._quantize, self._work, self._simplify = quantize, work, simplify
-        self._network = network
-        self._prepared: int8.Prepared | None = None
+    def __init__(
+        self, network: Network, folder: Path, work: Path, quantize: Quantize | None, simplify: bool = True
+    ) -> None:
+        self._network, self._folder, self._work = network, folder, work
+        self._quantize, self._simplify = quantize, simplify
         self._faces: Calibration | None = None
+        self._jury: Jury | None = None
+        self._prepared: int8.Prepared | None = None
         self._cores: dict[frozenset[str], tuple[Core, Quantized]] = {}
-        self.core = export.export(network.net, network.spec, self._folder("float"), simplify)
+        self._orders: dict[str, tuple[str, ...]] = {}
+        self.core = export.export(network.net, network.spec, self._scratch("float"), simplify)
 
     @property
     def calibration(self) -> bundle.Calibration | None:
         """What the manifest says of the calibration faces, if quantized variants were made."""
         return bundle.Calibration(self._faces.sha256, self._faces.images) if self._faces else None
 
-    def prepare(self, progress: Callable[[str, int, int], None]) -> None:
+    def prepare(self, progress: Progress) -> None:
         """Does what all quantized variants have in common."""
         given = self._quantize
         assert given
         options = int8.Options(given.ranges, given.rounding)
-        self._faces = calibration.choose(given.faces, self._network.spec.input_size, given.count, given.seed)
+        faces, side = list(given.faces), self._network.spec.input_size
+        if given.budget:
+            faces, held = calibration.split(faces, given.count, given.seed)
+            self._jury = self._summon(held, side)
+        self._faces = calibration.choose(faces, side, given.count, given.seed)
         self._prepared = int8.prepare(self._network, self._faces, options, progress)
 
-    def variant(self, destination: str, precision: str, folder: Path, kept: tuple[str, ...] = ()) -> Variant:
-        """Writes a variant into a folder of its name. kept: layers that stay in float beside the recipe's."""
-        name = f"{destination}-{precision}"
-        target = folder / name
-        target.mkdir()
-        quantization = None
-        if precision in recipes():
-            quantization, tools = self._quantized(destination, precision, target, kept)
-        else:
+    def variant(self, destination: str, precision: str, progress: Progress) -> Variant:
+        """Makes one variant, within the budget if there is one. Raises EdgeError (code 3) where that cannot be."""
+        if precision not in recipes():
+            target = self._folder / f"{destination}-{precision}"
+            target.mkdir()
             converter = importlib.import_module(f"pipnet_edge.converters.{destination}")
             converter.convert(self.core, precision, target)
-            tools = converter.TOOLS
-        files = tuple(File.of(folder, path) for path in sorted(target.iterdir()))
-        versions = {tool: version(tool) for tool in tools}
-        return Variant(name, destination, precision, files, tools=versions, quantization=quantization)
+            return _described(self._folder, destination, precision, converter.TOOLS)
+        if self._jury:
+            return self._within_budget(destination, precision, self._jury, progress)
+        return self._quantized(destination, precision, self._folder)
 
-    def _quantized(
-        self, destination: str, precision: str, target: Path, kept: tuple[str, ...]
-    ) -> tuple[Quantization, tuple[str, ...]]:
+    def _quantized(self, destination: str, precision: str, folder: Path, kept: tuple[str, ...] = ()) -> Variant:
+        """Makes a quantized variant. kept: layers that stay in float beside the recipe's."""
         assert self._quantize
         assert self._prepared
+        target = folder / f"{destination}-{precision}"
+        target.mkdir(parents=True)
         recipe = recipes()[precision]
-        reasons = self._prepared.kinds(recipe.keep) | dict.fromkeys(kept, "budget")
+        reasons = dict.fromkeys(kept, "budget") | self._prepared.kinds(recipe.keep)
         core, given = self._core(frozenset(reasons))
         converter = importlib.import_module(f"pipnet_edge.converters.{destination}_int8")
         converter.convert(core, given, recipe.activations, target)
         methods, spec = self._quantize, given.spec
-        return Quantization(methods.ranges, methods.rounding, reasons, spec.mean, spec.std), converter.TOOLS
+        how = Quantization(methods.ranges, methods.rounding, reasons, spec.mean, spec.std)
+        return replace(_described(folder, destination, precision, converter.TOOLS), quantization=how)
+
+    def _within_budget(self, destination: str, precision: str, jury: Jury, progress: Progress) -> Variant:
+        assert self._quantize
+        limit, judge = self._quantize.budget, self._quantize.judge
+        assert limit
+        assert judge
+        order = self._order(precision, jury, progress)
+        tried: dict[int, tuple[Bundle, float]] = {}
+
+        def drift(kept: frozenset[str]) -> float:
+            folder = self._scratch(f"{destination}-{precision}-{len(kept)}")
+            shutil.copy(self._folder / GOLDEN, folder)
+            made = self._quantized(destination, precision, folder, tuple(name for name in order if name in kept))
+            golden_file = File.of(folder, folder / GOLDEN)
+            trial = Bundle(folder, self._network.spec, Source("", "", 0, (0, 0), (0, 0)), golden_file, (made,))
+            trial.write_manifest()
+            found = judge(trial, made.name, jury.crops, jury.reference, jury.truth)
+            tried[len(kept)] = trial, found["ms"]
+            return found[limit.metric]
+
+        outcome = budget.search(order, drift, limit.limit, progress)
+        if not outcome.satisfied:
+            raise EdgeError(
+                f"{destination}-{precision} cannot be kept within {limit}: with all {len(order)} layers in float it "
+                f"still drifts {outcome.after:.3g}{limit.metric}",
+                CHECK_FAILED,
+            )
+        (first, slow), (best, fast) = tried[0], tried[len(outcome.kept)]
+        made = best.variants[0]
+        shutil.move(best.folder / made.name, self._folder / made.name)
+        assert made.quantization
+        spent = bundle.Budget(
+            limit=str(limit),
+            layers=outcome.kept,
+            images=len(jury.crops),
+            drift=(outcome.before, outcome.after),
+            milliseconds=(slow, fast),
+            size=(first.variants[0].size, made.size),
+        )
+        return replace(made, quantization=replace(made.quantization, budget=spent))
+
+    def _order(self, precision: str, jury: Jury, progress: Progress) -> tuple[str, ...]:
+        """The recipe's int8 layers, the most sensitive first."""
+        assert self._prepared
+        if precision not in self._orders:
+            given = self._prepared.keeping(self._prepared.kinds(recipes()[precision].keep))
+            rows = sensitivity.measure(self._prepared.float_, given, jury.crops[:RANKED_ON], progress)
+            self._orders[precision] = sensitivity.order(rows)
+        return self._orders[precision]
 
     def _core(self, keep: frozenset[str]) -> tuple[Core, Quantized]:
         if keep not in self._cores:
             assert self._prepared
             given = self._prepared.keeping(keep)
-            folder = self._folder(f"rounded-{len(self._cores)}")
+            folder = self._scratch(f"rounded-{len(self._cores)}")
             self._cores[keep] = export.export(given.graph, given.spec, folder, self._simplify), given
         return self._cores[keep]
 
-    def _folder(self, name: str) -> Path:
+    def _summon(self, held: list[Face], side: int) -> Jury:
+        assert self._quantize
+        assert self._quantize.budget
+        labels = [self._quantize.faces[face] for face in held]
+        truth = np.stack([points for points in labels if points is not None]) if labels[0] is not None else None
+        if self._quantize.budget.metric == "nme" and truth is None:
+            raise EdgeError(f"a budget of {self._quantize.budget} needs labels: give --calibrate-labels")
+        chosen = calibration.choose(held, side, len(held))
+        maps = golden.maps_of(self._network, chosen.crops)
+        ordered = [held.index(face) for face in chosen.faces]
+        return Jury(chosen.crops, Decoder(self._network.spec)(maps), None if truth is None else truth[ordered])
+
+    def _scratch(self, name: str) -> Path:
         folder = self._work / name
         folder.mkdir()
         return folder
+
+
+def _described(folder: Path, destination: str, precision: str, tools: tuple[str, ...]) -> Variant:
+    """What a variant's folder holds."""
+    name = f"{destination}-{precision}"
+    files = tuple(File.of(folder, path) for path in sorted((folder / name).iterdir()))
+    return Variant(name, destination, precision, files, tools={tool: version(tool) for tool in tools})

@@ -101,6 +101,23 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What it took to keep a variant's drift within a limit such as "0.5px".
+
+    layers: those put back to float, the most sensitive first. drift (in the limit's unit), milliseconds (crop to
+    landmarks, one thread, on the machine that converted) and size in bytes: without and with them. images: so many
+    faces were judged by, none of them a calibration face.
+    """
+
+    limit: str
+    layers: tuple[str, ...]
+    images: int
+    drift: tuple[float, float]
+    milliseconds: tuple[float, float]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Quantization:
     """How a variant was quantized.
 
@@ -113,6 +130,7 @@ class Quantization:
     kept: Mapping[str, str]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True)

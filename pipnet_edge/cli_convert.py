@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +9,13 @@ import typer
 
 from pipnet_edge import render
 from pipnet_edge.command import DEFAULT_BUNDLE, Threads, command, counted, floats, thread_count, words
+from pipnet_edge.errors import EdgeError
 from pipnet_edge.render import Output
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pipnet_edge.preprocess import Rect
 
 
@@ -88,8 +91,12 @@ def convert(
     meanface: Annotated[Path | None, typer.Option(help="Mean-face file of a custom dataset: x0 y0 x1 y1 …")] = None,
     to: Annotated[str, typer.Option(help="Runtimes, separated by commas.")] = "onnx,ncnn,mnn,tflite",
     precision: Annotated[
-        str, typer.Option(help="fp32, fp16, int8, int8-full, int16x8, w8; those a runtime lacks are left out.")
-    ] = "fp32,fp16",
+        str | None,
+        typer.Option(
+            help="fp32, fp16, int8, int8-full, int16x8, w8; those a runtime lacks are left out. If not given: "
+            "fp32,fp16, and int8 with --calibrate."
+        ),
+    ] = None,
     calibrate: Annotated[
         Path | None, typer.Option(help="Faces to quantize with: a folder of crops, or of pictures with labels.")
     ] = None,
@@ -102,6 +109,13 @@ def convert(
     rounding: Annotated[
         str, typer.Option(help="How weights are rounded: sequential (GPTQ, bias corrected) or nearest.")
     ] = "sequential",
+    max_drift: Annotated[
+        str | None,
+        typer.Option(
+            help="The most a quantized variant may drift, on a fifth of the calibration faces that is held out: 0.5px, "
+            "0.02nme. Layers go back to float until it does."
+        ),
+    ] = None,
     input_size: Annotated[
         int | None, typer.Option(help="Side of the crop in pixels, a multiple of the stride (256).")
     ] = None,
@@ -118,10 +132,19 @@ def convert(
 ) -> Output:
     """Make a verified bundle from a trained checkpoint."""
     from pipnet_edge import converters
-    from pipnet_edge.benchmarks import parity, tables
+    from pipnet_edge.benchmarks import drift, parity, tables
+    from pipnet_edge.converters import budget as budgets
 
     # Checked before torch is imported: whoever mistypes need not wait for it.
+    if precision is None:
+        precision = "fp32,fp16,int8" if calibrate else "fp32,fp16"
     plan = converters.Plan(words(to), words(precision))
+    if plan.quantizes != bool(calibrate):
+        raise EdgeError(
+            f"--calibrate FOLDER and a quantized --precision go together; given: --precision {precision}"
+            + (f" --calibrate {calibrate}" if calibrate else " and no --calibrate")
+        )
+    budget = budgets.parse(max_drift) if max_drift else None
     from pipnet_edge.converters import checkpoint as checkpoints
 
     given = {"mean": mean, "std": std}
@@ -132,9 +155,9 @@ def convert(
     progress = render.Progress()
     with progress.shown():
         quantize = None
-        if plan.quantizes and calibrate:
+        if calibrate:
             faces = _faces(calibrate, calibrate_labels)
-            quantize = converters.Quantize(tuple(faces), calibrate_count, seed, ranges, rounding)
+            quantize = converters.Quantize(faces, calibrate_count, seed, ranges, rounding, budget, drift.judge)
         bundle = converters.convert(checkpoint, output, plan, options, parity.verify, progress.step, simplify, quantize)
     return Output(
         {"bundle": str(output), **bundle.to_json()},
@@ -148,9 +171,11 @@ def convert(
     )
 
 
-def _faces(images: Path, labels: Path | None) -> Iterator[tuple[Path, Rect | None]]:
-    """The faces in a folder: whole pictures, or what a label file says to cut from them."""
+def _faces(images: Path, labels: Path | None) -> dict[tuple[Path, Rect | None], NDArray[np.float64] | None]:
+    """The faces in a folder with their labels: whole pictures, or what a label file says to cut from them."""
     from pipnet_edge.benchmarks import labels as label_files
 
     found = label_files.read_labels(labels, images) if labels else label_files.image_folder(images)
-    yield from zip(found.images, found.crops or [None] * len(found.images), strict=True)
+    nothing = [None] * len(found.images)
+    faces = zip(found.images, found.crops or nothing, strict=True)
+    return dict(zip(faces, nothing if found.points is None else found.points, strict=True))

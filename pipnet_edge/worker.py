@@ -4,9 +4,8 @@ A runtime that crashes takes down a worker, not the command. Jobs (`do`):
 
     probe   runtime                                             a tiny inference
     facts                                                       facts of the machine
-    infer   bundle, variant, threads, crops, out [, maps]       crops (n, S, S, 3) uint8 from a .npy file; landmarks,
-    and the
-                                                                maps if asked for, into an .npz file
+    infer   bundle, variant, threads, crops, out [, maps]       crops (n, S, S, 3) uint8 from a .npy file; landmarks
+                                                                and, if asked for, maps into an .npz file
     time    bundle, variant, threads, crops, warmup, seconds, count   the timing loop; every sample is written
 
 Lines are {"event": …}: "loaded", "progress", "done" with the job's result, or "error" with an EdgeError's text and

@@ -33,7 +33,7 @@ def test_the_same_faces_whatever_the_order_given():
     second = calibration.choose(FACES[::-1], 64, count=20)
     assert first.crops.shape == (20, 64, 64, 3)
     assert first.crops.dtype == np.uint8
-    assert (first.names, first.images, first.sha256) == (second.names, second.images, second.sha256)
+    assert (first.faces, first.images, first.sha256) == (second.faces, second.images, second.sha256)
     assert np.array_equal(first.crops, second.crops)
     assert len(set(first.images)) == 20
     assert first.repeated == 0
@@ -47,8 +47,8 @@ def test_a_moved_folder_gives_the_same_faces(tmp_path):
 
 def test_the_seed_changes_the_choice_and_a_smaller_one_is_its_beginning():
     most = calibration.choose(FACES, 64, count=20, seed=1)
-    assert calibration.choose(FACES, 64, count=20).names != most.names
-    assert calibration.choose(FACES, 64, count=16, seed=1).names == most.names[:16]
+    assert calibration.choose(FACES, 64, count=20).faces != most.faces
+    assert calibration.choose(FACES, 64, count=16, seed=1).faces == most.faces[:16]
 
 
 def test_crops_are_those_of_inference():
@@ -56,7 +56,7 @@ def test_crops_are_those_of_inference():
     rects = {path.name: (path, rect) for path, rect in faces}
     chosen = calibration.choose(faces, 96)
     assert len(chosen.crops) == len(FACES)
-    for crop, name, digest in zip(chosen.crops, chosen.names, chosen.images, strict=True):
+    for crop, name, digest in zip(chosen.crops, chosen.faces, chosen.images, strict=True):
         path, rect = rects[name]
         assert np.array_equal(crop, cut(read_picture(path), rect, 96))
         assert digest == DIGESTS[path]
@@ -73,7 +73,7 @@ def test_the_hash_tells_pixels_order_and_side():
     chosen = calibration.choose(FACES, 64, count=16)
 
     def sha256(crops):
-        return calibration.Calibration(crops, chosen.names, chosen.images, 0).sha256
+        return calibration.Calibration(crops, chosen.faces, chosen.images, 0).sha256
 
     other = chosen.crops.copy()
     other[3, 2, 1, 0] ^= 1
