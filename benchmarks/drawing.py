@@ -54,7 +54,7 @@ def mean_face_picture(face: MeanFace, table: PerLandmark, title: str, worst: int
     """
     u = side / 900  # every length below is in 900ths of the side
     canvas = np.full((side, round(1.45 * side), 3), PAPER, dtype=np.uint8)
-    _text(canvas, title, 40 * u, 46 * u, 17 * u, font=BOLD, anchor=(0, 0.5), most=1220 * u)
+    put_text(canvas, title, 40 * u, 46 * u, 17 * u, font=BOLD, anchor=(0, 0.5), most=1220 * u)
     points = np.asarray(face.points, dtype=np.float64)
     low, extent = points.min(axis=0), np.ptp(points, axis=0)
     points = (points - low - extent / 2) * (690 * u / extent.max()) + np.array([425, 490]) * u
@@ -62,9 +62,9 @@ def mean_face_picture(face: MeanFace, table: PerLandmark, title: str, worst: int
     for (a, b), step in zip(pairwise(points), steps, strict=True):
         # Where landmarks follow a contour one after the other, lines show it; a long step starts the next contour.
         if np.median(steps) < 100 * u and step < min(1.7 * float(np.median(steps)), 100 * u):
-            _line(canvas, a, b, HAIRLINE, 2 * u)
+            put_line(canvas, a, b, HAIRLINE, 2 * u)
 
-    top = _round_up(float(table.px_mean.max()))
+    top = round_up(float(table.px_mean.max()))
     colours = [_ramp(float(mean) / top) for mean in table.px_mean]
     radii = (6 + 7 * table.px_mean / top) * u
     ascending = np.argsort(table.px_mean, kind="stable").tolist()
@@ -80,13 +80,13 @@ def mean_face_picture(face: MeanFace, table: PerLandmark, title: str, worst: int
     _colour_bar(canvas, (880, 150, 1260, 170), top, u)
     columns = ((925, "landmark"), (1040, "mean px"), (1150, "p95 px"), (1260, "flips %"))
     for right, name in columns:
-        _text(canvas, name, right * u, 262 * u, 10 * u, MUTED, anchor=(1, 0.5))
+        put_text(canvas, name, right * u, 262 * u, 10 * u, MUTED, anchor=(1, 0.5))
     for row, i in enumerate(chosen):
         y = (300 + min(34, 580 / worst) * row) * u
         _disk(canvas, 880 * u, y, 7 * u, colours[i])
         cells = (f"{i}", f"{table.px_mean[i]:.2f}", f"{table.px_p95[i]:.2f}", f"{table.flips[i]:.1f}")
         for (right, _), cell in zip(columns, cells, strict=True):
-            _text(canvas, cell, right * u, y, 12 * u, anchor=(1, 0.5))
+            put_text(canvas, cell, right * u, y, 12 * u, anchor=(1, 0.5))
     return canvas
 
 
@@ -111,28 +111,28 @@ def worst_sheet(
     rows = math.ceil(len(crops) / columns)
     width, height = columns * (tile + gap) + gap, head + rows * (tile + foot + gap)
     sheet = np.full((height, width, 3), PAPER, dtype=np.uint8)
-    _text(sheet, title, gap, 0.32 * head, 1.3 * text, font=BOLD, anchor=(0, 0.5), most=width - 2 * gap)
+    put_text(sheet, title, gap, 0.32 * head, 1.3 * text, font=BOLD, anchor=(0, 0.5), most=width - 2 * gap)
     x = float(gap)
     legend = ((GREEN, "reference"), (RED, "variant"), (None, "px: mean drift of the image's landmarks"))
     for colour, what in legend:
         if colour:
             _disk(sheet, x + text * 0.6, 0.72 * head, text * 0.55, colour)
             x += 1.7 * text
-        x += _text(sheet, what, x, 0.72 * head, text, MUTED, anchor=(0, 0.5)) + 2 * text
+        x += put_text(sheet, what, x, 0.72 * head, text, MUTED, anchor=(0, 0.5)) + 2 * text
     for k, crop in enumerate(crops):
         left, upper = gap + (k % columns) * (tile + gap), head + (k // columns) * (tile + foot + gap)
         picture = np.asarray(cv2.resize(crop, (tile, tile), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
         sheet[upper : upper + tile, left : left + tile] = _overlay(picture, reference[k] * tile, variant[k] * tile)
         y = upper + tile + foot / 2
-        used = _text(sheet, f"{px[k]:.1f} px", left + tile, y, text, font=BOLD, anchor=(1, 0.5))
-        _text(sheet, names[k], left, y, text, MUTED, anchor=(0, 0.5), most=tile - used - text)
+        used = put_text(sheet, f"{px[k]:.1f} px", left + tile, y, text, font=BOLD, anchor=(1, 0.5))
+        put_text(sheet, names[k], left, y, text, MUTED, anchor=(0, 0.5), most=tile - used - text)
     return sheet
 
 
 def _overlay(picture: Image, reference: Points, variant: Points) -> Image:
     radius = len(picture) / 130
     for a, b in zip(reference, variant, strict=True):
-        _line(picture, a, b, TRAIL, radius)
+        put_line(picture, a, b, TRAIL, radius)
     for points, r, colour in ((reference, radius, GREEN), (variant, 0.65 * radius, RED)):
         for x, y in points.tolist():
             _disk(picture, x, y, r, colour)
@@ -157,7 +157,7 @@ def _index_label(canvas: Image, index: int, point: Points, radius: float, taken:
     assert best is not None
     left, top, right, bottom = best[1]
     taken.append(best[1])
-    _text(canvas, text, (left + right) / 2, (top + bottom) / 2, height, font=BOLD, anchor=(0.5, 0.5))
+    put_text(canvas, text, (left + right) / 2, (top + bottom) / 2, height, font=BOLD, anchor=(0.5, 0.5))
 
 
 def _overlap(a: Box, b: Box) -> float:
@@ -169,13 +169,13 @@ def _colour_bar(canvas: Image, box: Box, top: float, u: float) -> None:
     left, upper, right, lower = (round(v * u) for v in box)
     for column in range(left, right):
         canvas[upper:lower, column] = _ramp((column - left) / (right - 1 - left))
-    _text(canvas, "mean drift of each landmark in px", left, upper - 20 * u, 10 * u, MUTED, anchor=(0, 0.5))
+    put_text(canvas, "mean drift of each landmark in px", left, upper - 20 * u, 10 * u, MUTED, anchor=(0, 0.5))
     for tick in range(6):
         x = left + (right - left) * tick / 5
-        _text(canvas, f"{top * tick / 5:.3g}", x, lower + 18 * u, 11 * u, MUTED, anchor=(0.5, 0.5))
+        put_text(canvas, f"{top * tick / 5:.3g}", x, lower + 18 * u, 11 * u, MUTED, anchor=(0.5, 0.5))
 
 
-def _round_up(value: float) -> float:
+def round_up(value: float) -> float:
     """The next 1, 1.5, 2, 3, 4, 5 or 7.5 times a power of ten; 1 for 0."""
     if value <= 0:
         return 1.0
@@ -201,7 +201,7 @@ def _disk(canvas: Image, x: float, y: float, radius: float, colour: Colour) -> N
     canvas[top:bottom, left:right] = np.rint(under + (np.array(colour) - under.astype(np.float64)) * cover)
 
 
-def _line(canvas: Image, a: Points, b: Points, colour: Colour, thickness: float) -> None:
+def put_line(canvas: Image, a: Points, b: Points, colour: Colour, thickness: float) -> None:
     start, end = ([round((v - 0.5) * 2**BITS) for v in p.tolist()] for p in (a, b))
     cv2.line(canvas, start, end, colour, max(1, round(thickness)), cv2.LINE_AA, BITS)
 
@@ -222,7 +222,7 @@ def _font_scale(height: float) -> float:
     return height / _cap_height()
 
 
-def _text(
+def put_text(
     canvas: Image,
     text: str,
     x: float,

@@ -97,6 +97,18 @@ def overlap(images: Sequence[Path], calibration: Collection[str]) -> list[Path]:
     return found
 
 
+def overlap_note(faces: Faces, bundle: Bundle) -> list[str]:
+    """A sentence about the faces that quantized variants were calibrated with, if there are any among these."""
+    known = overlap(faces.labels.images, frozenset(bundle.calibration.images) if bundle.calibration else frozenset())
+    if not known:
+        return []
+    first = ", ".join(path.name for path in known[:3])
+    return [
+        f"{len(known)} of these images were used to calibrate, so quantized variants look better than they are: {first}"
+        + (", …" if len(known) > 3 else "")
+    ]
+
+
 def run(
     bundle: Bundle,
     faces: Faces,

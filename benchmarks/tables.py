@@ -49,15 +49,23 @@ def _input(side: int, stride: int) -> str:
     return f"{side} x {side} px, net stride {stride}, maps {cells} x {cells}"
 
 
-def variants(bundle: Bundle, timings: Sequence[Timing] = ()) -> Table:
-    """A bundle's variants with the parity in its manifest, and the median milliseconds of timings in the same order."""
+def variants(bundle: Bundle, timings: Sequence[Timing] = (), drifts: Sequence[DriftRow] = ()) -> Table:
+    """A bundle's variants with the parity in its manifest.
+
+    Beside it the drift of those in `drifts`, and the median milliseconds of timings, which are in the variants' order.
+    """
+    drifted = {row.variant: row.summary.drift for row in drifts if row.summary}
     rows = []
     for index, variant in enumerate(bundle.variants):
-        parity = variant.parity
+        parity, drift = variant.parity, drifted.get(variant.name)
         numbers = [f"{parity.px_mean:.5f}", f"{parity.px_max:.5f}", str(parity.flips)] if parity else [""] * 3
-        speed = [f"{timings[index].frame(0.5):.2f}"] if timings else []
-        rows.append([variant.name, megabytes(variant.size), *numbers, *speed])
-    return Table(["variant", ">size", ">px mean", ">px max", ">flips", *([">ms"] if timings else [])], rows)
+        if drifts:
+            columns = (("px_mean", 3), ("px_p95", 3), ("flips", 2), ("nme", 3))
+            numbers += [f"{drift[name].value:.{digits}f}" if drift else "" for name, digits in columns]
+        numbers += [f"{timings[index].frame(0.5):.2f}"] if timings else []
+        rows.append([variant.name, megabytes(variant.size), *numbers])
+    measured = [">drift px", ">p95", ">flips %", ">NME %"] if drifts else []
+    return Table(["variant", ">size", ">px mean", ">px max", ">flips", *measured, *([">ms"] if timings else [])], rows)
 
 
 def parity(rows: Sequence[ParityRow]) -> Table:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipnet_edge.converters.calibration import Face
     from pipnet_edge.converters.checkpoint import Options
     from pipnet_edge.converters.export import Core
+    from pipnet_edge.converters.sensitivity import LayerSensitivity
 
 Step = Callable[[str, int, int], None]
 Verify = Callable[[Bundle], Mapping[str, Parity]]
@@ -84,10 +85,10 @@ class Quantize:
     """
 
     faces: Mapping[Face, NDArray[np.float64] | None]
-    count: int
-    seed: int
-    ranges: str
-    rounding: str
+    count: int = 256
+    seed: int = 0
+    ranges: str = "mse"
+    rounding: str = "sequential"
     budget: Budget | None = None
     judge: Judge | None = None
 
@@ -150,6 +151,27 @@ def convert(
                 raise EdgeError(f"no space left on the disk of {out.absolute().parent} ({free} bytes free)") from e
             raise
     return replace(bundle, folder=out)
+
+
+def sensitivities(
+    source: Path, options: Options, quantize: Quantize, precision: str, count: int, step: Step = lambda *_: None
+) -> tuple[LayerSensitivity, ...]:
+    """What int8 costs in each layer of a checkpoint, on so many faces apart from those it is calibrated with.
+
+    Raises EdgeError as convert does, and for a precision that is not quantized.
+    """
+    if precision not in recipes():
+        raise EdgeError(f"--precision {precision}; allowed: {', '.join(recipes())}")
+    from pipnet_edge.converters import calibration, checkpoint, int8, sensitivity
+
+    network = checkpoint.load(source, options)
+    faces, held = calibration.split(list(quantize.faces), quantize.count, quantize.seed)
+    side = network.spec.input_size
+    chosen = calibration.choose(faces, side, quantize.count, quantize.seed)
+    prepared = int8.prepare(network, chosen, int8.Options(quantize.ranges, quantize.rounding), step)
+    given = prepared.keeping(prepared.kinds(recipes()[precision].keep))
+    crops = calibration.choose(held, side, len(held)).crops[:count]
+    return sensitivity.measure(prepared.float_, given, crops, step)
 
 
 def _say(step: Step, variant: str, index: int, total: int, what: str, *_: int) -> None:

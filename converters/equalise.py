@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from pipnet_edge.converters import golden
-from pipnet_edge.converters.quantized import CONVOLUTIONS, Run, convolutions, module, points, readers_of
+from pipnet_edge.converters.quantized import CONVOLUTIONS, Run, convolutions, module, points, summed_before_relu
 from pipnet_edge.spec import ModelSpec
 
 BATCH = 8
@@ -66,34 +66,13 @@ def _share(graph: fx.GraphModule, node: fx.Node, extents: Mapping[str, Extent]) 
     """What each channel needs of the node's range, the neediest 1."""
     extent = extents[node.name]
     low, high = -extent.low.clamp_max(0), extent.high.clamp_min(0)
-    other = _summed_before_relu(graph, node)
-    if other is not None:
+    cut = summed_before_relu(graph, node)
+    if cut is not None:
         # What the other summand cannot lift above zero is cut off by the ReLU anyway.
-        low = torch.minimum(low, extents[other.name].high.clamp_min(0))
+        low = torch.minimum(low, extents[cut.other.name].high.clamp_min(0))
     needed = torch.maximum(low, high)
     needed = needed.clamp_min(LEAST * needed.max())
     return needed / needed.max()
-
-
-def _summed_before_relu(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """The other summand, where a layer's output is only read by a sum that is only read by a ReLU."""
-    if not isinstance(module(graph, node), CONVOLUTIONS):
-        return None
-    readers = readers_of(graph, node)
-    if len(readers) != 1 or readers[0].target is not operator.add:
-        return None
-    after = list(readers[0].users)
-    if len(after) != 1 or not isinstance(module(graph, after[0]), nn.ReLU):
-        return None
-    sources = [_before_identity(graph, source) for source in readers[0].all_input_nodes]
-    others = [source for source in sources if source is not node]
-    return others[0] if len(others) == 1 else None
-
-
-def _before_identity(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
-    while isinstance(module(graph, node), nn.Identity):
-        node = node.all_input_nodes[0]
-    return node
 
 
 def _groups(graph: fx.GraphModule) -> list[list[fx.Node]]:

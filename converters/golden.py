@@ -16,7 +16,7 @@ from pipnet_edge.preprocess import Rect, cut, read_picture
 from pipnet_edge.spec import ModelSpec
 
 DEMO = Path(__file__).parent / "demo"
-CHECKPOINT, FACES = DEMO / "demo_mbv2_68.pth", DEMO / "faces"
+CHECKPOINT, FACES, CALIBRATION = DEMO / "demo_mbv2_68.pth", DEMO / "faces", DEMO / "calibration"
 COUNT = 4
 
 

@@ -32,6 +32,10 @@ def convert(core: Core, given: Quantized, bits: int, folder: Path) -> None:
     ranges = {layer: given.ranges[reads[name]] for layer, name in layers.items() if name not in given.keep}
     keep = {layer for layer, name in layers.items() if name in given.keep} | ncnn_quantize.depthwise(model)
     int8 = ncnn_quantize.quantize(model, ranges, keep, winograd=False)
+    integers = quantized.integers(given)
+    for layer, name in layers.items():
+        if layer not in keep and not np.array_equal(int8[layer].arrays["weight"], integers[name].ravel()):
+            raise EdgeError(f"ncnn layer {layer!r} does not hold the int8 weights of {name!r}")
     ncnn_model.write_model(int8, folder / "model.param", folder / "model.bin")
 
 
@@ -42,8 +46,3 @@ def _weights(given: Quantized) -> dict[str, NDArray[np.float32]]:
         assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
         found[name] = layer.weight.numpy()
     return found
-
-
-def int8_weights(folder: Path, given: Quantized) -> dict[str, NDArray[np.int8]]:
-    """Layer name -> int8 weights, flat, that a variant's files hold."""
-    return {}

@@ -28,8 +28,6 @@ TOOLS = ("torch", "onnx", "onnxsim")
 BITS = (0, 8)
 INT32 = 2**31 - 1
 
-Weights = dict[str, NDArray[np.int8]]
-
 
 def convert(core: Core, given: Quantized, bits: int, folder: Path) -> None:
     """Writes `model.onnx` into `folder`: like the fp32 one, with int8 weights and, if bits is 8, uint8 activations.
@@ -44,14 +42,6 @@ def convert(core: Core, given: Quantized, bits: int, folder: Path) -> None:
     onnx_fp32.take_crops(model, core.spec)
     onnx.checker.check_model(model)
     onnx.save(model, folder / "model.onnx")
-
-
-def int8_weights(path: Path) -> Weights:
-    """Layer name -> int8 weights (rows, inner, kh, kw) that a model holds."""
-    model = onnx.load(path)
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    names = [name for name in tensors if name.endswith(".weight") and tensors[name].data_type == onnx.TensorProto.INT8]
-    return {name.removesuffix(".weight"): numpy_helper.to_array(tensors[name]) for name in names}
 
 
 def _stored(model: onnx.ModelProto, given: Quantized) -> dict[str, Range]:
@@ -108,7 +98,7 @@ class _Writer:
         self._graph = model.graph
         self._given, self._stored = given, stored
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._layers = {name for name in quantized.convolutions(given.graph) if name not in given.keep}
+        self._integers = quantized.integers(given)
         self._nodes: list[onnx.NodeProto] = []
         for node in [node for node in model.graph.node if node.op_type == "Constant"]:
             self._constants[node.output[0]] = node.attribute[0].t
@@ -121,7 +111,7 @@ class _Writer:
             self._store("image", "image", "image/stored")
         seen = set()
         for node in self._graph.node:
-            if node.op_type == "Conv" and _layer(node) in self._layers:
+            if node.op_type == "Conv" and _layer(node) in self._integers:
                 seen.add(_layer(node))
                 self._round(node)
             for index, name in enumerate(node.input):
@@ -135,8 +125,8 @@ class _Writer:
                     self._store(name, node.output[index], name)
                 elif name in self._stored:
                     self._store(name, name, f"{name}/stored")
-        if self._layers - seen:
-            raise EdgeError(f"the ONNX export has no layer {min(self._layers - seen)!r} to round")
+        if missing := self._integers.keys() - seen:
+            raise EdgeError(f"the ONNX export has no layer {min(missing)!r} to round")
         del self._graph.node[:], self._graph.initializer[:]
         self._graph.node.extend(self._nodes)
         used = {name for node in self._nodes for name in node.input}
@@ -171,10 +161,8 @@ class _Writer:
         """Gives a Conv int8 weights with a step for each output channel, and a bias of 32 bits."""
         layer = _layer(node)
         weight = torch.from_numpy(numpy_helper.to_array(self._constants[node.input[1]]).copy())
-        steps = quantized.weight_steps(weight)
-        integers = torch.round(weight / steps).to(torch.int8).numpy()
-        scales = steps.flatten().numpy()
-        self._constant(f"{layer}.weight", integers)
+        scales = quantized.weight_steps(weight).flatten().numpy()
+        self._constant(f"{layer}.weight", self._integers[layer])
         bias = numpy_helper.to_array(self._constants[node.input[2]]) if len(node.input) > 2 else None
         node.input[1] = self._dequantized(f"{layer}.weight", scales, np.zeros(len(scales), np.int8))
         if bias is not None and node.input[0] in self._stored:

@@ -12,7 +12,9 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from pipnet_edge.spec import ModelSpec
@@ -135,6 +137,33 @@ def readers_of(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     return readers
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A sum that a ReLU follows, and the other of its two summands."""
+
+    sum: fx.Node
+    other: fx.Node
+
+
+def summed_before_relu(graph: fx.GraphModule, node: fx.Node) -> Cut | None:
+    """Where a layer's output is only read by a sum that only a ReLU reads."""
+    readers = readers_of(graph, node)
+    if not isinstance(module(graph, node), CONVOLUTIONS) or len(readers) != 1 or readers[0].target is not operator.add:
+        return None
+    after = list(readers[0].users)
+    if len(after) != 1 or not isinstance(module(graph, after[0]), nn.ReLU):
+        return None
+    sources = [_before_identity(graph, source) for source in readers[0].all_input_nodes]
+    others = [source for source in sources if source is not node]
+    return Cut(readers[0], others[0]) if len(others) == 1 else None
+
+
+def _before_identity(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
+    while isinstance(module(graph, node), nn.Identity):
+        node = node.all_input_nodes[0]
+    return node
+
+
 class Run(fx.Interpreter):
     """Runs a graph and hands every node's output to a hook, which returns what goes on."""
 
@@ -188,6 +217,17 @@ def fit_biases(graph: fx.GraphModule, ranges: Mapping[str, Range]) -> None:
             at = int(flat[channel].abs().argmax())
             layer.weight[channel] = 0.0
             layer.weight[channel].view(-1)[at] = least[channel]
+
+
+def integers(given: Quantized) -> dict[str, NDArray[np.int8]]:
+    """Layer name -> weights in steps (out, in / groups, height, width) of every int8 layer: what all runtimes hold."""
+    found = {}
+    for name in convolutions(given.graph):
+        layer = given.graph.get_submodule(name)
+        if name not in given.keep:
+            assert isinstance(layer, nn.Conv2d)
+            found[name] = torch.round(layer.weight / weight_steps(layer.weight)).to(torch.int8).numpy()
+    return found
 
 
 def pixel_lattice(graph: fx.GraphModule, spec: ModelSpec) -> ModelSpec:

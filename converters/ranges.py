@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from pipnet_edge.converters import golden
-from pipnet_edge.converters.quantized import Range, Run, maps, points
+from pipnet_edge.converters.quantized import Range, Run, maps, points, summed_before_relu
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
@@ -125,10 +125,21 @@ def _stream(
 ) -> None:
     """Shows `look` each named node's output, (positions, channels), batch by batch."""
 
+    cuts = {node: cut for name, node in points(graph).items() if (cut := summed_before_relu(graph, node))}
+    waiting: dict[fx.Node, Tensor] = {}
+
     def hook(node: fx.Node, value: Tensor) -> Tensor:
-        if node.name in names:
-            look(node.name, value.movedim(1, -1).reshape(-1, value.shape[1]))
+        for summand in [summand for summand in waiting if cuts[summand].sum is node]:
+            show(summand.name, _that_matters(waiting.pop(summand), value))
+        if node in cuts:
+            waiting[node] = value
+        else:
+            show(node.name, value)
         return value
+
+    def show(name: str, value: Tensor) -> None:
+        if name in names:
+            look(name, value.movedim(1, -1).reshape(-1, value.shape[1]))
 
     run = Run(graph, hook)
     with torch.inference_mode():
@@ -136,6 +147,12 @@ def _stream(
             batch = crops[start : start + BATCH]
             run.run(golden.normalise(batch, spec))
             progress(start + len(batch))
+
+
+def _that_matters(summand: Tensor, total: Tensor) -> Tensor:
+    """A summand, its negative values raised to where the sum, which a ReLU follows, reaches 0: that changes nothing."""
+    raised = torch.maximum(summand, summand - total).clamp_max(0)
+    return torch.where(summand < 0, raised, summand)
 
 
 def _extremes(stream: Callable[[Look], None]) -> dict[str, Range]:

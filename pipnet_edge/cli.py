@@ -133,15 +133,16 @@ def drift(
         rows, landmarks = drifts.run(opened, faces, variants, output / "cache", thread_count(jobs), progress.step)
     pictures = drifts.draw(opened, faces, variants[0].name, rows, landmarks, output)
     broken = drifts.broken_limits(rows, limits)
+    notes = [*found.notes(), *drifts.overlap_note(faces, opened)]
     note = f"{len(faces)} faces, against {variants[0].name}; [low, high]: 95 % bootstrap interval over faces"
     return Output(
         {
             "reference": variants[0].name,
-            "notes": found.notes(),
+            "notes": notes,
             "rows": [row.to_json() for row in rows],
             "pictures": [str(path) for path in pictures],
         },
-        (tables.drift(rows), "", note, *found.notes(), f"pictures  {output}"),
+        (tables.drift(rows), "", note, *notes, f"pictures  {output}"),
         code=broken.code if broken else 0,
         error=str(broken) if broken else None,
     )

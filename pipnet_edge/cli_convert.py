@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,21 @@ if TYPE_CHECKING:
     from pipnet_edge.preprocess import Rect
 
 
+CheckpointFile = Annotated[Path, typer.Argument(help="A PIPNet state_dict (.pth) or a five-map ONNX file.")]
+Dataset = Annotated[
+    str | None, typer.Option(help="Dataset: aflw, cofw, wflw, lapa, 300w, 300w-celeba, 300w-cofw-wflw.")
+]
+MeanFaceFile = Annotated[Path | None, typer.Option(help="Mean-face file of a custom dataset: x0 y0 x1 y1 …")]
+Calibrate = Annotated[
+    Path | None, typer.Option(help="Faces to quantize with: a folder of crops, or of pictures with labels.")
+]
+CalibrateLabels = Annotated[Path | None, typer.Option(help="Label file that cuts the calibration faces, as for drift.")]
+CalibrateCount = Annotated[int, typer.Option(help="So many calibration faces, chosen by --seed.")]
+Seed = Annotated[int, typer.Option(min=0, help="Chooses the calibration faces.")]
+Ranges = Annotated[str, typer.Option(help="How activations are clipped: mse, minmax, percentile, kl.")]
+Rounding = Annotated[str, typer.Option(help="How weights are rounded: sequential (GPTQ, bias corrected) or nearest.")]
+
+
 @command
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the bundle and the picture.")] = Path(
@@ -26,30 +42,44 @@ def demo(
     ),
     threads: Threads = 1,
 ) -> Output:
-    """Convert the embedded checkpoint for every runtime, check parity, time it and draw landmarks."""
+    """Convert and quantize the embedded checkpoint for every runtime; show parity, drift, speed and landmarks."""
     from pipnet_edge import converters, runtimes
-    from pipnet_edge.benchmarks import fps, parity, picture, tables
+    from pipnet_edge.benchmarks import drift, fps, labels, parity, picture, tables
     from pipnet_edge.converters import checkpoint, golden
 
     count = thread_count(threads)
     progress = render.Progress()
     with progress.shown():
-        plan = converters.Plan(runtimes.DESTINATIONS, ("fp32", "fp16"))
+        plan = converters.Plan(runtimes.DESTINATIONS, ("fp32", "fp16", "int8"))
         options = checkpoint.Options(data="300w")
-        bundle = converters.convert(golden.CHECKPOINT, output / "bundle", plan, options, parity.verify, progress.step)
+        quantize = converters.Quantize(_faces(golden.CALIBRATION, None))
+        bundle = converters.convert(
+            golden.CHECKPOINT, output / "bundle", plan, options, parity.verify, progress.step, quantize=quantize
+        )
+        labelled = labels.read_labels(golden.FACES / "labels.txt", golden.FACES, num_lms=bundle.spec.num_lms)
+        faces = drift.Faces(labelled, bundle.spec.input_size)
+        rows, _ = drift.run(bundle, faces, drift.choose(bundle, (), None), output / "cache", 1, progress.step)
+        shutil.rmtree(output / "cache")
         crops, _ = bundle.read_golden()
         timings = []
         for index, variant in enumerate(bundle.variants):
             progress.step(f"time {variant.name}", index, len(bundle.variants))
             timings.append(fps.measure(bundle.folder, variant.name, count, crops))
     drawn = picture.draw_crops(bundle, bundle.variants[0].name, crops, output / "faces.png")
-    note = (
-        f"px: distance to torch's landmarks, pixels of the {bundle.spec.input_size} px crop, over {len(crops)} faces. "
-        f"ms: crop to landmarks, median, {counted(count, 'thread')}, measured on this machine."
+    notes = (
+        f"parity: distance to torch's landmarks, pixels of the {bundle.spec.input_size} px crop, {len(crops)} faces.",
+        f"drift: the same and the change of the NME, against {bundle.variants[0].name}, {len(faces)} labelled faces, "
+        "none of them for calibration.",
+        f"ms: crop to landmarks, median, {counted(count, 'thread')}, measured on this machine.",
     )
     return Output(
-        {"bundle": bundle.to_json(), "timings": [t.to_json() for t in timings], "picture": str(drawn)},
-        (tables.variants(bundle, timings), "", note, f"bundle   {bundle.folder}", f"picture  {drawn}"),
+        {
+            "bundle": bundle.to_json(),
+            "drift": [row.to_json() for row in rows],
+            "timings": [t.to_json() for t in timings],
+            "picture": str(drawn),
+        },
+        (tables.variants(bundle, timings, rows), "", *notes, f"bundle   {bundle.folder}", f"picture  {drawn}"),
     )
 
 
@@ -84,11 +114,9 @@ def inspect(
 
 @command
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="A PIPNet state_dict (.pth) or a five-map ONNX file.")],
-    data: Annotated[
-        str | None, typer.Option(help="Dataset: aflw, cofw, wflw, lapa, 300w, 300w-celeba, 300w-cofw-wflw.")
-    ] = None,
-    meanface: Annotated[Path | None, typer.Option(help="Mean-face file of a custom dataset: x0 y0 x1 y1 …")] = None,
+    checkpoint: CheckpointFile,
+    data: Dataset = None,
+    meanface: MeanFaceFile = None,
     to: Annotated[str, typer.Option(help="Runtimes, separated by commas.")] = "onnx,ncnn,mnn,tflite",
     precision: Annotated[
         str | None,
@@ -97,18 +125,12 @@ def convert(
             "fp32,fp16, and int8 with --calibrate."
         ),
     ] = None,
-    calibrate: Annotated[
-        Path | None, typer.Option(help="Faces to quantize with: a folder of crops, or of pictures with labels.")
-    ] = None,
-    calibrate_labels: Annotated[
-        Path | None, typer.Option(help="Label file that cuts the calibration faces, as for drift.")
-    ] = None,
-    calibrate_count: Annotated[int, typer.Option(help="So many calibration faces, chosen by --seed.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Chooses the calibration faces.")] = 0,
-    ranges: Annotated[str, typer.Option(help="How activations are clipped: mse, minmax, percentile, kl.")] = "mse",
-    rounding: Annotated[
-        str, typer.Option(help="How weights are rounded: sequential (GPTQ, bias corrected) or nearest.")
-    ] = "sequential",
+    calibrate: Calibrate = None,
+    calibrate_labels: CalibrateLabels = None,
+    calibrate_count: CalibrateCount = 256,
+    seed: Seed = 0,
+    ranges: Ranges = "mse",
+    rounding: Rounding = "sequential",
     max_drift: Annotated[
         str | None,
         typer.Option(
@@ -169,6 +191,38 @@ def convert(
             f"bundle  {output}",
         ),
     )
+
+
+@command
+def sensitivity(
+    checkpoint: CheckpointFile,
+    *,
+    calibrate: Annotated[Path, typer.Option(help="Faces to quantize with; a fifth of them, held out, to judge by.")],
+    data: Dataset = None,
+    meanface: MeanFaceFile = None,
+    precision: Annotated[str, typer.Option(help="int8, int8-full, int16x8 or w8.")] = "int8",
+    calibrate_labels: CalibrateLabels = None,
+    calibrate_count: CalibrateCount = 256,
+    seed: Seed = 0,
+    ranges: Ranges = "mse",
+    rounding: Rounding = "sequential",
+    faces: Annotated[int, typer.Option(min=1, max=64, help="Faces to measure on; the time grows with them.")] = 16,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The picture to draw.")] = Path("sensitivity.png"),
+) -> Output:
+    """Say what int8 costs in each layer: alone in int8, and alone in float."""
+    from pipnet_edge import converters
+    from pipnet_edge.benchmarks import layers, picture
+    from pipnet_edge.converters import checkpoint as checkpoints
+
+    options = checkpoints.Options(data=data, meanface=meanface)
+    progress = render.Progress()
+    with progress.shown():
+        quantize = converters.Quantize(_faces(calibrate, calibrate_labels), calibrate_count, seed, ranges, rounding)
+        rows = converters.sensitivities(checkpoint, options, quantize, precision, faces, progress.step)
+    found = [row.to_json() for row in rows]
+    picture.write_picture(output, layers.picture(found, f"{checkpoint.name}, {precision}, {counted(faces, 'face')}"))
+    note = "px: mean drift from float in pixels of the crop; alone: only this layer is int8; without: only it is not"
+    return Output({"layers": found, "picture": str(output)}, (layers.table(found), "", note, f"picture  {output}"))
 
 
 def _faces(images: Path, labels: Path | None) -> dict[tuple[Path, Rect | None], NDArray[np.float64] | None]:

@@ -64,7 +64,7 @@ def test_a_dot_has_its_centre_and_area_at_any_fraction_of_a_pixel(x: float, y: f
 
 @given(st.floats(1e-9, 1e9))
 def test_the_scale_ends_just_above_the_largest_drift(value: float) -> None:
-    top = drawing._round_up(value)
+    top = drawing.round_up(value)
     assert value * (1 - 1e-6) <= top <= 1.7 * value
 
 

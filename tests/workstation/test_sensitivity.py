@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
-from pipnet_edge.benchmarks import sensitivity_picture
+from pipnet_edge.benchmarks import layers
 from pipnet_edge.converters import golden, nets, sensitivity
 from pipnet_edge.converters.quantized import (
     Quantized,
@@ -321,7 +321,7 @@ def test_rows_go_through_json(rows: Rows) -> None:
 
 
 def test_the_table_has_a_line_for_every_layer(rows: Rows) -> None:
-    table = sensitivity_picture.table([ROW, *(row.to_json() for row in rows)])
+    table = layers.table([ROW, *(row.to_json() for row in rows)])
     assert len(table.rows) == 1 + len(rows)
     assert {len(row) for row in table.rows} == {len(table.columns)}
     assert table.rows[0] == ["stem.0", "31.2", "10.0", "25.0", "0.125", "0.50", "0.750", "1.50", "+0.062"]
@@ -342,18 +342,18 @@ def lengths(image: NDArray[np.uint8], colour: tuple[int, int, int]) -> list[int]
 
 
 def test_bars_are_as_long_as_their_values() -> None:
-    image = sensitivity_picture.picture(made([0.4, 0.2, 0.1], [0.3, -0.1, 0.15]), "a title")
-    cost = lengths(image, sensitivity_picture.COST)
+    image = layers.picture(made([0.4, 0.2, 0.1], [0.3, -0.1, 0.15]), "a title")
+    cost = lengths(image, layers.COST)
     assert cost == pytest.approx([cost[0], cost[0] / 2, cost[0] / 4], abs=3)
     assert cost[0] > 100
-    assert lengths(image, sensitivity_picture.GAIN) == pytest.approx([cost[0] * 0.75, cost[0] * 0.375], abs=3)
-    assert lengths(image, sensitivity_picture.LOSS) == pytest.approx([cost[0] / 4], abs=3)
+    assert lengths(image, layers.GAIN) == pytest.approx([cost[0] * 0.75, cost[0] * 0.375], abs=3)
+    assert lengths(image, layers.LOSS) == pytest.approx([cost[0] / 4], abs=3)
 
 
 @pytest.mark.parametrize("width", [650, 1300])
 @pytest.mark.parametrize("rows", [[ROW], made([0.0], [0.0]), made([0.5] * 100, [-2.0] * 100)])
 def test_any_rows_are_drawn_inside_the_picture(rows: list[dict[str, Any]], width: int) -> None:
-    image = sensitivity_picture.picture(rows, "a title that is too long" * 20, width)
+    image = layers.picture(rows, "a title that is too long" * 20, width)
     assert image.shape[1:] == (width, 3)
     assert image.dtype == np.uint8
     margin = width // 60
@@ -363,4 +363,4 @@ def test_any_rows_are_drawn_inside_the_picture(rows: list[dict[str, Any]], width
 
 def test_no_rows_are_refused() -> None:
     with pytest.raises(EdgeError, match="no layer is in int8"):
-        sensitivity_picture.picture([], "")
+        layers.picture([], "")

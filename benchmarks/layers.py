@@ -55,10 +55,10 @@ def picture(rows: Sequence[Row], title: str, width: int = 1300) -> Image:
     pitch, upper = 24 * u, 160 * u
     lower = upper + pitch * len(rows)
     canvas = np.full((round(lower + 60 * u), width, 3), PAPER, dtype=np.uint8)
-    drawing._text(canvas, title, 40 * u, 42 * u, 17 * u, font=BOLD, anchor=(0, 0.5), most=1220 * u)
+    drawing.put_text(canvas, title, 40 * u, 42 * u, 17 * u, font=BOLD, anchor=(0, 0.5), most=1220 * u)
     total = rows[0]["px_without"] + rows[0]["px_gain"]
     text = f"all {len(rows)} layers in int8: {total:.3f} px mean drift from the float net"
-    drawing._text(canvas, text, 40 * u, 78 * u, 11 * u, MUTED, anchor=(0, 0.5))
+    drawing.put_text(canvas, text, 40 * u, 78 * u, 11 * u, MUTED, anchor=(0, 0.5))
 
     blocks = [_block(row["layer"]) for row in rows]
     shaded = False
@@ -67,17 +67,17 @@ def picture(rows: Sequence[Row], title: str, width: int = 1300) -> Image:
         shaded ^= index > 0 and blocks[index] != blocks[index - 1]
         if shaded:
             _box(canvas, 30 * u, y - pitch / 2, 1270 * u, y + pitch / 2, BAND)
-        drawing._text(canvas, _short(row["layer"]), 40 * u, y, 10 * u, anchor=(0, 0.5), most=300 * u)
+        drawing.put_text(canvas, _short(row["layer"]), 40 * u, y, 10 * u, anchor=(0, 0.5), most=300 * u)
 
     alone, gain = (np.array([row[name] for row in rows], dtype=np.float64) for name in ("px_alone", "px_gain"))
-    top = drawing._round_up(max(float(alone.max()), float(gain.max())))
+    top = drawing.round_up(max(float(alone.max()), float(gain.max())))
     below = min(0.0, float(gain.min()))
     digits = 2 if top > 0.2 else 3
     scale = 790 * u / (2 * top - below)
     zeros = 350 * u, 1210 * u - scale * top
     titles = "px with this layer alone in int8", "px gained by this layer in float"
     for values, zero, name, colour in zip((alone, gain), zeros, titles, (COST, GAIN), strict=True):
-        drawing._text(canvas, name, min(zero, 990 * u), 112 * u, 11 * u, anchor=(0, 0.5))
+        drawing.put_text(canvas, name, min(zero, 990 * u), 112 * u, 11 * u, anchor=(0, 0.5))
         _axis(canvas, zero, upper, lower, top, scale, u)
         labelled = set(np.argsort(-values, kind="stable")[:LABELLED].tolist())
         for index, value in enumerate(values.tolist()):
@@ -85,8 +85,8 @@ def picture(rows: Sequence[Row], title: str, width: int = 1300) -> Image:
             shade = colour if value > 0 else LOSS
             _box(canvas, min(zero, end), y - 7 * u, max(zero, end), y + 7 * u, shade)
             if index in labelled and value > 0:
-                drawing._text(canvas, f"{value:.{digits}f}", end + 6 * u, y, 9 * u, anchor=(0, 0.5))
-        drawing._line(canvas, np.array([zero, upper]), np.array([zero, lower]), INK, 1.5 * u)
+                drawing.put_text(canvas, f"{value:.{digits}f}", end + 6 * u, y, 9 * u, anchor=(0, 0.5))
+        drawing.put_line(canvas, np.array([zero, upper]), np.array([zero, lower]), INK, 1.5 * u)
     return canvas
 
 
@@ -95,9 +95,9 @@ def _axis(canvas: Image, zero: float, upper: float, lower: float, top: float, sc
     for tick in range(TICKS + 1):
         value = top * tick / TICKS
         x = zero + scale * value
-        drawing._line(canvas, np.array([x, upper]), np.array([x, lower]), HAIRLINE, u)
+        drawing.put_line(canvas, np.array([x, upper]), np.array([x, lower]), HAIRLINE, u)
         for y in (upper - 14 * u, lower + 16 * u):
-            drawing._text(canvas, f"{value:.3g}", x, y, 9 * u, MUTED, anchor=(0.5, 0.5))
+            drawing.put_text(canvas, f"{value:.3g}", x, y, 9 * u, MUTED, anchor=(0.5, 0.5))
 
 
 def _box(canvas: Image, left: float, upper: float, right: float, lower: float, colour: Colour) -> None:

@@ -1,0 +1,221 @@
+"""The int8 variants of MNN: its converter packs our weights, and the file is then told which tensors are int8, and how.
+
+The converter takes the steps of the weights of each convolution, named by the tensor that this one writes. How MNN cuts
+the network is told by the values of a float model (see converters/align.py).
+
+A transposed convolution has no int8 form in MNN and stays in float.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import MNN
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from pipnet_edge.converters import align, child, mnn, mnn_file
+from pipnet_edge.converters.export import Core
+from pipnet_edge.converters.mnn_file import Grid, Table
+from pipnet_edge.converters.quantized import (
+    FUSED,
+    Quantized,
+    Range,
+    Run,
+    convolutions,
+    grid,
+    inputs,
+    module,
+    readers_of,
+    weight_steps,
+)
+from pipnet_edge.errors import EdgeError
+
+Array = NDArray[np.float32]
+
+TOOLS = ("MNN",)
+BITS = (0, 8)
+# MNN's number for how much memory, hence rounding, Winograd may take: 0 is none.
+WINOGRAD_HINT = 3
+# The largest distance of a weight from its grid, in steps, that is still rounding.
+ON_GRID = 1e-3
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A layer that becomes int8, as MNN has it.
+
+    tensor: MNN's name of what it writes. node: the node with these values, the layer's or, where MNN fused it, that of
+    the activation after it.
+    """
+
+    layer: str
+    tensor: str
+    node: fx.Node
+
+
+def convert(core: Core, quantized: Quantized, activation_bits: int, folder: Path) -> None:
+    """Writes `model.mnn` into `folder`: input `image` and outputs named as the maps, in float.
+
+    With 8 bits, what int8 layers read and write is int8; with 0 only their weights are, which MNN turns back into float
+    when it loads them. Raises EdgeError for other bits, for weights that lie on no int8 grid, and when the file does
+    not hold them exactly.
+    """
+    if activation_bits not in BITS:
+        raise EdgeError(f"MNN int8 with {activation_bits}-bit activations; allowed: 8, or 0 for int8 weights alone")
+    work, model = core.work(folder.name), folder / "model.mnn"
+    placed = _placed(core, quantized)
+    layers = [_parameters(quantized, layer) for layer in placed]
+    parameters = work / "quantization.json"
+    parameters.write_text(json.dumps({"version": "1", "algo": [{"quant_params": {"layer": layers}}]}))
+    options = ["-f", "ONNX", "--modelFile", str(core.path), "--MNNModel", str(model), "--bizCode", "pipnet-edge"]
+    command = [*child.PYTHON, "-c", mnn.CALL, *options, "--compressionParamsFile", str(parameters)]
+    child.run("mnnconvert", command, work, makes=(model,))
+    net = mnn_file.read(model)
+    mnn_file.store(net, _grids(quantized, placed, net) if activation_bits else {})
+    model.write_bytes(net.data)
+    _check(quantized, placed, model)
+
+
+def int8_weights(model: Path) -> dict[str, NDArray[np.int8]]:
+    """The weights (out, in / groups, height, width) of a file's int8 convolutions, by the tensor that each writes."""
+    return {tensor: layer.weights for tensor, layer in mnn_file.int8_layers(mnn_file.read(model)).items()}
+
+
+def _placed(core: Core, quantized: Quantized) -> list[Placed]:
+    """Where each int8 layer is in MNN's model. Raises EdgeError unless each is found once."""
+    graph = quantized.graph
+    layers = {
+        name: node
+        for name, node in convolutions(graph).items()
+        if name not in quantized.keep and isinstance(module(graph, node), nn.Conv2d)
+    }
+    owners = {node: name for name in layers for node in (layers[name], _fused(graph, layers[name]))}
+    nodes = {node.name: node for node in owners}
+    image = align.image(quantized, align.face(quantized.spec.input_size))
+    found = align.match(_run_float(core, image), _run(graph, image, nodes))
+    placed = [Placed(owners[nodes[node]], tensor, nodes[node]) for tensor, node in found.items()]
+    names = [layer.layer for layer in placed]
+    for name in layers:
+        if names.count(name) != 1:
+            raise EdgeError(f"{names.count(name)} convolutions of MNN's model give what {name} gives, not one", code=3)
+    return placed
+
+
+def _fused(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The activation that a runtime may compute with a layer, else the layer's own node."""
+    readers = readers_of(graph, node)
+    return readers[0] if len(readers) == 1 and isinstance(module(graph, readers[0]), FUSED) else node
+
+
+def _run(graph: fx.GraphModule, image: Array, nodes: dict[str, fx.Node]) -> dict[str, Array]:
+    """Node name -> its float output (C, H, W)."""
+    values = {}
+
+    def hook(node: fx.Node, value: Tensor) -> Tensor:
+        if node.name in nodes:
+            values[node.name] = value[0].numpy().copy()
+        return value
+
+    with torch.no_grad():
+        Run(graph, hook).run(torch.from_numpy(image))
+    return values
+
+
+def _run_float(core: Core, image: Array) -> dict[str, Array]:
+    """Tensor name -> what each convolution of MNN's float model writes, (1, C, H, W)."""
+    folder = core.work("mnn-float")
+    mnn.convert(core, "fp32", folder)
+    model = folder / "model.mnn"
+    tensors = {operation.name: tensor for tensor, operation in mnn_file.convolutions(mnn_file.read(model)).items()}
+    values = {}
+
+    def after(written: Sequence[MNN.Tensor], operation: MNN.OpInfo) -> bool:
+        if operation.getName() in tensors:
+            shape = written[0].getShape()
+            host = MNN.Tensor(shape, MNN.Halide_Type_Float, np.zeros(shape, np.float32), MNN.Tensor_DimensionType_Caffe)
+            written[0].copyToHostTensor(host)
+            values[tensors[operation.getName()]] = np.array(host.getNumpyData())
+        return True
+
+    interpreter = MNN.Interpreter(str(model))
+    # Winograd's transforms cost a thousandth of the largest value.
+    interpreter.setSessionHint(WINOGRAD_HINT, 0)
+    session = interpreter.createSession({"numThread": 1, "backend": "CPU", "precision": "high"})
+    given = MNN.Tensor(image.shape, MNN.Halide_Type_Float, image, MNN.Tensor_DimensionType_Caffe)
+    interpreter.getSessionInput(session, "image").copyFrom(given)
+    interpreter.runSessionWithCallBackInfo(session, lambda *_: True, after)
+    return values
+
+
+def _parameters(quantized: Quantized, placed: Placed) -> dict[str, Any]:
+    # How activations are stored has to be given here too, but the file's list of tensors overrules it.
+    steps = weight_steps(_weight(quantized, placed)).flatten()
+    activation = {"name": placed.tensor, "scales": [1.0]}
+    return {"input": [activation], "output": [activation], "weight": [{"name": "", "scales": steps.tolist()}]}
+
+
+def _weight(quantized: Quantized, placed: Placed) -> Tensor:
+    layer = quantized.graph.get_submodule(placed.layer)
+    assert isinstance(layer, nn.Conv2d)
+    return layer.weight
+
+
+def _grids(quantized: Quantized, placed: Sequence[Placed], net: Table) -> dict[int, Grid]:
+    """Index of each of MNN's tensors that is to be int8 -> its grid. Changes activations that MNN computes wrongly."""
+    sources = inputs(quantized.graph)
+    layers = mnn_file.convolutions(net)
+    grids = {}
+    for layer in placed:
+        # An activation that MNN did not fuse clips what it reads as if it came before.
+        written = quantized.ranges.get(_fused(quantized.graph, layer.node).name)
+        if written is not None and layer.layer in sources:
+            grids[layers[layer.tensor].reads[0]] = _signed(quantized.ranges[sources[layer.layer]])
+            grids[layers[layer.tensor].writes[0]] = _signed(written)
+    for operation in mnn_file.operations(net):
+        if operation.kind == mnn_file.POOLING:
+            _pool_in_float(grids, operation.reads[0], operation.writes[0])
+        if operation.kind == mnn_file.BINARY and grids.keys() >= {*operation.reads, *operation.writes}:
+            # A ReLU after an int8 sum clips at the integer 0, whatever the zero point (CPUBinaryInt8.cpp). That the
+            # range of the sum begins at 0 clips as well, and rightly.
+            operation.table.table(mnn_file.MAIN).set_number(mnn_file.BINARY_ACTIVATION, 0)
+    return grids
+
+
+def _pool_in_float(grids: dict[int, Grid], read: int, written: int) -> None:
+    # On x86, MNN's int8 pooling takes what is above the middle of the range for the least (FunctionDispatcher.cpp), and
+    # everywhere it rounds means down. It pools in float where the steps differ, however little. A side that has no grid
+    # would get the other's.
+    source = grids.get(read) or grids.get(written)
+    if source is not None:
+        step, zero = grids[read] = source
+        grids[written] = float(np.nextafter(np.float32(step), np.float32(np.inf))), zero
+
+
+def _signed(bounds: Range) -> Grid:
+    step, zero = grid(bounds)
+    return step, zero - mnn_file.OFFSET
+
+
+def _check(quantized: Quantized, placed: Sequence[Placed], model: Path) -> None:
+    """Raises EdgeError unless exactly these layers of the file have int8 weights, and just those of the network."""
+    found = mnn_file.int8_layers(mnn_file.read(model))
+    for layer in placed:
+        steps = weight_steps(_weight(quantized, layer))
+        exact = _weight(quantized, layer) / steps
+        if (exact - exact.round()).abs().max() > ON_GRID:
+            raise EdgeError(
+                f"the weights of {layer.layer} do not lie on an int8 grid of absmax / 127 a channel", code=3
+            )
+        stored = found.pop(layer.tensor, None)
+        same = stored is not None and np.array_equal(stored.weights, exact.round().numpy())
+        if stored is None or not same or not np.array_equal(stored.steps, steps.flatten().numpy()):
+            raise EdgeError(f"MNN's converter changed the int8 weights of {layer.layer}", code=3)
+    if found:
+        raise EdgeError(f"MNN's converter made int8 weights of {min(found)}, which stays in float", code=3)
