@@ -6,11 +6,12 @@ pipnet_edge.converters.tflite NET OUT`.
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from pipnet_edge.converters import child
 from pipnet_edge.converters.export import Core
@@ -41,16 +42,33 @@ class FromCrop(nn.Module):
 def convert(core: Core, precision: str, folder: Path) -> None:
     """Writes `model.tflite` into `folder`: a signature from `crop` to the maps; fp16 has half-precision weights."""
     work = core.work("tflite")
-    saved, single, model = work / "net.pt", work / "fp32.tflite", folder / "model.tflite"
-    if not single.is_file():
-        torch.save(FromCrop(core.net, core.spec).eval(), saved)
-        command = [*child.PYTHON, "-m", __name__, str(saved), str(single)]
-        child.run("litert-torch", command, work, makes=(single,))
+    single, model = to_float(core), folder / "model.tflite"
     if precision == "fp32":
         model.write_bytes(single.read_bytes())
     else:
         command = [*child.PYTHON, "-m", __name__, str(single), str(model)]
         child.run("ai-edge-quantizer", command, work, makes=(model,))
+
+
+def to_float(core: Core) -> Path:
+    """The fp32 file in the scratch folder, made when first asked for."""
+    work = core.work("tflite")
+    saved, single = work / "net.pt", work / "fp32.tflite"
+    if not single.is_file():
+        torch.save(FromCrop(_without_annotations(core.net), core.spec).eval(), saved)
+        command = [*child.PYTHON, "-m", __name__, str(saved), str(single)]
+        child.run("litert-torch", command, work, makes=(single,))
+    return single
+
+
+def _without_annotations(net: nn.Module) -> nn.Module:
+    """The network as it can be pickled: a traced one keeps annotations that are strings, and pickling fails on them."""
+    if isinstance(net, fx.GraphModule):
+        net = copy.deepcopy(net)
+        for node in net.graph.nodes:
+            node.type = None
+        net.recompile()
+    return net
 
 
 def _from_torch(saved: Path, model: Path) -> None:

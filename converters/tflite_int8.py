@@ -1,0 +1,270 @@
+"""The int8 TFLite variants, made by ai-edge-quantizer from the float file of litert-torch.
+
+The quantizer is told everything: which operations become int8, and the range of each of their tensors. What it wrote is
+read back and compared. It prints a great deal, so it runs as a child process: `python -m
+pipnet_edge.converters.tflite_int8 FP32 PLAN OUT`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipnet_edge.converters import align, child, tflite
+from pipnet_edge.converters.export import Core
+from pipnet_edge.converters.quantized import (
+    LEVELS,
+    Quantized,
+    Range,
+    convolutions,
+    grid,
+    heads,
+    module,
+    readers_of,
+    weight_steps,
+)
+from pipnet_edge.converters.tflite_file import Operation, bias, out_first, read, weights
+from pipnet_edge.errors import CHECK_FAILED, EdgeError
+
+TOOLS = tflite.TOOLS
+Array = NDArray[np.float32]
+
+# Operations whose output is stored as their input is.
+SAME = ("PAD", "PADV2", "MAX_POOL_2D", "AVERAGE_POOL_2D", "TRANSPOSE", "RESHAPE")
+# Never integer: an int8 hard swish takes longer than to leave int8 and come back, and a gate is not stored.
+FLOAT = ("HARD_SWISH", "MUL")
+# A tensor without a range of its own gets so much more than one face shows.
+MARGIN = 1.5
+# Of the quantizer's 2**31, with room for rounding.
+MOST_BIAS = 0.999 * 2**31
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A convolution. weight: (out, in, height, width); steps, of its int8 grids, and bias, of the file: (out,)."""
+
+    name: str
+    weight: Array
+    steps: Array
+    bias: NDArray[np.float64]
+
+    @property
+    def int8(self) -> NDArray[np.int8]:
+        whole: NDArray[np.int8] = np.rint(self.weight / self.steps[:, None, None, None]).astype(np.int8)
+        return whole
+
+
+def convert(core: Core, quantized: Quantized, activation_bits: int, folder: Path) -> None:
+    """Writes `model.tflite` into `folder`: a signature from `crop` (uint8) to the maps (float32), int8 inside.
+
+    activation_bits: 8 or 16 store activations in so many bits; 0 leaves them float, with weights in int8. A map whose
+    layer is not kept in float needs a range under its node's name. Raises EdgeError for another number of bits, and
+    when the file does not hold the weights and steps that were asked for.
+    """
+    if activation_bits not in (0, 8, 16):
+        raise EdgeError(f"{activation_bits} bits for TFLite activations; allowed: 0 (float), 8, 16")
+    work, single = core.work("tflite"), tflite.to_float(core)
+    operations = read(single)
+    layers = _layers(operations, quantized)
+    ranges: dict[str, Range] = {}
+    integer = {name for name, layer in layers.items() if layer.name not in quantized.keep}
+    if activation_bits:
+        tensors, nodes = _observe(single, quantized)
+        ranges = _ranges(operations, tensors, {name: quantized.ranges[node] for name, node in nodes.items()})
+        integer = _integer(operations, layers, integer, set(nodes))
+        layers = _with_biases_that_fit(operations, layers, ranges, activation_bits)
+    statistics = ranges | _weight_ranges(operations, layers)
+    plan, model = work / f"int8-{activation_bits}.json", folder / "model.tflite"
+    plan.write_text(json.dumps({"bits": activation_bits, "integer": sorted(integer), "statistics": statistics}))
+    command = [*child.PYTHON, "-m", __name__, str(single), str(plan), str(model)]
+    child.run("ai-edge-quantizer", command, work, makes=(model,))
+    made = read(model)
+    _check_weights(made, [layer for name, layer in layers.items() if name in integer])
+    _check_steps(made, ranges, activation_bits)
+
+
+def _layers(operations: list[Operation], quantized: Quantized) -> dict[str, Layer]:
+    """Name of a convolution's output in the float file -> the layer that it is, told by the weights; in order."""
+    left = {}
+    for name, node in convolutions(quantized.graph).items():
+        layer: Any = module(quantized.graph, node)
+        transposed = isinstance(layer, torch.nn.ConvTranspose2d)
+        weight, steps = layer.weight, weight_steps(layer.weight, transposed).flatten()
+        left[name] = ((weight.transpose(0, 1) if transposed else weight).numpy(), steps.numpy())
+    found = {}
+    for operation, tensor in weights(operations):
+        same = [name for name, (weight, _) in left.items() if np.array_equal(weight, out_first(operation, tensor))]
+        if not same:
+            raise EdgeError(f"litert-torch changed the weights of {operation.output.name}", CHECK_FAILED)
+        found[operation.output.name] = Layer(same[0], *left.pop(same[0]), bias(operation).values)
+    return found
+
+
+def _observe(single: Path, quantized: Quantized) -> tuple[dict[str, Array], dict[str, str]]:
+    """Every float tensor of the float file for one face, by name, and which of them are nodes that have a range.
+
+    Raises EdgeError for a node that no tensor equals and for a map that should be int8 but has no range.
+    """
+    graph, crop = quantized.graph, align.face(quantized.spec.input_size)
+    maps = {layer: convolutions(graph)[layer].name for layer in heads(graph)}
+    for layer, name in maps.items():
+        if layer not in quantized.keep and name not in quantized.ranges:
+            raise EdgeError(f"{layer} is to be int8, but its map has no range")
+    tensors, nodes = _run(single, crop), align.activations(quantized, crop)
+    # The map of a layer in float is not stored, whether it has a range or not.
+    for layer in heads(graph) & quantized.keep:
+        nodes.pop(maps[layer], None)
+    found = align.match(tensors, nodes)
+    seen = [nodes[name] for name in found.values()]
+    for node in graph.graph.nodes:
+        # litert-torch makes a hard sigmoid of a ReLU6, whose offset it adds to the bias of the layer before it.
+        altered = any(isinstance(module(graph, reader), torch.nn.Hardsigmoid) for reader in readers_of(graph, node))
+        if node.name in nodes and not altered and not any(np.array_equal(nodes[node.name], other) for other in seen):
+            raise EdgeError(f"the TFLite file has no tensor that equals {node.name}", CHECK_FAILED)
+    return tensors, found
+
+
+def _run(single: Path, crop: NDArray[np.uint8]) -> dict[str, Array]:
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(
+        str(single),
+        # Delegates keep what they compute inside to themselves.
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        experimental_preserve_all_tensors=True,
+    )
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], crop[None])
+    interpreter.invoke()
+    made = {operation.output.name for operation in read(single)}
+    details = interpreter.get_tensor_details()
+    return {d["name"]: np.array(interpreter.get_tensor(d["index"])) for d in details if d["name"] in made}
+
+
+def _ranges(operations: list[Operation], tensors: Mapping[str, Array], given: Mapping[str, Range]) -> dict[str, Range]:
+    """Tensor name -> its range: the one given, or else what its neighbours and one face's tensors suggest."""
+    ranges: dict[str, Range] = {}
+    for operation in operations:
+        name = operation.output.name
+        if name in given:
+            ranges[name] = given[name]
+        elif operation.relu6:
+            ranges[name] = (0.0, 6.0)
+        elif operation.kind in SAME and operation.reads[0] in ranges:
+            ranges[name] = ranges[operation.reads[0]]
+        else:
+            low, high = float(tensors[name].min()), float(tensors[name].max())
+            ranges[name] = (MARGIN * min(low, 0.0), MARGIN * max(high, 0.0))
+    return ranges
+
+
+def _integer(operations: list[Operation], layers: Collection[str], int8: set[str], stored: set[str]) -> set[str]:
+    """The outputs of the operations that become integer: int8 layers, and what reads a stored tensor.
+
+    stored: the tensors that have a given range. Between a stored tensor and layers in float nothing is stored.
+    """
+    integer = set(int8)
+    for operation in operations:
+        if operation.kind in FLOAT or operation.output.name in layers:
+            continue
+        if integer.union(stored).intersection(operation.reads):
+            integer.add(operation.output.name)
+    for operation in reversed(operations):
+        name = operation.output.name
+        readers = {o.output.name for o in operations if name in o.reads}
+        if readers and name not in int8 and name not in stored and not readers & integer:
+            integer.discard(name)
+    return integer
+
+
+def _grid(bounds: Range, bits: int) -> tuple[float, int]:
+    """(step, zero point) of an activation as TFLite stores it: signed, and symmetric in 16 bits."""
+    if bits == 16:
+        return max(-bounds[0], bounds[1]) / (2**15 - 1), 0
+    step, zero = grid(bounds, bits)
+    return step, zero - 2 ** (bits - 1)
+
+
+def _with_biases_that_fit(
+    operations: list[Operation], layers: Mapping[str, Layer], ranges: Mapping[str, Range], bits: int
+) -> dict[str, Layer]:
+    """The layers with larger steps where a bias would be too many multiples of input step times weight step.
+
+    In 8 bits there is none left of them; inputs of 16 bits have finer steps, but biases still have 32 bits.
+    """
+    found = {}
+    for operation, _ in weights(operations):
+        layer = layers[operation.output.name]
+        least = np.abs(layer.bias) / (MOST_BIAS * _grid(ranges[operation.reads[0]], bits)[0])
+        found[operation.output.name] = replace(layer, steps=np.maximum(layer.steps, least).astype(np.float32))
+    return found
+
+
+def _weight_ranges(operations: list[Operation], layers: Mapping[str, Layer]) -> dict[str, Any]:
+    """Name of a weight tensor -> (lowest, highest) that its grids can hold, shaped to be compared with the weight.
+
+    Left to itself, the quantizer gives a channel of zeros a step so small that its bias does not fit.
+    """
+    found = {}
+    for operation, tensor in weights(operations):
+        shape = [-1 if d == operation.channel_axis else 1 for d in range(4)]
+        bound = (LEVELS * layers[operation.output.name].steps).reshape(shape)
+        found[tensor.name] = ((-bound).tolist(), bound.tolist())
+    return found
+
+
+def _check_weights(made: list[Operation], layers: list[Layer]) -> None:
+    """Raises EdgeError unless the file's int8 layers are these, in this order, with their weights, steps and biases."""
+    found = [(operation, tensor) for operation, tensor in weights(made) if tensor.kind == np.int8]
+    if len(found) != len(layers):
+        raise EdgeError(f"the TFLite file has {len(found)} int8 layers; {len(layers)} are needed", CHECK_FAILED)
+    for (operation, tensor), layer in zip(found, layers, strict=True):
+        stored = bias(operation)
+        for what, right in (
+            ("weights", np.array_equal(out_first(operation, tensor), layer.int8)),
+            ("weight steps", np.allclose(tensor.scale, layer.steps, rtol=1e-6, atol=0)),
+            ("biases", np.all(np.abs(stored.values - layer.bias) <= 1e-6 * np.abs(layer.bias) + stored.step)),
+        ):
+            if not right:
+                raise EdgeError(f"the TFLite file has other {what} for {layer.name} than the network", CHECK_FAILED)
+
+
+def _check_steps(made: list[Operation], ranges: Mapping[str, Range], bits: int) -> None:
+    """Raises EdgeError unless every integer activation in the file has the step and zero point of its range."""
+    for tensor in (operation.output for operation in made if operation.output.kind in (np.int8, np.int16)):
+        step, zero = _grid(ranges[tensor.name.removesuffix("_quantized")], bits)
+        if not np.allclose(tensor.scale, step, rtol=1e-6, atol=0) or tensor.zero.tolist() != [zero]:
+            got = f"{tensor.scale.tolist()}, {tensor.zero.tolist()}"
+            raise EdgeError(f"{tensor.name} has step and zero point {got}; needed: {step}, {zero}", CHECK_FAILED)
+
+
+def _quantize(single: Path, plan: Path, model: Path) -> None:
+    from ai_edge_quantizer import quantizer
+    from ai_edge_quantizer.qtyping import TFLOperationName
+
+    wanted = json.loads(plan.read_text())
+    tool, every = quantizer.Quantizer(str(single)), TFLOperationName.ALL_SUPPORTED
+    # An operation goes by the name of its output and a semicolon.
+    only = f"^(?:{'|'.join(map(re.escape, wanted['integer']))});$"
+    if wanted["bits"]:
+        tool.add_static_config(only, every, activation_num_bits=wanted["bits"], weight_num_bits=8)
+    else:
+        tool.add_weight_only_config(only, every, num_bits=8)
+    statistics = {
+        name: {"min": np.array(low, np.float32), "max": np.array(high, np.float32)}
+        for name, (low, high) in wanted["statistics"].items()
+    }
+    model.write_bytes(tool.quantize(statistics).quantized_model)
+
+
+if __name__ == "__main__":
+    _quantize(*map(Path, sys.argv[1:]))
