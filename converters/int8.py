@@ -124,8 +124,9 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, kept: Mapping[str, object]) -> None:
-    # A cache that cannot be written costs the next run some time and this one nothing.
-    with suppress(OSError):
+    # A cache that cannot be written costs the next run some time and this one nothing. torch makes a RuntimeError of a
+    # full disk.
+    with suppress(OSError, RuntimeError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             try:

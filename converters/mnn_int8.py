@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import MNN
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -41,8 +40,6 @@ Array = NDArray[np.float32]
 
 TOOLS = ("MNN",)
 BITS = (0, 8)
-# MNN's number for how much memory, hence rounding, Winograd may take: 0 is none.
-WINOGRAD_HINT = 3
 # The largest distance of a weight from its grid, in steps, that is still rounding.
 ON_GRID = 1e-3
 
@@ -130,28 +127,15 @@ def _run(graph: fx.GraphModule, image: Array, nodes: dict[str, fx.Node]) -> dict
 
 def _run_float(core: Core, image: Array) -> dict[str, Array]:
     """Tensor name -> what each convolution of MNN's float model writes, (1, C, H, W)."""
-    folder = core.work("mnn-float")
-    mnn.convert(core, "fp32", folder)
-    model = folder / "model.mnn"
+    work = core.work("mnn-float")
+    mnn.convert(core, "fp32", work)
+    model, given, out = work / "model.mnn", work / "image.npy", work / "values.npz"
+    np.save(given, image)
+    command = [*child.PYTHON, "-m", "pipnet_edge.converters.mnn_values", str(model), str(given), str(out)]
+    child.run("MNN", command, work, makes=(out,))
     tensors = {operation.name: tensor for tensor, operation in mnn_file.convolutions(mnn_file.read(model)).items()}
-    values = {}
-
-    def after(written: Sequence[MNN.Tensor], operation: MNN.OpInfo) -> bool:
-        if operation.getName() in tensors:
-            shape = written[0].getShape()
-            host = MNN.Tensor(shape, MNN.Halide_Type_Float, np.zeros(shape, np.float32), MNN.Tensor_DimensionType_Caffe)
-            written[0].copyToHostTensor(host)
-            values[tensors[operation.getName()]] = np.array(host.getNumpyData())
-        return True
-
-    interpreter = MNN.Interpreter(str(model))
-    # Winograd's transforms cost a thousandth of the largest value.
-    interpreter.setSessionHint(WINOGRAD_HINT, 0)
-    session = interpreter.createSession({"numThread": 1, "backend": "CPU", "precision": "high"})
-    given = MNN.Tensor(image.shape, MNN.Halide_Type_Float, image, MNN.Tensor_DimensionType_Caffe)
-    interpreter.getSessionInput(session, "image").copyFrom(given)
-    interpreter.runSessionWithCallBackInfo(session, lambda *_: True, after)
-    return values
+    with np.load(out, allow_pickle=False) as values:
+        return {tensor: values[name] for name, tensor in tensors.items() if name in values}
 
 
 def _parameters(quantized: Quantized, placed: Placed) -> dict[str, Any]:

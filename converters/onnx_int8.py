@@ -116,7 +116,8 @@ class _Writer:
                 self._round(node)
             for index, name in enumerate(node.input):
                 if name in self._stored:
-                    node.input[index] = f"{name}/stored"
+                    is_float = node.op_type in ("Conv", "ConvTranspose") and node.input[1] in self._constants
+                    node.input[index] = self._channelwise(name, node) if is_float else f"{name}/stored"
             self._nodes.append(node)
             for index, name in enumerate(node.output):
                 if name in outputs and name in self._stored:
@@ -156,6 +157,24 @@ class _Writer:
             return 0.0, np.inf
         ends = [float(numpy_helper.to_array(self._constants[name])) for name in node.input[1:]]
         return ends[0], ends[1]
+
+    def _channelwise(self, name: str, node: onnx.NodeProto) -> str:
+        """What a float layer reads of a stored tensor: the same values, but with a step for each channel.
+
+        The weights of a layer that reads a tensor with one step are rounded by ONNX Runtime too, on one grid for all
+        channels.
+        """
+        found = f"{name}/channelwise"
+        if f"{found}/step" not in self._constants:
+            weight = self._constants[node.input[1]]
+            groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+            channels = weight.dims[0] if node.op_type == "ConvTranspose" else weight.dims[1] * groups
+            step, zero = quantized.grid(self._stored[name])
+            grid = [f"{found}/step", f"{found}/zero"]
+            self._constant(grid[0], np.full(channels, step, np.float32))
+            self._constant(grid[1], np.full(channels, zero, np.uint8))
+            self._nodes.append(helper.make_node("DequantizeLinear", [f"{name}/uint8", *grid], [found], axis=1))
+        return found
 
     def _round(self, node: onnx.NodeProto) -> None:
         """Gives a Conv int8 weights with a step for each output channel, and a bias of 32 bits."""

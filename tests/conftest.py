@@ -21,6 +21,12 @@ def _interruptible() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Rounded weights are cached; neither may a test find what an earlier run left, nor leave anything itself."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Checkpoints and faces that are not part of the project; a tree without them skips, CI must have them."""
@@ -41,13 +47,14 @@ def isolated() -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory, isolated: tuple[str, ...]) -> Path:
-    """The embedded checkpoint converted for every runtime, fp32 and fp16, with the network cut off."""
+    """The embedded checkpoint converted for every runtime, fp32, fp16 and int8, with the network cut off."""
     pytest.importorskip("torch", reason="converting needs the workstation half")
     from pipnet_edge.converters import golden
 
     folder = tmp_path_factory.mktemp("demo") / "bundle"
     command = [sys.executable, "-P", "-m", "pipnet_edge.cli", "convert", str(golden.CHECKPOINT), "--data", "300w"]
-    done = subprocess.run([*isolated, *command, "-o", str(folder)], capture_output=True, text=True, check=False)
+    options = ["--calibrate", str(golden.CALIBRATION), "-o", str(folder)]
+    done = subprocess.run([*isolated, *command, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder
 
