@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from pipnet_edge.benchmarks.fps import Timing
     from pipnet_edge.benchmarks.metrics import Estimate
     from pipnet_edge.benchmarks.parity import Row as ParityRow
-    from pipnet_edge.bundle import Bundle, Source
+    from pipnet_edge.bundle import Budget, Bundle, Source
     from pipnet_edge.spec import ModelSpec
 
 
@@ -66,6 +67,31 @@ def variants(bundle: Bundle, timings: Sequence[Timing] = (), drifts: Sequence[Dr
         rows.append([variant.name, megabytes(variant.size), *numbers])
     measured = [">drift px", ">p95", ">flips %", ">NME %"] if drifts else []
     return Table(["variant", ">size", ">px mean", ">px max", ">flips", *measured, *([">ms"] if timings else [])], rows)
+
+
+def quantization(bundle: Bundle) -> list[str]:
+    """What quantized variants were made with, and what a budget cost; a sentence each."""
+    lines = []
+    for variant in bundle.variants:
+        if not (how := variant.quantization):
+            continue
+        kept = Counter(how.kept.values())
+        reasons = ", ".join(f"{number} {reason}" for reason, number in kept.items())
+        line = f"{variant.name}: ranges {how.ranges}, rounding {how.rounding}; in float: {reasons or 'nothing'}"
+        if spent := how.budget:
+            drift, ms, size = ("{} -> {}".format(*pair) for pair in _budget_columns(spent))
+            line += f". Within {spent.limit} on {spent.images} faces: {drift}, {ms}, {size}"
+        lines.append(line)
+    return lines
+
+
+def _budget_columns(spent: Budget) -> tuple[tuple[str, str], ...]:
+    unit = spent.limit.lstrip("0123456789.e+-")
+    return (
+        (f"{spent.drift[0]:.3g}", f"{spent.drift[1]:.3g} {unit}"),
+        (f"{spent.milliseconds[0]:.2f}", f"{spent.milliseconds[1]:.2f} ms"),
+        (megabytes(spent.size[0]), megabytes(spent.size[1])),
+    )
 
 
 def parity(rows: Sequence[ParityRow]) -> Table:

@@ -52,7 +52,7 @@ def demo(
     with progress.shown():
         plan = converters.Plan(runtimes.DESTINATIONS, ("fp32", "fp16", "int8"))
         options = checkpoint.Options(data="300w")
-        quantize = converters.Quantize(_faces(golden.CALIBRATION, None))
+        quantize = converters.Quantize(_faces(golden.CALIBRATION, None)[0])
         bundle = converters.convert(
             golden.CHECKPOINT, output / "bundle", plan, options, parity.verify, progress.step, quantize=quantize
         )
@@ -96,7 +96,10 @@ def inspect(
         from pipnet_edge import bundle as bundles
 
         bundle = bundles.read(path)
-        return Output(bundle.to_json(), (tables.network(bundle.spec, bundle.source), "", tables.variants(bundle)))
+        return Output(
+            bundle.to_json(),
+            (tables.network(bundle.spec, bundle.source), "", tables.variants(bundle), *tables.quantization(bundle)),
+        )
     from pipnet_edge.converters import checkpoint
 
     found = checkpoint.read(path, input_size, trust_pickle)
@@ -166,7 +169,10 @@ def convert(
             f"--calibrate FOLDER and a quantized --precision go together; given: --precision {precision}"
             + (f" --calibrate {calibrate}" if calibrate else " and no --calibrate")
         )
-    budget = budgets.parse(max_drift) if max_drift else None
+    for option, value in (("--calibrate-labels", calibrate_labels), ("--max-drift", max_drift)):
+        if value is not None and not calibrate:
+            raise EdgeError(f"{option} {value} says nothing without --calibrate FOLDER")
+    budget = budgets.parse(max_drift) if max_drift is not None else None
     from pipnet_edge.converters import checkpoint as checkpoints
 
     given = {"mean": mean, "std": std}
@@ -175,19 +181,21 @@ def convert(
         data=data, meanface=meanface, input_size=input_size, trust_pickle=trust_pickle, **chosen
     )
     progress = render.Progress()
+    quantize, notes = None, list[str]()
     with progress.shown():
-        quantize = None
         if calibrate:
-            faces = _faces(calibrate, calibrate_labels)
+            faces, notes = _faces(calibrate, calibrate_labels)
             quantize = converters.Quantize(faces, calibrate_count, seed, ranges, rounding, budget, drift.judge)
         bundle = converters.convert(checkpoint, output, plan, options, parity.verify, progress.step, simplify, quantize)
     return Output(
-        {"bundle": str(output), **bundle.to_json()},
+        {"bundle": str(output), "notes": notes, **bundle.to_json()},
         (
             tables.network(bundle.spec, bundle.source),
             "",
             tables.variants(bundle),
             "",
+            *tables.quantization(bundle),
+            *notes,
             f"bundle  {output}",
         ),
     )
@@ -200,7 +208,7 @@ def sensitivity(
     calibrate: Annotated[Path, typer.Option(help="Faces to quantize with; a fifth of them, held out, to judge by.")],
     data: Dataset = None,
     meanface: MeanFaceFile = None,
-    precision: Annotated[str, typer.Option(help="int8, int8-full, int16x8 or w8.")] = "int8",
+    precision: Annotated[str, typer.Option(help="int8, or int8-full: the heads too.")] = "int8",
     calibrate_labels: CalibrateLabels = None,
     calibrate_count: CalibrateCount = 256,
     seed: Seed = 0,
@@ -214,22 +222,42 @@ def sensitivity(
     from pipnet_edge.benchmarks import layers, picture
     from pipnet_edge.converters import checkpoint as checkpoints
 
+    _check_picture(output)
     options = checkpoints.Options(data=data, meanface=meanface)
     progress = render.Progress()
     with progress.shown():
-        quantize = converters.Quantize(_faces(calibrate, calibrate_labels), calibrate_count, seed, ranges, rounding)
+        found_faces, notes = _faces(calibrate, calibrate_labels)
+        quantize = converters.Quantize(found_faces, calibrate_count, seed, ranges, rounding)
         rows = converters.sensitivities(checkpoint, options, quantize, precision, faces, progress.step)
     found = [row.to_json() for row in rows]
     picture.write_picture(output, layers.picture(found, f"{checkpoint.name}, {precision}, {counted(faces, 'face')}"))
     note = "px: mean drift from float in pixels of the crop; alone: only this layer is int8; without: only it is not"
-    return Output({"layers": found, "picture": str(output)}, (layers.table(found), "", note, f"picture  {output}"))
+    return Output(
+        {"notes": notes, "layers": found, "picture": str(output)},
+        (layers.table(found), "", note, *notes, f"picture  {output}"),
+    )
 
 
-def _faces(images: Path, labels: Path | None) -> dict[tuple[Path, Rect | None], NDArray[np.float64] | None]:
-    """The faces in a folder with their labels: whole pictures, or what a label file says to cut from them."""
+def _check_picture(path: Path) -> None:
+    """Raises EdgeError, before any work is done, for a place where no picture can be written."""
+    import cv2
+
+    if not path.parent.is_dir():
+        raise EdgeError(f"there is no folder {path.parent} to write {path.name} into")
+    if not cv2.haveImageWriter(path.name):
+        raise EdgeError(f"cannot write a picture as {path.name}; use .png or .jpg")
+
+
+def _faces(
+    images: Path, labels: Path | None
+) -> tuple[dict[tuple[Path, Rect | None], NDArray[np.float64] | None], list[str]]:
+    """The faces in a folder with their labels: whole pictures, or what a label file says to cut from them.
+
+    The second value says what was left out.
+    """
     from pipnet_edge.benchmarks import labels as label_files
 
     found = label_files.read_labels(labels, images) if labels else label_files.image_folder(images)
     nothing = [None] * len(found.images)
     faces = zip(found.images, found.crops or nothing, strict=True)
-    return dict(zip(faces, nothing if found.points is None else found.points, strict=True))
+    return dict(zip(faces, nothing if found.points is None else found.points, strict=True)), found.notes()

@@ -50,6 +50,13 @@ def parse_cpuinfo(text: str) -> dict[str, object]:
     return facts
 
 
+def features() -> tuple[str, ...]:
+    """Those of ISA_FEATURES that this machine's CPU has; none where that cannot be told."""
+    found = facts().get("features", [])
+    assert isinstance(found, list)
+    return tuple(found)
+
+
 def facts() -> dict[str, object]:
     """machine, cpu, cores, features, board (from the device tree), system, python."""
     found: dict[str, object] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -62,8 +63,11 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
+SILENCE = 5.0  # seconds after which the same step is reported again
+
+
 class Progress:
-    """A step display on stderr: a live bar on a terminal, one line a step elsewhere."""
+    """A step display on stderr: a live bar on a terminal, elsewhere a line for what is new, and every few seconds."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -80,14 +84,14 @@ class Progress:
         )
         self._bar = Bar(*columns, console=console, transient=True) if console.is_terminal else None
         self._task = self._bar.add_task("", total=None) if self._bar else None
-        self._said = ("", -1)
+        self._said, self._at = "", 0.0
 
     def step(self, what: str, done: int, total: int) -> None:
         """Says what begins now, after `done` of `total` steps."""
         if self._bar and self._task is not None:
             self._bar.update(self._task, description=what, completed=done, total=total)
-        elif self._said != (what, done):
-            self._said = what, done
+        elif what != self._said or time.monotonic() - self._at > SILENCE:
+            self._said, self._at = what, time.monotonic()
             print(f"[{done + 1}/{total}] {what}", file=sys.stderr, flush=True)
 
     @contextmanager

@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from pipnet_edge import host
 from pipnet_edge.decode import MAP_NAMES, Maps
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
@@ -25,7 +26,14 @@ class Session:
 
     def __init__(self, folder: Path, spec: ModelSpec, precision: str, threads: int) -> None:
         self._spec = spec
-        self._session = onnxruntime.InferenceSession(str(folder / FILES[0]), _options(threads), providers=[CPU])
+        options = _options(threads)
+        if not {"avx512_vnni", "avx_vnni", "asimd"} & set(host.features()):
+            # Older x86 CPUs sum pairs of products in 16 bits, which saturate, unless they are told not to.
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        if precision == "w8":
+            # Weights turn into float once, when the model is loaded, and not for every frame.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        self._session = onnxruntime.InferenceSession(str(folder / FILES[0]), options, providers=[CPU])
         names = {output.name for output in self._session.get_outputs()}
         if [i.name for i in self._session.get_inputs()] != ["crop"] or not names.issuperset(MAP_NAMES):
             raise EdgeError(

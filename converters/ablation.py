@@ -1,0 +1,98 @@
+"""What each part of the int8 scheme gives: `python -m pipnet_edge.converters.ablation CHECKPOINT CALIBRATION TEST`.
+
+Simulated in torch, so that no runtime's own rounding comes in: drift of the landmarks from those of the float network,
+heads in float, over the pictures of the folder TEST, each a crop. CALIBRATION is a folder of crops, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import fx
+
+from pipnet_edge.converters import calibration, checkpoint, equalise, golden, quantized, ranges, rounding, sensitivity
+from pipnet_edge.converters.calibration import Calibration
+from pipnet_edge.converters.checkpoint import Network
+from pipnet_edge.converters.quantized import Quantized, Range
+from pipnet_edge.decode import Decoder
+from pipnet_edge.preprocess import Rect, cut, read_picture
+
+# Equalised, ranges, rounding; None stands for no int8 at all of that kind.
+SCHEMES: tuple[tuple[bool, str | None, str | None], ...] = (
+    (False, "minmax", "nearest"),
+    (False, "mse", "nearest"),
+    (True, "mse", "nearest"),
+    (True, "mse", "sequential"),
+    (False, "mse", "sequential"),
+    (True, "minmax", "sequential"),
+    (True, "percentile", "sequential"),
+    (True, "kl", "sequential"),
+    (True, "mse", None),
+    (True, None, "sequential"),
+    (False, None, "nearest"),
+)
+
+
+def schemes(network: Network, faces: Calibration) -> Iterator[tuple[str, fx.GraphModule, Quantized]]:
+    """Each scheme's name, float graph and quantized network."""
+    found: dict[tuple[bool, str], dict[str, Range]] = {}
+    for equalised, method, how in SCHEMES:
+        graph = quantized.trace(network.net)
+        if equalised:
+            equalise.equalise(graph, network.spec, faces.crops)
+        spec = quantized.pixel_lattice(graph, network.spec)
+        keep = quantized.heads(graph) | quantized.gates(graph) | quantized.transposed(graph)
+        key = equalised, method or "mse"
+        if key not in found:
+            found[key] = ranges.observe(graph, spec, faces.crops, key[1])
+        quantized.fit_biases(graph, found[key])
+        rounded = copy.deepcopy(graph)
+        if how == "nearest":
+            rounded = rounding.nearest(graph, keep)
+        elif how == "sequential":
+            rounded = rounding.sequential(graph, spec, faces.crops, found[key], keep)
+        stored = found[key] if method else {}
+        name = f"weights {how or 'float':<10}  activations {method or 'float':<10}  {'equalised' if equalised else ''}"
+        yield name, graph, Quantized(rounded, spec, stored, keep)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("calibration", type=Path)
+    parser.add_argument("test", type=Path)
+    parser.add_argument("--data")
+    given = parser.parse_args()
+    network = checkpoint.load(given.checkpoint, checkpoint.Options(data=given.data))
+    side = network.spec.input_size
+    faces = calibration.choose([(path, None) for path in _pictures(given.calibration)], side)
+    crops = np.stack([_whole(path, side) for path in _pictures(given.test)])
+    for name, graph, scheme in schemes(network, faces):
+        truth = sensitivity.simulate(graph, scheme, crops, only=frozenset())
+        if scheme.ranges:
+            drifted = sensitivity.simulate(graph, scheme, crops)
+        else:
+            rounded = replace(network, spec=scheme.spec, net=scheme.graph)
+            drifted = Decoder(scheme.spec)(golden.maps_of(rounded, crops))
+        px = np.linalg.norm(drifted.points - truth.points, axis=-1) * side
+        flips = 100 * (drifted.cell != truth.cell).mean()
+        print(f"{name:<60} px {px.mean():.3f}  p95 {np.percentile(px, 95):.3f}  flips {flips:.2f} %", flush=True)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".png"))
+
+
+def _whole(path: Path, side: int) -> NDArray[np.uint8]:
+    picture = read_picture(path)
+    return cut(picture, Rect(0, 0, picture.shape[1], picture.shape[0]), side)
+
+
+if __name__ == "__main__":
+    main()
