@@ -63,6 +63,8 @@ def _stored(model: onnx.ModelProto, given: Quantized) -> dict[str, Range]:
 
     def wanted(tensor: str) -> bool:
         maker = made.get(tensor)
+        if maker is not None and maker.op_type == "MaxPool":
+            return wanted(maker.input[0])
         if maker is not None and maker.op_type in ("Relu", "Clip"):
             maker = made.get(maker.input[0])
         after = readers.get(tensor, [])
@@ -128,9 +130,10 @@ class _Writer:
                     self._store(name, name, f"{name}/stored")
         if missing := self._integers.keys() - seen:
             raise EdgeError(f"the ONNX export has no layer {min(missing)!r} to round")
-        del self._graph.node[:], self._graph.initializer[:]
-        self._graph.node.extend(self._nodes)
         used = {name for node in self._nodes for name in node.input}
+        del self._graph.node[:], self._graph.initializer[:]
+        # A stored tensor that only float layers read is not read as it was stored.
+        self._graph.node.extend(node for node in self._nodes if node.output[0] in used | outputs)
         for name in used & set(self._constants):
             self._constants[name].name = name
             self._graph.initializer.append(self._constants[name])
@@ -179,6 +182,8 @@ class _Writer:
     def _round(self, node: onnx.NodeProto) -> None:
         """Gives a Conv int8 weights with a step for each output channel, and a bias of 32 bits."""
         layer = _layer(node)
+        if self._stored and node.input[0] not in self._stored:
+            raise EdgeError(f"the input of layer {layer!r} is not found in the ONNX export, so it cannot be int8", 3)
         weight = torch.from_numpy(numpy_helper.to_array(self._constants[node.input[1]]).copy())
         scales = quantized.weight_steps(weight).flatten().numpy()
         self._constant(f"{layer}.weight", self._integers[layer])

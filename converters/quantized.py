@@ -94,8 +94,7 @@ def _reaches(node: fx.Node, goals: set[fx.Node]) -> bool:
 def points(graph: fx.GraphModule) -> dict[str, fx.Node]:
     """The nodes whose output a runtime stores: the image, and what layers, activations and sums give.
 
-    A layer or sum is stored after the activation that runtimes fuse into it. The maps and the gates of squeeze-and-
-    excite are not stored.
+    A layer or sum is stored after the activation that runtimes fuse into it. The maps are not stored.
     """
     found = {}
     for node in graph.graph.nodes:

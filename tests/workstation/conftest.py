@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,13 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the workstation half needs torch")
+
+from pipnet_edge.converters import golden, nets  # noqa: E402
+from pipnet_edge.converters.calibration import Calibration  # noqa: E402
+from pipnet_edge.converters.checkpoint import Network  # noqa: E402
+from pipnet_edge.converters.int8 import Options, Prepared, prepare  # noqa: E402
+from pipnet_edge.preprocess import Rect, cut, read_picture  # noqa: E402
+from pipnet_edge.spec import MeanFace, ModelSpec  # noqa: E402
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 DATA = {
@@ -114,3 +121,85 @@ def cli() -> Cli:
         return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
 
     return run
+
+
+# --- A network as small as can be, for what int8 does to it.
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Layers as small as these take ten times as long where threads wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_spec() -> ModelSpec:
+    face = MeanFace("five", ((0.2, 0.2), (0.8, 0.3), (0.5, 0.5), (0.3, 0.8), (0.7, 0.9)))
+    return ModelSpec("tiny", 5, 2, 16, 64, face)
+
+
+@pytest.fixture(scope="session")
+def tiny_faces() -> np.ndarray:
+    """(25, 64, 64, 3) uint8 RGB: the embedded faces."""
+    pictures = [read_picture(path) for path in sorted(golden.FACES.glob("*.jpg"))]
+    return np.stack([cut(p, Rect(0, 0, p.shape[1], p.shape[0]), 64) for p in pictures])
+
+
+@pytest.fixture(scope="session")
+def tiny_net() -> Callable[[], torch.nn.Module]:
+    """Makes the same network each time: stem, pooling, a depthwise block, both residual blocks, five heads.
+
+    Its channels are uneven, as those of trained networks are.
+    """
+
+    def make() -> torch.nn.Module:
+        random = torch.Generator().manual_seed(0)
+
+        def conv(inner: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> torch.nn.Conv2d:
+            layer = torch.nn.Conv2d(inner, out, kernel, stride, kernel // 2, groups=groups).requires_grad_(False)
+            spread = torch.exp(0.7 * torch.randn(out, 1, 1, 1, generator=random))
+            scale = (2 / layer.weight[0].numel()) ** 0.5
+            layer.weight.copy_(scale * spread * torch.randn(layer.weight.shape, generator=random))
+            layer.bias.copy_(0.2 * torch.randn(out, generator=random))
+            return layer
+
+        depthwise = torch.nn.Sequential(conv(12, 12, 3, 2, groups=12), torch.nn.ReLU6())
+        plain = torch.nn.Sequential(conv(12, 12, 3), torch.nn.ReLU(), conv(12, 12, 3))
+        down = torch.nn.Sequential(conv(12, 16, 3, 2), torch.nn.ReLU(), conv(16, 16, 3))
+        parts = {
+            "stem": torch.nn.Sequential(conv(3, 8, 3, 2), torch.nn.ReLU(), torch.nn.MaxPool2d(3, 2, 1)),
+            "expand": torch.nn.Sequential(conv(8, 12, 1), torch.nn.ReLU6()),
+            "depthwise": depthwise,
+            "project": conv(12, 12, 1),
+            "mobilenet": nets.Residual(torch.nn.Sequential(conv(12, 12, 1), torch.nn.ReLU6(), conv(12, 12, 1))),
+            "plain": nets.Residual(plain, relu=True),
+            "down": nets.Residual(down, conv(12, 16, 1, 2), relu=True),
+        }
+        backbone = torch.nn.Sequential()
+        for name, part in parts.items():
+            backbone.add_module(name, part)
+        rows = {"neighbor_x": 10, "neighbor_y": 10}
+        return nets.Pipnet(backbone, {name: conv(16, rows.get(name, 5), 1) for name in nets.HEAD_KEYS}).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_calibration(tiny_faces: np.ndarray) -> Calibration:
+    return Calibration(tiny_faces, tuple((path, None) for path in sorted(golden.FACES.glob("*.jpg"))), (), 0)
+
+
+@pytest.fixture(scope="session")
+def tiny_prepared(
+    tiny_net: Callable[[], torch.nn.Module],
+    tiny_spec: ModelSpec,
+    tiny_calibration: Calibration,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Prepared:
+    """The tiny network on its way to int8, rounded to nearest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return prepare(Network(tiny_spec, tiny_net(), 0), tiny_calibration, Options("minmax", "nearest"))

@@ -1,0 +1,73 @@
+"""The recipes against the modules that carry them out."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipnet_edge import runtimes
+from pipnet_edge.converters import golden
+from pipnet_edge.converters.checkpoint import Network
+from pipnet_edge.converters.export import export
+from pipnet_edge.converters.int8 import Prepared
+from pipnet_edge.converters.recipe import FILE, Recipe, recipes
+from pipnet_edge.decode import MAP_NAMES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Array = np.ndarray[Any, Any]
+# litert-torch takes its time; what its module makes of every recipe is in test_tflite_int8.py.
+PAIRS = [(runtime, name) for name, recipe in recipes().items() for runtime in recipe.runtimes if runtime != "tflite"]
+
+
+def test_the_recipes_are_those_of_the_file() -> None:
+    assert set(recipes()) == {"int8", "int8-full", "int16x8", "w8"}
+    assert [line for line in FILE.read_text().splitlines() if line.startswith("[")] == [f"[{n}]" for n in recipes()]
+    int8 = recipes()["int8"]
+    assert int8 == Recipe(int8.summary, 8, 8, ("heads", "gates", "transposed"), runtimes.DESTINATIONS)
+    assert {(r.weights, r.activations) for r in recipes().values()} == {(8, 8), (8, 16), (8, 0)}
+
+
+def test_no_recipe_asks_a_transposed_layer_to_be_int8() -> None:
+    assert all("transposed" in recipe.keep for recipe in recipes().values())
+    assert all(set(recipe.keep) <= {"heads", "gates", "transposed"} for recipe in recipes().values())
+
+
+def test_no_recipe_has_the_name_of_a_float_precision() -> None:
+    assert not set(recipes()) & {precision for names in runtimes.PRECISIONS.values() for precision in names}
+
+
+def test_every_runtime_that_a_recipe_names_has_a_module() -> None:
+    for recipe in recipes().values():
+        for runtime in recipe.runtimes:
+            assert runtime in runtimes.DESTINATIONS
+            module = importlib.import_module(f"pipnet_edge.converters.{runtime}_int8")
+            assert callable(module.convert)
+            assert all(map(version, module.TOOLS))
+
+
+@pytest.mark.parametrize(("runtime", "name"), PAIRS)
+def test_every_runtime_carries_out_its_recipes(
+    runtime: str, name: str, tiny_prepared: Prepared, tiny_faces: Array, tmp_path: Path
+) -> None:
+    recipe, module = recipes()[name], importlib.import_module(f"pipnet_edge.converters.{runtime}_int8")
+    given = tiny_prepared.keeping(tiny_prepared.kinds(recipe.keep))
+    core = export(given.graph, given.spec, tmp_path)
+    made = tmp_path / "bundle" / f"{runtime}-{name}"
+    made.mkdir(parents=True)
+    module.convert(core, given, recipe.activations, made)
+    assert sorted(path.name for path in made.iterdir()) == sorted(runtimes.adapter(runtime).FILES)
+    session = runtimes.load(runtime, made, given.spec, name, 1)
+    found = [session.run(crop) for crop in tiny_faces[:4]]
+    session.close()
+    exact = golden.maps_of(Network(given.spec, given.graph, 0), tiny_faces[:4])
+    for map_ in MAP_NAMES:
+        got, wanted = np.stack([getattr(maps, map_) for maps in found]), getattr(exact, map_)
+        difference = np.abs(got - wanted).mean() / np.abs(wanted).mean()
+        assert difference < (0.2 if recipe.activations == 8 else 0.01)
+        assert difference > (1e-3 if recipe.activations == 8 else -1)
