@@ -24,7 +24,10 @@ from pipnet_edge.decode import MAP_NAMES, Maps
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets import local
 
-VARIANTS = ["onnx-fp32", "ncnn-fp32", "ncnn-fp16", "mnn-fp32", "mnn-fp16", "tflite-fp32", "tflite-fp16"]
+VARIANTS = [
+    *("onnx-fp32", "onnx-int8"),
+    *(f"{runtime}-{form}" for runtime in ("ncnn", "mnn", "tflite") for form in ("fp32", "fp16", "int8")),
+]
 
 
 def one_line(stderr: str) -> str:

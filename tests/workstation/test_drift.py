@@ -30,19 +30,20 @@ def test_every_variant_against_the_first_fp32(measured):
     result, _ = measured
     assert result["reference"] == "onnx-fp32"
     rows = {row["variant"]: row["summary"] for row in result["rows"]}
-    assert set(rows) == {"ncnn-fp32", "ncnn-fp16", "mnn-fp32", "mnn-fp16", "tflite-fp32", "tflite-fp16"}
+    floats = {f"{runtime}-{precision}" for runtime in ("ncnn", "mnn", "tflite") for precision in ("fp32", "fp16")}
+    assert set(rows) == floats | {f"{runtime}-int8" for runtime in ("onnx", "ncnn", "mnn", "tflite")}
     for name, summary in rows.items():
         assert summary["images"] == 25
         # The demo checkpoint's NME on these faces is known from its training: 1.98 %.
         assert summary["variant"]["nme"]["value"] == pytest.approx(1.98, abs=0.02)
-        most = 1e-3 if name.endswith("fp32") else 0.05
+        most = {"fp32": 1e-3, "fp16": 0.05, "int8": 0.3}[name.split("-")[1]]
         assert summary["drift"]["px_mean"]["value"] < most
         assert len(summary["landmarks"]) == 68
 
 
 def test_pictures(measured):
     result, output = measured
-    assert len(result["pictures"]) == 12
+    assert len(result["pictures"]) == 20
     for path in result["pictures"]:
         assert Path(path).parent == output
         assert cv2.imread(path).std() > 10
@@ -51,7 +52,7 @@ def test_pictures(measured):
 def test_a_second_run_takes_what_the_first_has_done(measured, demo_bundle, cli):
     result, output = measured
     before = {path: path.stat().st_mtime_ns for path in (output / "cache").iterdir()}
-    assert len(before) == 7
+    assert len(before) == 11
     done = cli("drift", demo_bundle, "--images", golden.FACES, "--labels", LABELS, "-o", output, "--json")
     assert json.loads(done.stdout)["result"]["rows"] == result["rows"]
     assert {path: path.stat().st_mtime_ns for path in (output / "cache").iterdir()} == before
