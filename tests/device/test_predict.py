@@ -1,0 +1,349 @@
+"""The latency model: networks' costs, the fit to published timings, and predictions from it."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import astuple, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipnet_edge import strict
+from pipnet_edge.benchmarks import fit_latency
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.targets.cost import BYTES, Cost, Layer, convolution, dense, other
+from pipnet_edge.targets.devices import CORE_TYPES, Cores, Device, device, devices
+from pipnet_edge.targets.networks import NETWORKS, pipnet
+from pipnet_edge.targets.predict import ANY_ARM, BORROWED, LENDERS, Fit, latency, predict
+
+ROWS = fit_latency.read()
+FITS = fit_latency.fits(ROWS)
+NETS = {name: pipnet(name, 98, 10) for name in ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3")}
+
+arm = st.sampled_from([found for found in devices().values() if found.machine == "aarch64"])
+runtimes = st.sampled_from(sorted(LENDERS))
+precisions = st.sampled_from(sorted(BYTES))
+nets = st.sampled_from(sorted(NETS)).map(NETS.__getitem__)
+layers = st.one_of(
+    st.builds(
+        convolution,
+        *(st.integers(1, 300), st.integers(1, 300), st.sampled_from([1, 3, 5, 7]), st.integers(1, 60)),
+        stride=st.integers(1, 2),
+    ),
+    st.builds(dense, st.integers(1, 2000), st.integers(1, 2000)),
+    st.builds(other, st.integers(0, 10**6)),
+)
+
+
+# --- Costs.
+
+
+@pytest.mark.parametrize(
+    ("name", "gmacs", "million_weights"),
+    [
+        ("resnet18", 1.814, 11.68),
+        ("resnet50", 4.089, 25.50),
+        ("mobilenet", 0.569, 4.21),
+        ("mobilenet_v2", 0.3008, 3.47),
+        ("mobilenet_v3_large", 0.2166, 5.45),
+        ("mobilenet_v3_small", 0.0565, 2.52),
+    ],
+)
+def test_classifiers_cost_what_is_published(name: str, gmacs: float, million_weights: float) -> None:
+    cost = NETWORKS[name]()
+    assert cost.macs / 1e9 == pytest.approx(gmacs, rel=2e-3)
+    assert cost.weights / 1e6 == pytest.approx(million_weights, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "gmacs"), [("resnet18", 2.443), ("resnet50", 5.634), ("mobilenet_v2", 0.576), ("mobilenet_v3", 0.418)]
+)
+def test_pipnets_cost_what_their_onnx_files_do(name: str, gmacs: float) -> None:
+    assert NETS[name].macs / 1e9 == pytest.approx(gmacs, rel=2e-3)
+
+
+def test_winograd_counts_by_hand() -> None:
+    # 64 channels: 6x6 tiles, 10 of them across 56; 64 products a tile and channel pair.
+    assert convolution(64, 64, 3, 56).winograd == (100 * 64 * 64 * 64, 64 * 64 * 64)
+    # 256 channels: 4x4 tiles, 4 across 14; 36 products.
+    assert convolution(256, 256, 3, 14).winograd == (16 * 36 * 256 * 256, 36 * 256 * 256)
+    assert convolution(3, 64, 3, 224).winograd is None
+    assert convolution(64, 64, 3, 28, 2).winograd is None
+    assert convolution(64, 64, 3, 28, 1, 64).winograd is None
+    assert convolution(64, 64, 1, 28).winograd is None
+
+
+def test_a_layer_by_hand() -> None:
+    layer = convolution(8, 16, 3, 10, 2)
+    assert astuple(layer) == ("conv", 100 * 8 * 16 * 9, 8 * 16 * 9, 20 * 20 * 8 + 100 * 16, None, False)
+    assert astuple(convolution(8, 8, 5, 10, 1, 8)) == ("depthwise", 100 * 8 * 25, 8 * 25, 2 * 800, None, False)
+    cost = Cost((layer, dense(10, 20), other(50)))
+    assert cost.operations(False) == 2 * (layer.macs + 200)
+    assert cost.bytes("fp16", False) == 2 * (layer.weights + layer.activations + 200 + 30 + 50)
+
+
+@pytest.mark.parametrize("layer", [("pool", 1, 1, 1, None), ("conv", -1, 1, 1, None), ("conv", 1, 1, 1, (1, -1))])
+def test_layers_that_cannot_be_are_refused(layer: tuple[Any, ...]) -> None:
+    with pytest.raises(EdgeError):
+        Layer(*layer)
+
+
+@given(st.lists(layers, max_size=5), st.sampled_from(sorted(BYTES)))
+def test_costs_add_up(chosen: list[Layer], precision: str) -> None:
+    whole, parts = Cost(tuple(chosen)), [Cost((layer,)) for layer in chosen]
+    for winograd in (False, True):
+        assert whole.operations(winograd) == pytest.approx(sum(part.operations(winograd) for part in parts))
+        assert whole.bytes(precision, winograd) == pytest.approx(sum(part.bytes(precision, winograd) for part in parts))
+
+
+def test_a_cost_survives_a_manifest() -> None:
+    cost = NETS["resnet18"]
+    written = {"layers": [dict(vars(layer), winograd=layer.winograd and list(layer.winograd)) for layer in cost.layers]}
+    assert strict.read(Cost, written, "cost") == cost
+
+
+# --- The fit.
+
+
+def test_promised_error_holds() -> None:
+    error, count = fit_latency.promised_error(ROWS)
+    assert count > 190
+    assert error <= 0.20
+    measured, count = fit_latency.promised_error([row for row in ROWS if row["memory"] == "measured"])
+    assert count > 110
+    assert measured < error
+
+
+def test_every_row_has_a_source_and_known_parts() -> None:
+    assert len(ROWS) > 580
+    for row in ROWS:
+        assert row["source"].startswith("https://")
+        assert row["core"] in CORE_TYPES
+        assert row["network"] in NETWORKS
+        assert row["memory"] in ("measured", "assumed")
+        assert row["threads"] in ("1", "2", "4")
+
+
+def test_committed_fits_are_what_the_script_finds() -> None:
+    assert latency().share == fit_latency.SHARE
+    assert [(f.runtime, f.precision, f.kind, f.winograd, f.rows, f.devices) for f in latency().fits] == [
+        (f.runtime, f.precision, f.kind, f.winograd, f.rows, f.devices) for f in FITS
+    ]
+    committed = np.array([(f.a, f.b, f.error, f.low, f.high) for f in latency().fits])
+    np.testing.assert_allclose(committed, [(f.a, f.b, f.error, f.low, f.high) for f in FITS], rtol=1e-3, atol=2e-3)
+
+
+def test_the_file_written_is_the_file_read() -> None:
+    again = tomllib.loads(fit_latency.to_toml(list(latency().fits)))
+    assert again["fits"] == [vars(fit) for fit in latency().fits]
+
+
+@given(st.floats(0.1, 10), st.floats(0, 10), st.integers(0, 1000))
+def test_factors_are_found_again(a: float, b: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    arithmetic, traffic = random.uniform(1, 100, (2, 40))
+    names = np.array(["any"] * 40)
+    found = fit_latency.factors(fit_latency.Timings(names, names, arithmetic, traffic, a * arithmetic + b * traffic))
+    assert found == pytest.approx((a, b), rel=0.02, abs=0.02)
+
+
+def test_a_left_out_device_has_no_say_in_its_prediction() -> None:
+    chosen = next(rows for runtime, precision, kind, rows in fit_latency.selections(ROWS) if kind == "in-order")
+    data = fit_latency.timings(chosen, True)
+    one = data.device == "Raspberry Pi 3B+"
+    assert one.any()
+    lied = replace(data, ms=np.where(one, 1000 * data.ms, data.ms))
+    np.testing.assert_array_equal(fit_latency.left_out(lied)[one], fit_latency.left_out(data)[one])
+    assert (fit_latency.left_out(lied)[~one] > fit_latency.left_out(data)[~one]).all()
+
+
+def test_an_overclocked_board_is_left_out_with_its_kin() -> None:
+    rows = [row for row in ROWS if row["device"].startswith("Raspberry Pi 5")]
+    assert len({row["device"] for row in rows}) == 2
+    assert set(fit_latency.timings(rows, True).device) == {"Raspberry Pi 5"}
+
+
+@pytest.mark.parametrize("fit", latency().fits, ids=lambda fit: f"{fit.runtime}-{fit.precision}-{fit.kind}")
+def test_intervals_cover_the_share_they_state(fit: Fit) -> None:
+    """The published timings, within the interval around the prediction that has seen them."""
+    key = (fit.runtime, fit.precision, fit.kind)
+    chosen = next(rows for *other, rows in fit_latency.selections(ROWS) if tuple(other) == key)
+    data = fit_latency.timings(chosen, fit.winograd)
+    ratio = data.ms / (fit.a * data.arithmetic + fit.b * data.traffic)
+    # The ends of an interval are themselves quantiles of few rows: one may be missed on top.
+    missed = np.count_nonzero((ratio < fit.low) | (ratio > fit.high))
+    assert missed <= (1 - latency().share) * len(ratio) + 1
+    assert fit.low <= 1 <= fit.high
+
+
+def test_intervals_are_not_wider_than_the_errors_make_them() -> None:
+    for fit in latency().fits:
+        assert fit.high / fit.low < 2.5 * (1 + fit.error) ** 4
+
+
+# --- Predictions.
+
+
+@given(arm, nets, runtimes, precisions, st.integers(1, 4))
+def test_an_interval_holds_its_point_and_the_anchored_time_is_positive(
+    found: Device, cost: Cost, runtime: str, precision: str, threads: int
+) -> None:
+    prediction = predict(found, cost, runtime, precision, threads)
+    assert 0 < prediction.low <= prediction.ms <= prediction.high
+    assert prediction.anchored is None or prediction.anchored > 0
+
+
+@given(arm, nets, runtimes, precisions)
+def test_more_threads_are_never_slower(found: Device, cost: Cost, runtime: str, precision: str) -> None:
+    times = [predict(found, cost, runtime, precision, n).ms for n in range(1, found.core_count + 1)]
+    assert times == sorted(times, reverse=True)
+    assert times[0] > times[1]
+
+
+@given(arm, st.lists(layers, min_size=1, max_size=4), layers, runtimes, precisions, st.integers(1, 4))
+def test_more_layers_never_take_less(
+    found: Device, chosen: list[Layer], more: Layer, runtime: str, precision: str, threads: int
+) -> None:
+    less = predict(found, Cost(tuple(chosen)), runtime, precision, threads)
+    assert predict(found, Cost((*chosen, more)), runtime, precision, threads).ms >= less.ms
+
+
+@given(arm, nets, runtimes, precisions, st.floats(1.01, 10))
+def test_faster_memory_and_clocks_take_less(
+    found: Device, cost: Cost, runtime: str, precision: str, factor: float
+) -> None:
+    before = predict(found, cost, runtime, precision, 4).ms
+    assert predict(replace(found, memory_gb_s=found.memory_gb_s * factor), cost, runtime, precision, 4).ms < before
+    faster = tuple(Cores(c.type, c.count, min(10_000, int(c.mhz * factor))) for c in found.cores)
+    assert predict(replace(found, cores=faster), cost, runtime, precision, 4).ms < before
+
+
+def test_a_prediction_by_hand() -> None:
+    fit = next(f for f in latency().fits if (f.runtime, f.precision, f.kind) == ("tflite", "float", "a57-a75"))
+    cost = Cost((dense(1000, 2000),))
+    arithmetic = 2 * 2e6 / (8 * 1.8e9 * 2) * 1e3
+    traffic = 4 * (2e6 + 3000) / 4.66e9 * 1e3
+    found = predict(device("rpi4"), cost, "tflite", "fp32", 2)
+    assert found.ms == pytest.approx(fit.a * arithmetic + fit.b * traffic)
+    assert (found.low, found.high) == pytest.approx((found.ms * fit.low, found.ms * fit.high))
+    assert found.note == ""
+
+
+@pytest.mark.parametrize("name", ["rpi3", "rpi4", "rpi5", "zero2w", "rk3588"])
+def test_a_board_s_anchors_lie_within_its_predictions(name: str) -> None:
+    found = device(name)
+    inside = []
+    for anchor in found.anchors:
+        cost = NETWORKS[anchor.network]()
+        prediction = predict(found, cost, anchor.runtime, anchor.precision, anchor.threads)
+        assert prediction.anchor == anchor
+        assert prediction.anchored == pytest.approx(anchor.ms)
+        inside.append(prediction.low <= anchor.ms <= prediction.high)
+    assert np.mean(inside) >= 0.75
+
+
+def test_all_boards_anchors_lie_within_their_predictions_as_often_as_stated() -> None:
+    inside = []
+    for found in devices().values():
+        for anchor in found.anchors:
+            cost = NETWORKS[anchor.network]()
+            prediction = predict(found, cost, anchor.runtime, anchor.precision, anchor.threads)
+            inside.append(prediction.low <= anchor.ms <= prediction.high)
+    assert len(inside) > 60
+    assert np.mean(inside) >= latency().share
+
+
+def test_layers_left_in_float_take_the_time_of_float() -> None:
+    body, head = Cost((convolution(64, 64, 1, 32),)), convolution(64, 680, 1, 8)
+    mixed = Cost((*body.layers, replace(head, in_float=True)))
+    for runtime in ("ncnn", "tflite"):
+        int8, fp32 = (predict(device("rpi5"), Cost((head,)), runtime, p, 4) for p in ("int8", "fp32"))
+        alone, both = (predict(device("rpi5"), cost, runtime, "int8", 4) for cost in (body, mixed))
+        assert both.ms == pytest.approx(alone.ms + fp32.ms)
+        assert (both.low, both.high) == pytest.approx((alone.low + fp32.low, alone.high + fp32.high))
+        assert fp32.ms > int8.ms
+        float_all = predict(device("rpi5"), mixed, runtime, "fp32", 4)
+        assert float_all == predict(device("rpi5"), Cost((*body.layers, head)), runtime, "fp32", 4)
+
+
+def test_sparse_heads_take_less() -> None:
+    dense_heads, sparse = NETS["mobilenet_v2"], pipnet("mobilenet_v2", 98, 10, sparse=True)
+    assert dense_heads.macs - sparse.macs == 1280 * 98 * 22 * 64
+    for precision in ("fp32", "int8"):
+        times = [predict(device("rpi4"), net, "ncnn", precision, 1).ms for net in (dense_heads, sparse)]
+        assert times[1] < 0.8 * times[0]
+
+
+def test_little_cores_are_left_out() -> None:
+    four, eight = (predict(device("rk3588"), NETS["resnet18"], "ncnn", "fp16", n) for n in (4, 8))
+    assert eight.ms == four.ms
+    assert eight.anchor == four.anchor
+    assert eight.note == "Predicted for the 4 Cortex-A76 cores alone."
+    assert four.note == ""
+
+
+def test_half_precision_is_full_precision_where_it_is_missing() -> None:
+    half, full = (predict(device("rpi4"), NETS["mobilenet_v2"], "ncnn", p, 4) for p in ("fp16", "fp32"))
+    assert (half.ms, half.anchor, half.anchored) == (full.ms, full.anchor, full.anchored)
+    assert half.note == "Cortex-A72 has no fp16 arithmetic: predicted as fp32."
+    half, full = (predict(device("rpi5"), NETS["mobilenet_v2"], "ncnn", p, 4) for p in ("fp16", "fp32"))
+    assert half.ms == pytest.approx(full.ms / 2)
+    half, full = (predict(device("rpi5"), NETS["mobilenet_v2"], "tflite", p, 4) for p in ("fp16", "fp32"))
+    assert (half.ms, half.anchor) == (full.ms, full.anchor)
+    assert half.note == "tflite has no fp16 arithmetic: predicted as fp32. " + full.note
+
+
+def test_a_borrowed_fit_says_so_and_is_wider() -> None:
+    own = predict(device("rpi4"), NETS["resnet18"], "tflite", "int8", 4)
+    borrowed = predict(device("rpi4"), NETS["resnet18"], "onnxruntime", "int8", 4)
+    assert borrowed.ms == own.ms
+    assert (borrowed.low, borrowed.high) == pytest.approx((own.low * BORROWED[0], own.high * BORROWED[1]))
+    assert own.note == "Predicted by timings on all Arm cores (3 devices)."
+    assert borrowed.note == "Too few published timings of onnxruntime: predicted by those of tflite. " + own.note
+    assert ANY_ARM in {fit.kind for fit in latency().fits}
+
+
+def test_the_nearest_anchor_is_of_the_runtime_then_precision_then_threads() -> None:
+    def nearest(runtime: str, precision: str, threads: int, net: str) -> tuple[str, str, int, str]:
+        anchor = predict(device("rpi5"), NETS[net], runtime, precision, threads).anchor
+        assert anchor is not None
+        return anchor.runtime, anchor.precision, anchor.threads, anchor.network
+
+    assert nearest("ncnn", "fp16", 1, "resnet18") == ("ncnn", "fp16", 1, "resnet18")
+    assert nearest("ncnn", "int8", 4, "mobilenet_v2") == ("ncnn", "int8", 4, "resnet18")
+    assert nearest("tflite", "int8", 4, "mobilenet_v3") == ("tflite", "int8", 4, "mobilenet_v2")
+    assert nearest("tflite", "int8", 4, "resnet50") == ("tflite", "int8", 4, "resnet50")
+    assert predict(device("arm64"), NETS["resnet18"], "ncnn", "fp16", 4).anchor is None
+
+
+def test_anchored_scales_by_the_model() -> None:
+    found = predict(device("rpi4"), NETS["resnet18"], "ncnn", "fp32", 4)
+    same = predict(device("rpi4"), NETWORKS["resnet18"](), "ncnn", "fp32", 4)
+    assert found.anchor
+    assert found.anchored == pytest.approx(found.anchor.ms * found.ms / same.ms)
+    assert predict(device("rpi4"), NETS["resnet18"], "ncnn", "fp32", 2).anchored is None
+    assert predict(device("rpi4"), NETS["resnet18"], "mnn", "fp32", 4).anchored is None
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision", "threads", "name", "told"),
+    [
+        ("tvm", "fp32", 1, "rpi4", "runtime 'tvm' cannot be predicted; allowed: ncnn, mnn, tflite, onnxruntime"),
+        ("ncnn", "w8", 1, "rpi4", "precision 'w8' cannot be predicted; allowed: fp32, fp16, int8"),
+        ("ncnn", "fp32", 0, "rpi4", "0 threads cannot be predicted for rpi4; allowed: 1 to 4"),
+        ("ncnn", "fp32", 5, "rpi4", "5 threads cannot be predicted for rpi4; allowed: 1 to 4"),
+        ("tflite", "int8", 4, "x86_64", "int8 of tflite on x86 cores cannot be predicted: nothing alike was published"),
+    ],
+)
+def test_what_cannot_be_predicted_is_refused(runtime: str, precision: str, threads: int, name: str, told: str) -> None:
+    with pytest.raises(EdgeError) as caught:
+        predict(device(name), NETS["resnet18"], runtime, precision, threads)
+    assert str(caught.value) == told
+
+
+def test_x86_float_is_predicted_for_all_runtimes() -> None:
+    times = {runtime: predict(device("x86_64"), NETS["resnet18"], runtime, "fp32", 1).ms for runtime in LENDERS}
+    assert len(set(times.values())) == 1
