@@ -121,8 +121,8 @@ def convert(
 
             network = checkpoint.load(source, options)
             step("export", 1, total)
+            workshop = Workshop(network, folder, work, quantize if plan.quantizes else None, simplify)
             golden.write(folder / GOLDEN, network)
-            workshop = Workshop(network, folder, work, quantize, simplify)
             core = workshop.core
             if plan.quantizes:
                 workshop.prepare(lambda text, *_: step(text, 2, total))
@@ -158,19 +158,26 @@ def sensitivities(
 ) -> tuple[LayerSensitivity, ...]:
     """What int8 costs in each layer of a checkpoint, on so many faces apart from those it is calibrated with.
 
-    Raises EdgeError as convert does, and for a precision that is not quantized.
+    Raises EdgeError as convert does, for a precision without int8 activations, and for more faces than are apart.
     """
-    if precision not in recipes():
-        raise EdgeError(f"--precision {precision}; allowed: {', '.join(recipes())}")
+    # What is simulated is int8 activations, so of other precisions nothing could be said.
+    allowed = [name for name, recipe in recipes().items() if recipe.activations == 8]
+    if precision not in allowed:
+        raise EdgeError(f"--precision {precision}; allowed: {', '.join(allowed)}")
     from pipnet_edge.converters import calibration, checkpoint, int8, sensitivity
 
-    network = checkpoint.load(source, options)
+    methods = int8.Options(quantize.ranges, quantize.rounding)
     faces, held = calibration.split(list(quantize.faces), quantize.count, quantize.seed)
+    if count > len(held):
+        raise EdgeError(
+            f"{count} faces to measure on; {len(held)} of the {len(quantize.faces)} faces are held out for it"
+        )
+    network = checkpoint.load(source, options)
     side = network.spec.input_size
-    chosen = calibration.choose(faces, side, quantize.count, quantize.seed)
-    prepared = int8.prepare(network, chosen, int8.Options(quantize.ranges, quantize.rounding), step)
-    given = prepared.keeping(prepared.kinds(recipes()[precision].keep))
     crops = calibration.choose(held, side, len(held)).crops[:count]
+    chosen = calibration.choose(faces, side, quantize.count, quantize.seed)
+    prepared = int8.prepare(network, chosen, methods, step)
+    given = prepared.keeping(prepared.kinds(recipes()[precision].keep))
     return sensitivity.measure(prepared.float_, given, crops, step)
 
 

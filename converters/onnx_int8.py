@@ -134,7 +134,7 @@ class _Writer:
         del self._graph.node[:], self._graph.initializer[:]
         # A stored tensor that only float layers read is not read as it was stored.
         self._graph.node.extend(node for node in self._nodes if node.output[0] in used | outputs)
-        for name in used & set(self._constants):
+        for name in sorted(used & set(self._constants)):
             self._constants[name].name = name
             self._graph.initializer.append(self._constants[name])
 

@@ -206,9 +206,9 @@ class _Moments:
         groups, rows = layer.groups, layer.out_channels // layer.groups
         depth = layer.weight[0].numel()
         self._count, self._offset = 0, torch.zeros(())
-        self._x, self._t = torch.zeros(groups, depth).double(), torch.zeros(groups, rows).double()
-        self._xx = torch.zeros(groups, depth, depth).double()
-        self._xt = torch.zeros(groups, depth, rows).double()
+        self._x, self._t = torch.zeros(groups, depth), torch.zeros(groups, rows)
+        self._xx = torch.zeros(groups, depth, depth)
+        self._xt = torch.zeros(groups, depth, rows)
 
     def add(self, source: Tensor, target: Tensor, most: int, random: torch.Generator) -> None:
         """Adds at most so many random positions of a batch: source (B, C, H, W), target (B, R, h, w)."""
@@ -232,8 +232,8 @@ class _Moments:
     def centred(self) -> tuple[Tensor, Tensor]:
         """Covariance of X (groups, d, d) and of X with T (groups, d, rows)."""
         x, t = self._x / self._count, self._t / self._count
-        covariance = self._xx / self._count - x[:, :, None] * x[:, None]
-        return covariance.float(), (self._xt / self._count - x[:, :, None] * t[:, None]).float()
+        covariance = (self._xx / self._count).sub_(x[:, :, None] * x[:, None])
+        return covariance, self._xt / self._count - x[:, :, None] * t[:, None]
 
 
 def _patches(layer: nn.Conv2d, source: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:
@@ -254,7 +254,9 @@ def _patches(layer: nn.Conv2d, source: Tensor, image: Tensor, row: Tensor, colum
 def _rounded(layer: nn.Conv2d, xx: Tensor, xt: Tensor) -> Tensor:
     weight = layer.weight.reshape(layer.groups, -1, xx.shape[1])
     missing = xt - xx @ weight.transpose(1, 2)
-    fitted = weight + torch.linalg.solve(_damped(xx, RIDGE), missing).transpose(1, 2)
+    factor = torch.linalg.cholesky(_damped(xx, RIDGE))
+    fitted = weight + torch.cholesky_solve(missing, factor).transpose(1, 2)
+    del factor
     return gptq(fitted, xx).reshape(layer.weight.shape)
 
 

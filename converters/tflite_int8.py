@@ -44,6 +44,7 @@ SAME = ("PAD", "PADV2", "MAX_POOL_2D", "AVERAGE_POOL_2D", "TRANSPOSE", "RESHAPE"
 FLOAT = ("HARD_SWISH", "MUL")
 # A tensor without a range of its own gets so much more than one face shows.
 MARGIN = 1.5
+ALIGNMENT = 16  # of weights in a file
 # Of the quantizer's 2**31, with room for rounding.
 MOST_BIAS = 0.999 * 2**31
 
@@ -82,7 +83,8 @@ def convert(core: Core, quantized: Quantized, activation_bits: int, folder: Path
         ranges = _ranges(operations, tensors, {name: quantized.ranges[node] for name, node in nodes.items()})
         integer = _integer(operations, layers, integer, set(nodes))
         layers = _with_biases_that_fit(operations, layers, ranges, activation_bits)
-    statistics = ranges | _weight_ranges(operations, layers)
+    snapped = {name: _snapped(bounds, activation_bits) for name, bounds in ranges.items()}
+    statistics = snapped | _weight_ranges(operations, layers)
     plan, model = work / f"int8-{activation_bits}.json", folder / "model.tflite"
     plan.write_text(json.dumps({"bits": activation_bits, "integer": sorted(integer), "statistics": statistics}))
     command = [*child.PYTHON, "-m", __name__, str(single), str(plan), str(model)]
@@ -194,6 +196,14 @@ def _grid(bounds: Range, bits: int) -> tuple[float, int]:
     return step, zero - 2 ** (bits - 1)
 
 
+def _snapped(bounds: Range, bits: int) -> Range:
+    """The range whose ends lie on its own grid, so that the quantizer's zero point is no matter of rounding."""
+    if bits == 16:
+        return bounds
+    step, zero = grid(bounds, bits)
+    return -zero * step, (2**bits - 1 - zero) * step
+
+
 def _with_biases_that_fit(
     operations: list[Operation], layers: Mapping[str, Layer], ranges: Mapping[str, Range], bits: int
 ) -> dict[str, Layer]:
@@ -263,7 +273,40 @@ def _quantize(single: Path, plan: Path, model: Path) -> None:
         name: {"min": np.array(low, np.float32), "max": np.array(high, np.float32)}
         for name, (low, high) in wanted["statistics"].items()
     }
-    model.write_bytes(tool.quantize(statistics).quantized_model)
+    model.write_bytes(_shared(tool.quantize(statistics).quantized_model))
+
+
+def _shared(model: bytes) -> bytes:
+    """The same file with equal vectors kept once: weights and biases have a zero point of 8 bytes a channel, all 0.
+
+    Weights lie behind the flatbuffer, at offsets from the file's beginning, and move forward with its end.
+    """
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    class Builder(flatbuffers.Builder):  # type: ignore[misc]
+        def CreateNumpyVector(self, x: NDArray[Any]) -> int:
+            key = x.dtype.str, x.tobytes()
+            if key not in made:
+                made[key] = super().CreateNumpyVector(x)
+            return made[key]
+
+    def packed() -> bytes:
+        made.clear()
+        builder = Builder(len(model))
+        builder.Finish(net.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+    made: dict[tuple[str, bytes], int] = {}
+    net = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model))
+    outside = [buffer for buffer in net.buffers if buffer.offset]
+    if not outside:
+        return packed()
+    start = min(buffer.offset for buffer in outside)
+    gain = (start - len(packed())) // ALIGNMENT * ALIGNMENT
+    for buffer in outside:
+        buffer.offset -= gain
+    return packed().ljust(start - gain, b"\0") + model[start:]
 
 
 if __name__ == "__main__":

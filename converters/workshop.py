@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -51,10 +51,15 @@ class Workshop:
         self._network, self._folder, self._work = network, folder, work
         self._quantize, self._simplify = quantize, simplify
         self._faces: Calibration | None = None
+        self._held: tuple[Calibration, NDArray[np.float64] | None] | None = None
         self._jury: Jury | None = None
         self._prepared: int8.Prepared | None = None
         self._cores: dict[frozenset[str], tuple[Core, Quantized]] = {}
         self._orders: dict[str, tuple[str, ...]] = {}
+        if quantize:
+            # Before the export, so that whoever mistypes need not wait for it.
+            self._options = int8.Options(quantize.ranges, quantize.rounding)
+            self._gather(quantize)
         self.core = export.export(network.net, network.spec, self._scratch("float"), simplify)
 
     @property
@@ -64,15 +69,12 @@ class Workshop:
 
     def prepare(self, progress: Progress) -> None:
         """Does what all quantized variants have in common."""
-        given = self._quantize
-        assert given
-        options = int8.Options(given.ranges, given.rounding)
-        faces, side = list(given.faces), self._network.spec.input_size
-        if given.budget:
-            faces, held = calibration.split(faces, given.count, given.seed)
-            self._jury = self._summon(held, side)
-        self._faces = calibration.choose(faces, side, given.count, given.seed)
-        self._prepared = int8.prepare(self._network, self._faces, options, progress)
+        assert self._faces
+        if self._held:
+            held, truth = self._held
+            maps = golden.maps_of(self._network, held.crops)
+            self._jury = Jury(held.crops, Decoder(self._network.spec)(maps), truth)
+        self._prepared = int8.prepare(self._network, self._faces, self._options, progress)
 
     def variant(self, destination: str, precision: str, progress: Progress) -> Variant:
         """Makes one variant, within the budget if there is one. Raises EdgeError (code 3) where that cannot be."""
@@ -158,17 +160,26 @@ class Workshop:
             self._cores[keep] = export.export(given.graph, given.spec, folder, self._simplify), given
         return self._cores[keep]
 
-    def _summon(self, held: list[Face], side: int) -> Jury:
-        assert self._quantize
-        assert self._quantize.budget
-        labels = [self._quantize.faces[face] for face in held]
-        truth = np.stack([points for points in labels if points is not None]) if labels[0] is not None else None
-        if self._quantize.budget.metric == "nme" and truth is None:
-            raise EdgeError(f"a budget of {self._quantize.budget} needs labels: give --calibrate-labels")
-        chosen = calibration.choose(held, side, len(held))
-        maps = golden.maps_of(self._network, chosen.crops)
-        ordered = [held.index(face) for face in chosen.faces]
-        return Jury(chosen.crops, Decoder(self._network.spec)(maps), None if truth is None else truth[ordered])
+    def _gather(self, given: Quantize) -> None:
+        """Reads the faces to calibrate with, and those to judge a budget by."""
+        faces, side = list(given.faces), self._network.spec.input_size
+        if given.budget:
+            faces, apart = calibration.split(faces, given.count, given.seed)
+            held = calibration.choose(apart, side, len(apart))
+            self._held = held, self._truth(given, held.faces) if given.budget.metric == "nme" else None
+        self._faces = calibration.choose(faces, side, given.count, given.seed)
+
+    def _truth(self, given: Quantize, faces: Sequence[Face]) -> NDArray[np.float64]:
+        """The labels (n, L, 2) of these faces. Raises EdgeError where there are none, or of another L."""
+        labels = [points for face in faces if (points := given.faces[face]) is not None]
+        if len(labels) != len(faces):
+            raise EdgeError(f"a budget of {given.budget} needs labels: give --calibrate-labels")
+        if len(labels[0]) != self._network.spec.num_lms:
+            raise EdgeError(
+                f"a budget of {given.budget} needs labels of {self._network.spec.num_lms} landmarks, as the checkpoint "
+                f"has; --calibrate-labels has {len(labels[0])}"
+            )
+        return np.stack(labels)
 
     def _scratch(self, name: str) -> Path:
         folder = self._work / name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from pipnet_edge.errors import EdgeError
     from pipnet_edge.landmarker import Landmarker
     from pipnet_edge.spec import MeanFace, ModelSpec
+
+# Read by ONNX Runtime when it is imported: without it, it keeps usage data in a cache folder, and code to send it.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 __all__ = ["Bundle", "Decoder", "EdgeError", "Landmarker", "Landmarks", "Maps", "MeanFace", "ModelSpec", "read_bundle"]
 
