@@ -172,7 +172,7 @@ def _ranges(operations: list[Operation], tensors: Mapping[str, Array], given: Ma
 def _integer(operations: list[Operation], layers: Collection[str], int8: set[str], stored: set[str]) -> set[str]:
     """The outputs of the operations that become integer: int8 layers, and what reads a stored tensor.
 
-    stored: the tensors that have a given range. Between a stored tensor and layers in float nothing is stored.
+    stored: the tensors that have a given range. What only layers in float read, the last sum of a ResNet, stays float.
     """
     integer = set(int8)
     for operation in operations:
@@ -183,7 +183,7 @@ def _integer(operations: list[Operation], layers: Collection[str], int8: set[str
     for operation in reversed(operations):
         name = operation.output.name
         readers = {o.output.name for o in operations if name in o.reads}
-        if readers and name not in int8 and name not in stored and not readers & integer:
+        if readers and name not in int8 and not readers & integer:
             integer.discard(name)
     return integer
 
