@@ -20,7 +20,7 @@ from pipnet_edge import runtimes
 from pipnet_edge.benchmarks import drawing, fps, metrics
 from pipnet_edge.benchmarks.labels import Labels
 from pipnet_edge.benchmarks.picture import write, write_picture
-from pipnet_edge.bundle import Bundle, Variant
+from pipnet_edge.bundle import Bundle, Variant, file_sha256
 from pipnet_edge.decode import Landmarks
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 from pipnet_edge.preprocess import Rect, cut, read_picture
@@ -59,8 +59,7 @@ class Faces:
 
     def _crop(self, index: int) -> NDArray[np.uint8]:
         picture = read_picture(self.labels.images[index])
-        whole = Rect(0, 0, picture.shape[1], picture.shape[0])
-        return cut(picture, self.labels.crops[index] if self.labels.crops else whole, self.side)
+        return cut(picture, self.labels.crops[index] if self.labels.crops else Rect.whole(picture), self.side)
 
 
 def choose(bundle: Bundle, names: Sequence[str], reference: str | None) -> tuple[Variant, list[Variant]]:
@@ -89,12 +88,9 @@ def overlap(images: Sequence[Path], calibration: Collection[str]) -> list[Path]:
 
     An image with several faces comes up once. The same picture in another file is not recognised.
     """
-    found = []
-    for path in dict.fromkeys(images) if calibration else ():
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() in calibration:
-                found.append(path)
-    return found
+    if not calibration:
+        return []
+    return [path for path in dict.fromkeys(images) if file_sha256(path) in calibration]
 
 
 def overlap_note(faces: Faces, bundle: Bundle) -> list[str]:

@@ -199,4 +199,4 @@ def pictures_in(folder: Path) -> list[Path]:
 def crops_of(images: Sequence[Path], side: int) -> NDArray[np.uint8]:
     """Pictures as (n, side, side, 3) uint8 RGB crops, each resized as a whole."""
     pictures = (read_picture(path) for path in images)
-    return np.stack([cut(p, Rect(0, 0, p.shape[1], p.shape[0]), side) for p in pictures])
+    return np.stack([cut(p, Rect.whole(p), side) for p in pictures])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import runtimes
-from pipnet_edge.bundle import GOLDEN, Bundle, File, Parity, Source, replacing
+from pipnet_edge.bundle import GOLDEN, Bundle, File, Parity, Source, file_sha256, replacing
 from pipnet_edge.converters.budget import Budget
 from pipnet_edge.converters.recipe import recipes
 from pipnet_edge.decode import Landmarks
@@ -189,7 +188,7 @@ def _source(path: Path, parameters: int, core: Core) -> Source:
     return Source(
         # A name that cannot be printed is kept as Python would write it.
         file=path.name if path.name.isprintable() else ascii(path.name),
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=file_sha256(path),
         parameters=parameters,
         onnx_nodes=core.nodes,
         onnx_bytes=core.sizes,

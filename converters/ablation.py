@@ -91,7 +91,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _whole(path: Path, side: int) -> NDArray[np.uint8]:
     picture = read_picture(path)
-    return cut(picture, Rect(0, 0, picture.shape[1], picture.shape[0]), side)
+    return cut(picture, Rect.whole(picture), side)
 
 
 if __name__ == "__main__":

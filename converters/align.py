@@ -5,12 +5,13 @@ Converters rename, fuse and reorder; the numbers stay. So names and positions of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import fx
 
 from pipnet_edge.converters import golden
 from pipnet_edge.converters.quantized import Quantized, Run
@@ -24,7 +25,7 @@ TOLERANCE = 1e-3
 def face(side: int) -> NDArray[np.uint8]:
     """A crop (side, side, 3) uint8 RGB to tell tensors apart by."""
     picture = read_picture(min(golden.FACES.glob("*.jpg")))
-    return cut(picture, Rect(0, 0, picture.shape[1], picture.shape[0]), side)
+    return cut(picture, Rect.whole(picture), side)
 
 
 def image(quantized: Quantized, crop: NDArray[np.uint8]) -> Array:
@@ -34,8 +35,12 @@ def image(quantized: Quantized, crop: NDArray[np.uint8]) -> Array:
 
 def activations(quantized: Quantized, crop: NDArray[np.uint8]) -> dict[str, Array]:
     """Node name -> its float output (C, H, W) for one crop (S, S, 3) uint8 RGB, of every node that may be stored."""
+    return values(quantized.graph, golden.normalise(crop[None], quantized.spec), quantized.ranges)
+
+
+def values(graph: fx.GraphModule, image: torch.Tensor, names: Container[str]) -> dict[str, Array]:
+    """Node name -> its float output (C, H, W) for an image (1, 3, S, S), of the nodes named."""
     kept: dict[str, Array] = {}
-    names = quantized.ranges
 
     def hook(node: Any, value: torch.Tensor) -> torch.Tensor:
         if node.name in names:
@@ -43,7 +48,7 @@ def activations(quantized: Quantized, crop: NDArray[np.uint8]) -> dict[str, Arra
         return value
 
     with torch.no_grad():
-        Run(quantized.graph, hook).run(golden.normalise(crop[None], quantized.spec))
+        Run(graph, hook).run(image)
     return kept
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipnet_edge.bundle import file_sha256
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import Rect, cut, read_picture
 
@@ -66,7 +67,7 @@ def choose(faces: Sequence[Face], side: int, count: int = COUNT, seed: int = 0) 
     different = len({hashlib.sha256(crop.tobytes()).digest() for crop in crops})
     if different < LEAST:
         raise EdgeError(f"{different} of {len(crops)} calibration images differ; at least {LEAST} are needed")
-    images = tuple(_sha256(path) for path, _ in drawn)
+    images = tuple(file_sha256(path) for path, _ in drawn)
     return Calibration(crops, tuple(drawn), images, len(crops) - different)
 
 
@@ -91,7 +92,7 @@ def _place(face: Face) -> tuple[str, tuple[int, ...]]:
 def _crop(path: Path, rect: Rect | None, side: int) -> NDArray[np.uint8]:
     picture = read_picture(path)
     height, width = picture.shape[:2]
-    rect = rect or Rect(0, 0, width, height)
+    rect = rect or Rect.whole(picture)
     if not (0 <= rect.left < rect.right <= width and 0 <= rect.top < rect.bottom <= height):
         corners = f"{rect.left},{rect.top} to {rect.right},{rect.bottom}"
         raise EdgeError(f"{path} has {width}x{height} pixels; its face, {corners}, lies outside")
@@ -103,8 +104,3 @@ def _check_contrast(crops: NDArray[np.uint8], paths: Sequence[Path]) -> None:
     if blank:
         more = f" (as do {len(blank) - 1} more of {len(crops)} calibration images)" if len(blank) > 1 else ""
         raise EdgeError(f"{blank[0]} shows nothing but one colour{more}; faces are needed")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

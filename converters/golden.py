@@ -31,7 +31,7 @@ def write(path: Path, network: Network) -> None:
     """Writes golden.npz: crops (n, S, S, 3) uint8 RGB and the torch network's maps, batch axis first."""
     spec = network.spec
     pictures = [read_picture(face) for face in sorted(FACES.glob("*.jpg"))[:COUNT]]
-    crops = np.stack([cut(p, Rect(0, 0, p.shape[1], p.shape[0]), spec.input_size) for p in pictures])
+    crops = np.stack([cut(p, Rect.whole(p), spec.input_size) for p in pictures])
     maps = maps_of(network, crops)
     arrays: Any = {name: getattr(maps, name) for name in HEAD_KEYS}
     np.savez_compressed(path, crops=crops, **arrays)

@@ -26,7 +26,6 @@ from pipnet_edge.converters.quantized import (
     FUSED,
     Quantized,
     Range,
-    Run,
     convolutions,
     grid,
     inputs,
@@ -96,7 +95,7 @@ def _placed(core: Core, quantized: Quantized) -> list[Placed]:
     owners = {node: name for name in layers for node in (layers[name], _fused(graph, layers[name]))}
     nodes = {node.name: node for node in owners}
     image = align.image(quantized, align.face(quantized.spec.input_size))
-    found = align.match(_run_float(core, image), _run(graph, image, nodes))
+    found = align.match(_run_float(core, image), align.values(graph, torch.from_numpy(image), nodes))
     placed = [Placed(owners[nodes[node]], tensor, nodes[node]) for tensor, node in found.items()]
     names = [layer.layer for layer in placed]
     for name in layers:
@@ -109,20 +108,6 @@ def _fused(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
     """The activation that a runtime may compute with a layer, else the layer's own node."""
     readers = readers_of(graph, node)
     return readers[0] if len(readers) == 1 and isinstance(module(graph, readers[0]), FUSED) else node
-
-
-def _run(graph: fx.GraphModule, image: Array, nodes: dict[str, fx.Node]) -> dict[str, Array]:
-    """Node name -> its float output (C, H, W)."""
-    values = {}
-
-    def hook(node: fx.Node, value: Tensor) -> Tensor:
-        if node.name in nodes:
-            values[node.name] = value[0].numpy().copy()
-        return value
-
-    with torch.no_grad():
-        Run(graph, hook).run(torch.from_numpy(image))
-    return values
 
 
 def _run_float(core: Core, image: Array) -> dict[str, Array]:

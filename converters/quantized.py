@@ -48,6 +48,10 @@ class Quantized:
 def trace(net: nn.Module) -> fx.GraphModule:
     """A copy of the network as a graph, without gradients."""
     graph = fx.symbolic_trace(copy.deepcopy(net)).eval()
+    for node in graph.graph.nodes:
+        # Annotations are strings here, on which pickling a graph fails.
+        node.type = None
+    graph.recompile()
     return graph.requires_grad_(False)
 
 

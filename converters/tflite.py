@@ -6,12 +6,11 @@ pipnet_edge.converters.tflite NET OUT`.
 
 from __future__ import annotations
 
-import copy
 import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from pipnet_edge.converters import child
 from pipnet_edge.converters.export import Core
@@ -55,20 +54,10 @@ def to_float(core: Core) -> Path:
     work = core.work("tflite")
     saved, single = work / "net.pt", work / "fp32.tflite"
     if not single.is_file():
-        torch.save(FromCrop(_without_annotations(core.net), core.spec).eval(), saved)
+        torch.save(FromCrop(core.net, core.spec).eval(), saved)
         command = [*child.PYTHON, "-m", __name__, str(saved), str(single)]
         child.run("litert-torch", command, work, makes=(single,))
     return single
-
-
-def _without_annotations(net: nn.Module) -> nn.Module:
-    """The network as it can be pickled: a traced one keeps annotations that are strings, and pickling fails on them."""
-    if isinstance(net, fx.GraphModule):
-        net = copy.deepcopy(net)
-        for node in net.graph.nodes:
-            node.type = None
-        net.recompile()
-    return net
 
 
 def _from_torch(saved: Path, model: Path) -> None:

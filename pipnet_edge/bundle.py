@@ -53,7 +53,7 @@ class File:
     @classmethod
     def of(cls, folder: Path, path: Path) -> File:
         """Hashes a file that lies in the bundle at `folder`."""
-        return cls(path.relative_to(folder).as_posix(), _sha256(path), path.stat().st_size)
+        return cls(path.relative_to(folder).as_posix(), file_sha256(path), path.stat().st_size)
 
     def verified(self, folder: Path) -> Path:
         """The file's path in `folder`. Raises EdgeError when it is missing, leads outside or is not the one hashed."""
@@ -62,7 +62,7 @@ class File:
             raise EdgeError(f"bundle {folder} lacks {self.path}")
         if not path.resolve().is_relative_to(folder.resolve()):
             raise EdgeError(f"{self.path} in bundle {folder} is a link that leaves the bundle")
-        if path.stat().st_size != self.size or _sha256(path) != self.sha256:
+        if path.stat().st_size != self.size or file_sha256(path) != self.sha256:
             raise EdgeError(f"{self.path} in bundle {folder} was changed after it was written (sha256 differs)")
         return path
 
@@ -315,6 +315,7 @@ def _is_empty(path: Path) -> bool:
     return path.is_dir() and not os.listdir(path)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -32,6 +32,11 @@ class Rect:
     right: int
     bottom: int
 
+    @classmethod
+    def whole(cls, picture: NDArray[np.uint8]) -> Rect:
+        """All of an (H, W, 3) picture."""
+        return cls(0, 0, picture.shape[1], picture.shape[0])
+
     def to_picture(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """Landmarks (..., 2) normalised to this rectangle as pixels (x, y) of the picture."""
         size = np.array([self.right - self.left, self.bottom - self.top], dtype=np.float32)
