@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import runtimes
-from pipnet_edge.benchmarks import drawing, fps, metrics
+from pipnet_edge.benchmarks import bench, drawing, metrics
 from pipnet_edge.benchmarks.labels import Labels
 from pipnet_edge.benchmarks.picture import write, write_picture
+from pipnet_edge.benchmarks.result import QUICK
 from pipnet_edge.bundle import Bundle, Variant, file_sha256
 from pipnet_edge.decode import Landmarks
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 from pipnet_edge.preprocess import Rect, cut, read_picture
-from pipnet_edge.targets import local
+from pipnet_edge.targets import channel, local
 
 CHUNK = 128
 WORST = 12
@@ -32,15 +33,17 @@ WORST = 12
 
 @dataclass(frozen=True)
 class Row:
-    """One variant: its drift, or why there is none."""
+    """One variant: its drift, or why there is none. mean_face: where its landmarks lie, for pictures of the drift."""
 
     variant: str
     summary: metrics.Summary | None = None
     failure: str | None = None
+    mean_face: tuple[tuple[float, float], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        found = {"summary": self.summary.to_json()} if self.summary else {"failure": self.failure}
-        return {"variant": self.variant, **found}
+        if not self.summary:
+            return {"variant": self.variant, "failure": self.failure}
+        return {"variant": self.variant, "summary": self.summary.to_json(), "mean_face": self.mean_face}
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def run(
                 raise failures[variant.name]
             pair = landmarks[variant.name], landmarks[reference.name]
             sample = metrics.measure(*pair, bundle.spec, faces.labels.points)
-            rows.append(Row(variant.name, metrics.summarise(sample)))
+            rows.append(Row(variant.name, metrics.summarise(sample), mean_face=bundle.spec.mean_face.points))
         except EdgeError as e:
             rows.append(Row(variant.name, failure=str(e)))
     return tuple(rows), landmarks
@@ -203,7 +206,7 @@ def _cached(bundle: Bundle, variant: Variant, crops: NDArray[np.uint8], cache: P
     path = cache / f"{key.hexdigest()[:32]}.npy"
     try:
         if not path.is_file():
-            found = local.infer(bundle.folder, variant.name, 1, crops).landmarks
+            found = channel.infer(local.call, bundle.folder, variant.name, 1, crops).landmarks
             table = np.concatenate([found.points, found.score[..., None], found.cell[..., None]], axis=2)
             write(path, _npy(table.astype(np.float64)))
         table = np.load(path, allow_pickle=False)
@@ -241,9 +244,9 @@ def judge(
     px: mean over landmarks, pixels of the crop. nme: |change of the NME|, in % points, if truth (n, L, 2), normalised
     to the crop, is given. ms: the median that a crop takes to landmarks with one thread.
     """
-    found = local.infer(bundle.folder, variant, 1, crops).landmarks
+    found = channel.infer(local.call, bundle.folder, variant, 1, crops).landmarks
     sample = metrics.measure(found, reference, bundle.spec, truth)
     drift = {"px": float(sample.px.mean())}
     if sample.nme is not None and sample.reference_nme is not None:
         drift["nme"] = 100 * abs(float(sample.nme.mean() - sample.reference_nme.mean()))
-    return drift | {"ms": fps.measure(bundle.folder, variant, 1, crops).frame(0.5)}
+    return drift | {"ms": bench.measure(bundle, variant, 1, crops, QUICK).frame(0.5)}

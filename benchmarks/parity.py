@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge import runtimes
 from pipnet_edge.bundle import Bundle, Parity, Variant
 from pipnet_edge.decode import MAP_NAMES, Decoder, Landmarks, Maps
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 from pipnet_edge.preprocess import Rect, cut, read_picture
-from pipnet_edge.targets import local
+from pipnet_edge.targets import channel, local
 
 
 @dataclass(frozen=True)
@@ -78,28 +77,31 @@ def check(
     threads: int = 1,
     images: Sequence[Path] = (),
     progress: Progress = lambda *_: None,
+    call: channel.Call = local.call,
+    most: int | None = None,
 ) -> tuple[Row, ...]:
     """Compares variants (all by default) with the torch maps in golden.npz; over pictures with the first fp32 variant.
 
-    Each picture is one crop, resized as a whole. A variant that cannot run, crashes or gives NaN has a failed row; one
-    that was not named and whose runtime is not installed has a skipped row.
+    Each picture is one crop, resized as a whole. call: where the variants run. most: no more than so many crops. A
+    variant that cannot run, crashes or gives NaN has a failed row; one that was not named and whose runtime is not
+    installed there has a skipped row.
     """
     variants = [bundle.variant(name) for name in names] or list(bundle.variants)
-    missing = {} if names else {v.name: v.runtime for v in variants if runtimes.is_missing(v.runtime)}
+    installed = call({"do": "facts"})["runtimes"]
+    missing = {} if names else {v.name: v.runtime for v in variants if v.runtime not in installed}
     if len(missing) == len(variants):
-        raise EdgeError(
-            f"none of this bundle's runtimes is installed here: {', '.join(dict.fromkeys(missing.values()))}"
-        )
+        raise EdgeError(f"none of this bundle's runtimes is installed: {', '.join(dict.fromkeys(missing.values()))}")
     if images:
-        crops = crops_of(images, bundle.spec.input_size)
-        singles = [v for v in bundle.variants if v.precision == "fp32" and not runtimes.is_missing(v.runtime)]
+        crops = crops_of(images[:most], bundle.spec.input_size)
+        singles = [v for v in bundle.variants if v.precision == "fp32" and v.runtime in installed]
         if not singles:
             raise EdgeError("parity over pictures needs an fp32 variant as reference, and its runtime installed")
         reference = singles[0].name
-        ran = local.infer(bundle.folder, reference, threads, crops, maps=True)
+        ran = channel.infer(call, bundle.folder, reference, threads, crops, maps=True)
         landmarks, maps = ran.landmarks, ran.maps
     else:
         crops, maps = bundle.read_golden()
+        crops, maps = crops[:most], Maps(**{name: getattr(maps, name)[:most] for name in MAP_NAMES})
         reference, landmarks = "torch", Decoder(bundle.spec)(maps)
     rows = []
     for index, variant in enumerate(variants):
@@ -109,7 +111,7 @@ def check(
             rows.append(replace(row, skipped=f"{variant.runtime} is not installed"))
             continue
         try:
-            ran = local.infer(bundle.folder, variant.name, threads, crops, maps=True)
+            ran = channel.infer(call, bundle.folder, variant.name, threads, crops, maps=True)
         except EdgeError as e:
             rows.append(replace(row, failure=str(e)))
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from pipnet_edge.benchmarks import drawing
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import Box, Rect, crop_rect, cut, read_picture
 from pipnet_edge.spec import CROPS
-from pipnet_edge.targets import local
+from pipnet_edge.targets import channel, local
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def annotate(
     rects = [crop_rect(box, width, height, policy or read.spec.crop) for box in boxes] or [Rect(0, 0, width, height)]
     name = read.variant(variant).name if variant else first_installed(read)
     crops = np.stack([cut(picture, rect, read.spec.input_size) for rect in rects])
-    inference = local.infer(bundle, name, threads, crops)
+    inference = channel.infer(local.call, bundle, name, threads, crops)
     found = inference.landmarks
     points = np.stack([rect.to_picture(p) for rect, p in zip(rects, found.points, strict=True)])
     drawn = drawing.annotate(picture, points)
@@ -87,7 +88,7 @@ def annotate(
 
 def draw_crops(bundle: bundles.Bundle, variant: str, crops: NDArray[np.uint8], output: Path) -> Path:
     """Draws a variant's landmarks on crops (n, S, S, 3) uint8 RGB side by side into `output`, and returns that path."""
-    points = local.infer(bundle.folder, variant, 1, crops).landmarks.points * bundle.spec.input_size
+    points = channel.infer(local.call, bundle.folder, variant, 1, crops).landmarks.points * bundle.spec.input_size
     faces = [drawing.annotate(crop, p) for crop, p in zip(crops, points, strict=True)]
     write_picture(output, np.hstack(faces))
     return output
@@ -120,5 +121,6 @@ def write(path: Path, content: bytes) -> None:
         scratch.write_bytes(content)
         scratch.replace(path)
     except OSError as e:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            scratch.unlink()
         raise EdgeError(f"cannot write {path}: {e.strerror}") from e

@@ -6,13 +6,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from pipnet_edge.benchmarks.result import warnings
 from pipnet_edge.render import Table, megabytes
 
 if TYPE_CHECKING:
     from pipnet_edge.benchmarks.drift import Row as DriftRow
-    from pipnet_edge.benchmarks.fps import Timing
     from pipnet_edge.benchmarks.metrics import Estimate
     from pipnet_edge.benchmarks.parity import Row as ParityRow
+    from pipnet_edge.benchmarks.result import Change, Counted, Measured, Predicted, Result
     from pipnet_edge.bundle import Budget, Bundle, Source
     from pipnet_edge.spec import ModelSpec
 
@@ -50,7 +53,7 @@ def _input(side: int, stride: int) -> str:
     return f"{side} x {side} px, net stride {stride}, maps {cells} x {cells}"
 
 
-def variants(bundle: Bundle, timings: Sequence[Timing] = (), drifts: Sequence[DriftRow] = ()) -> Table:
+def variants(bundle: Bundle, timings: Sequence[Measured] = (), drifts: Sequence[DriftRow] = ()) -> Table:
     """A bundle's variants with the parity in its manifest.
 
     Beside it the drift of those in `drifts`, and the median milliseconds of timings, which are in the variants' order.
@@ -137,3 +140,89 @@ def _estimate(estimate: Estimate, digits: int, wide: bool) -> str:
     if not wide or estimate.low is None or estimate.high is None:
         return text
     return f"{text} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def bench(result: Result) -> list[Table | str]:
+    """A bench's tables: one a kind of number, each row labelled with it, then notes."""
+    parts: list[Table | str] = []
+    if result.measured:
+        parts += [_measured(result), *_warnings(result)]
+    if result.counted:
+        parts += [_counted(result.counted)]
+    if result.predicted:
+        parts += [_predicted(result.predicted)]
+    spaced: list[Table | str] = []
+    for part in parts:
+        spaced += ["", part] if isinstance(part, Table) and spaced else [part]
+    return spaced
+
+
+def _measured(result: Result) -> Table:
+    float_ms = {
+        (run.target, run.variant.partition("-")[0], run.threads): run.frame(0.5)
+        for run in result.measured
+        if run.variant.endswith("-fp32") and run.frames.size
+    }
+    rows = []
+    for number, run in enumerate(result.measured, 1):
+        start = [run.variant, str(run.threads), megabytes(run.size)]
+        mark = f"{number}!" if warnings(run, result.facts[run.target]) else ""
+        if not run.frames.size:
+            rows.append([*start, *[""] * 7, run.target, f"FAIL: {run.failure}"])
+            continue
+        p50 = run.frame(0.5)
+        base = float_ms.get((run.target, run.variant.partition("-")[0], run.threads))
+        faster = f"{base / p50:.2f}" if base and not run.variant.endswith("-fp32") else ""
+        inference = f"{float(np.median(run.stage('inference'))):.2f}"
+        memory = f"{run.peak_bytes / 1e6:.0f} MB" if run.peak_bytes else ""
+        px = "" if run.px is None else f"{run.px:.3f}"
+        numbers = [f"{p50:.2f}", f"{run.frame(0.9):.2f}", inference, f"{1000 / p50:.0f}", memory, faster, px]
+        rows.append([*start, *numbers, run.target, f"measured {mark}".strip()])
+    titles = [">p50 ms", ">p90 ms", ">inference", ">FPS", ">memory", ">x fp32", ">px"]
+    return Table(["variant", ">threads", ">size", *titles, "target", "kind"], rows)
+
+
+def _warnings(result: Result) -> list[str]:
+    """What is wrong with runs, each said once with the numbers of the rows that it is true of."""
+    said: dict[str, list[str]] = {}
+    for number, run in enumerate(result.measured, 1):
+        for warning in warnings(run, result.facts[run.target]):
+            said.setdefault(warning, []).append(f"{number}!")
+    return [f"{' '.join(rows)}  {warning}" for warning, rows in said.items()]
+
+
+def _counted(counts: Sequence[Counted]) -> Table:
+    rows = []
+    for count in counts:
+        start = [count.variant, megabytes(count.size)]
+        if count.failure:
+            rows.append([*start, *[""] * 6, count.target, f"FAIL: {count.failure}"])
+            continue
+        frame, stages = count.frame, count.stages
+        millions = [frame.total, frame.simd, frame.memory, stages["decode"].total if "decode" in stages else 0]
+        parity = ["" if count.px is None else f"{count.px:.5f}", "" if count.flips is None else str(count.flips)]
+        where = f"emulated {count.cpu}"
+        rows.append([*start, *[f"{number / 1e6:.1f}" for number in millions], *parity, count.target, where])
+    titles = [">Minstr/frame", ">SIMD", ">memory", ">decode", ">px mean", ">flips"]
+    return Table(["variant", ">size", *titles, "target", "kind"], rows)
+
+
+def _predicted(predictions: Sequence[Predicted]) -> Table:
+    rows = []
+    for row in predictions:
+        start = [row.variant, str(row.threads)]
+        if row.ms is None or row.low is None or row.high is None:
+            rows.append([*start, "", "", row.target, "not predicted", row.note])
+            continue
+        numbers = [f"{row.ms:.1f}", f"[{row.low:.1f}, {row.high:.1f}]"]
+        rows.append([*start, *numbers, row.target, "predicted", row.anchor or "nothing published"])
+    return Table(["variant", ">threads", ">ms", "90 % interval", "target", "kind", "nearest published timing"], rows)
+
+
+def changes(found: Sequence[Change]) -> Table:
+    """An earlier result beside this one; above 1: faster now."""
+    rows = [
+        [c.variant, str(c.threads), f"{c.before:.2f}", f"{c.now:.2f}", f"{c.ratio:.3f}", c.target, "measured"]
+        for c in found
+    ]
+    return Table(["variant", ">threads", ">before ms", ">now ms", ">ratio", "target", "kind"], rows)

@@ -32,16 +32,21 @@ Verify = Callable[[Bundle], Mapping[str, Parity]]
 # drift as "px" and, with labels, "nme" (see budget.Budget), and the milliseconds a crop takes as "ms".
 Judge = Callable[[Bundle, str, NDArray[np.uint8], Landmarks, NDArray[np.float64] | None], Mapping[str, float]]
 
+# sparse: networks end in a score map and features, and decode evaluates the offset heads where it has to.
+HEADS = ("sparse", "dense")
+
 
 @dataclass(frozen=True)
 class Plan:
     """Which variants to make: destinations and precisions; combinations that a runtime does not have are left out.
 
-    Raises EdgeError for unknown names and when no combination is left.
+    heads: one of HEADS, or None for sparse where the network allows it. Raises EdgeError for unknown names and when no
+    combination is left.
     """
 
     destinations: tuple[str, ...]
     precisions: tuple[str, ...]
+    heads: str | None = None
 
     def __post_init__(self) -> None:
         known = {precision for precisions in runtimes.PRECISIONS.values() for precision in precisions} | set(recipes())
@@ -54,6 +59,8 @@ class Plan:
                 raise EdgeError(
                     f"{name} {', '.join(unknown) or 'names nothing'}; allowed: {', '.join(sorted(allowed))}"
                 )
+        if self.heads not in (*HEADS, None):
+            raise EdgeError(f"--heads {self.heads}; allowed: {', '.join(HEADS)}")
         if not self.variants:
             raise EdgeError(f"{', '.join(self.destinations)} has no {', '.join(self.precisions)} variant")
 
@@ -120,7 +127,7 @@ def convert(
 
             network = checkpoint.load(source, options)
             step("export", 1, total)
-            workshop = Workshop(network, folder, work, quantize if plan.quantizes else None, simplify)
+            workshop = Workshop(network, folder, work, quantize if plan.quantizes else None, simplify, plan.heads)
             golden.write(folder / GOLDEN, network)
             core = workshop.core
             if plan.quantizes:
@@ -135,6 +142,7 @@ def convert(
                 spec=network.spec,
                 golden=File.of(folder, folder / GOLDEN),
                 variants=tuple(variants),
+                layers=workshop.layers,
                 source=_source(source, network.parameters, core),
                 calibration=workshop.calibration,
             )

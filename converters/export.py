@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipnet_edge.converters.nets import HEAD_KEYS
+from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
@@ -27,13 +27,14 @@ TOLERANCE = 1e-4
 class Core:
     """What every converter starts from: the torch network and its ONNX export.
 
-    path: ONNX with input `image` (1, 3, S, S) float32 normalised RGB and outputs named as the maps; its folder is
-    scratch space. nodes and sizes (bytes) are (before, after) simplification; after equals before when that was
-    switched off.
+    outputs: what the network returns, in order: the names of decode.Maps or decode.Features. path: ONNX with input
+    `image` (1, 3, S, S) float32 normalised RGB and outputs of these names; its folder is scratch space. nodes and
+    sizes (bytes) are (before, after) simplification; after equals before when that was switched off.
     """
 
     net: nn.Module
     spec: ModelSpec
+    outputs: tuple[str, ...]
     path: Path
     nodes: tuple[int, int]
     sizes: tuple[int, int]
@@ -45,13 +46,16 @@ class Core:
         return folder
 
 
-def export(net: nn.Module, spec: ModelSpec, folder: Path, simplify: bool = True) -> Core:
-    """Writes the network as ONNX, batch fixed to 1, into `folder`. Raises EdgeError when a step changes the maps."""
-    image = torch.from_numpy(
-        np.random.default_rng(0).standard_normal((1, 3, spec.input_size, spec.input_size), np.float32)
-    )
+def export(
+    net: nn.Module, spec: ModelSpec, folder: Path, simplify: bool = True, outputs: tuple[str, ...] = MAP_NAMES
+) -> Core:
+    """Writes the network as ONNX, batch fixed to 1, into `folder`. Raises EdgeError when a step changes an output."""
+    # Noise, in the range that pixels have for this network.
+    pixels = np.random.default_rng(0).random((1, spec.input_size, spec.input_size, 3), np.float32)
+    scaled = (pixels - np.array(spec.mean)) / np.array(spec.std)
+    image = torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), np.float32))
     with torch.no_grad():
-        expected = dict(zip(HEAD_KEYS, (map_.numpy() for map_ in net(image)), strict=True))
+        expected = dict(zip(outputs, (output.numpy() for output in net(image)), strict=True))
     raw, path = folder / "raw.onnx", folder / "core.onnx"
     with warnings.catch_warnings():
         # The TorchScript exporter is deprecated, but needs no further package and writes plain graphs.
@@ -61,7 +65,7 @@ def export(net: nn.Module, spec: ModelSpec, folder: Path, simplify: bool = True)
             (image,),
             str(raw),
             input_names=["image"],
-            output_names=list(HEAD_KEYS),
+            output_names=list(outputs),
             opset_version=OPSET,
             dynamo=False,
         )
@@ -73,7 +77,7 @@ def export(net: nn.Module, spec: ModelSpec, folder: Path, simplify: bool = True)
         check(after, image.numpy(), expected, "ONNX simplification")
     onnx.save(after, path)
     nodes = (len(before.graph.node), len(after.graph.node))
-    return Core(net, spec, path, nodes, (raw.stat().st_size, path.stat().st_size))
+    return Core(net, spec, outputs, path, nodes, (raw.stat().st_size, path.stat().st_size))
 
 
 def check(

@@ -22,7 +22,7 @@ CALL = "import sys, _tools; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
 
 
 def convert(core: Core, precision: str, folder: Path) -> None:
-    """Writes `model.mnn` into `folder`: input `image`, outputs named as the maps."""
+    """Writes `model.mnn` into `folder`: input `image`, outputs named as the core's."""
     work = core.work(folder.name)
     model = folder / "model.mnn"
     source, half = core.path, []

@@ -15,7 +15,7 @@ TOOLS = ("torch", "onnx", "onnxsim")
 
 
 def convert(core: Core, precision: str, folder: Path) -> None:
-    """Writes `model.onnx` into `folder`: input `crop` (1, S, S, 3) uint8 RGB, outputs named as the maps."""
+    """Writes `model.onnx` into `folder`: input `crop` (1, S, S, 3) uint8 RGB, outputs named as the core's."""
     model = onnx.load(core.path)
     take_crops(model, core.spec)
     onnx.checker.check_model(model)

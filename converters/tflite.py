@@ -14,32 +14,35 @@ from torch import Tensor, nn
 
 from pipnet_edge.converters import child
 from pipnet_edge.converters.export import Core
-from pipnet_edge.converters.nets import HEAD_KEYS
 from pipnet_edge.spec import ModelSpec
 
 TOOLS = ("litert-torch", "ai-edge-quantizer")
 
 
 class FromCrop(nn.Module):
-    """The network with the uint8 crop (1, S, S, 3) as input and named outputs, as the signature shows them."""
+    """The network with the uint8 crop (1, S, S, 3) as input and named outputs, as the signature shows them.
+
+    Features come out channels last, as TFLite computes them.
+    """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, net: nn.Module, spec: ModelSpec) -> None:
+    def __init__(self, net: nn.Module, spec: ModelSpec, outputs: tuple[str, ...]) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.outputs = net, outputs
         self.side = spec.input_size
         self.register_buffer("mean", torch.tensor([255.0 * m for m in spec.mean]))
         self.register_buffer("scale", torch.tensor([1.0 / (255.0 * s) for s in spec.std]))
 
     def forward(self, crop: Tensor) -> dict[str, Tensor]:
         image = (crop.float() - self.mean) * self.scale
-        return dict(zip(HEAD_KEYS, self.net(image.permute(0, 3, 1, 2)), strict=True))
+        found = dict(zip(self.outputs, self.net(image.permute(0, 3, 1, 2)), strict=True))
+        return {name: value.permute(0, 2, 3, 1) if name == "features" else value for name, value in found.items()}
 
 
 def convert(core: Core, precision: str, folder: Path) -> None:
-    """Writes `model.tflite` into `folder`: a signature from `crop` to the maps; fp16 has half-precision weights."""
+    """Writes `model.tflite` into `folder`: a signature from `crop` to the outputs; fp16 has half-precision weights."""
     work = core.work("tflite")
     single, model = to_float(core), folder / "model.tflite"
     if precision == "fp32":
@@ -54,7 +57,7 @@ def to_float(core: Core) -> Path:
     work = core.work("tflite")
     saved, single = work / "net.pt", work / "fp32.tflite"
     if not single.is_file():
-        torch.save(FromCrop(core.net, core.spec).eval(), saved)
+        torch.save(FromCrop(core.net, core.spec, core.outputs).eval(), saved)
         command = [*child.PYTHON, "-m", __name__, str(saved), str(single)]
         child.run("litert-torch", command, work, makes=(single,))
     return single

@@ -299,6 +299,7 @@ def _shared(model: bytes) -> bytes:
 
     made: dict[tuple[str, bytes], int] = {}
     net = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model))
+    _name_outputs(net)
     outside = [buffer for buffer in net.buffers if buffer.offset]
     if not outside:
         return packed()
@@ -307,6 +308,18 @@ def _shared(model: bytes) -> bytes:
     for buffer in outside:
         buffer.offset -= gain
     return packed().ljust(start - gain, b"\0") + model[start:]
+
+
+def _name_outputs(net: Any) -> None:
+    """Has every name in the signatures point at an output: one that is read inside too stays at its integer form."""
+    for signature in net.signatureDefs:
+        graph = net.subgraphs[signature.subgraphIndex]
+        float_forms = {
+            int(op.inputs[0]): int(op.outputs[0]) for op in graph.operators if op.outputs[0] in graph.outputs
+        }
+        for named in signature.outputs:
+            if named.tensorIndex not in graph.outputs:
+                named.tensorIndex = float_forms[named.tensorIndex]
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from pipnet_edge import bundle
 from pipnet_edge.bundle import GOLDEN, Bundle, File, Quantization, Source, Variant
-from pipnet_edge.converters import budget, calibration, export, golden, int8, sensitivity
+from pipnet_edge.converters import budget, calibration, export, golden, int8, layers, sensitivity, sparse
 from pipnet_edge.converters.calibration import Calibration, Face
 from pipnet_edge.converters.checkpoint import Network
 from pipnet_edge.converters.export import Core
 from pipnet_edge.converters.quantized import Quantized
 from pipnet_edge.converters.recipe import recipes
-from pipnet_edge.decode import Decoder, Landmarks
+from pipnet_edge.decode import FEATURE_NAMES, MAP_NAMES, Decoder, Heads, Landmarks
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 
 if TYPE_CHECKING:
@@ -46,7 +46,13 @@ class Workshop:
     """Makes variants of one network, one at a time: into `folder`, with scratch files in `work`."""
 
     def __init__(
-        self, network: Network, folder: Path, work: Path, quantize: Quantize | None, simplify: bool = True
+        self,
+        network: Network,
+        folder: Path,
+        work: Path,
+        quantize: Quantize | None,
+        simplify: bool = True,
+        heads: str | None = None,
     ) -> None:
         self._network, self._folder, self._work = network, folder, work
         self._quantize, self._simplify = quantize, simplify
@@ -54,13 +60,19 @@ class Workshop:
         self._held: tuple[Calibration, NDArray[np.float64] | None] | None = None
         self._jury: Jury | None = None
         self._prepared: int8.Prepared | None = None
-        self._cores: dict[frozenset[str], tuple[Core, Quantized]] = {}
+        self._cores: dict[frozenset[str], tuple[Core, Quantized, Heads | None]] = {}
         self._orders: dict[str, tuple[str, ...]] = {}
         if quantize:
             # Before the export, so that whoever mistypes need not wait for it.
             self._options = int8.Options(quantize.ranges, quantize.rounding)
             self._gather(quantize)
-        self.core = export.export(network.net, network.spec, self._scratch("float"), simplify)
+        self._heads: Heads | None
+        self._sparse = sparse.wanted(network.net, heads)
+        net, self._heads = network.net, None
+        if self._sparse:
+            net, self._heads = sparse.split(net, network.spec.num_lms)
+        self.core = export.export(net, network.spec, self._scratch("float"), simplify, _outputs(self._heads))
+        self.layers = layers.of(network.net, network.spec.input_size)
 
     @property
     def calibration(self) -> bundle.Calibration | None:
@@ -83,6 +95,8 @@ class Workshop:
             target.mkdir()
             converter = importlib.import_module(f"pipnet_edge.converters.{destination}")
             converter.convert(self.core, precision, target)
+            if self._heads:
+                sparse.write(self._heads, precision != "fp32", target)
             return _described(self._folder, destination, precision, converter.TOOLS)
         if self._jury:
             return self._within_budget(destination, precision, self._jury, progress)
@@ -96,9 +110,11 @@ class Workshop:
         target.mkdir(parents=True)
         recipe = recipes()[precision]
         reasons = dict.fromkeys(kept, "budget") | self._prepared.kinds(recipe.keep)
-        core, given = self._core(frozenset(reasons))
+        core, given, heads = self._core(frozenset(reasons), self._sparse and "heads" in recipe.keep)
         converter = importlib.import_module(f"pipnet_edge.converters.{destination}_int8")
         converter.convert(core, given, recipe.activations, target)
+        if heads:
+            sparse.write(heads, True, target)
         methods, spec = self._quantize, given.spec
         how = Quantization(methods.ranges, methods.rounding, reasons, spec.mean, spec.std)
         return replace(_described(folder, destination, precision, converter.TOOLS), quantization=how)
@@ -116,7 +132,8 @@ class Workshop:
             shutil.copy(self._folder / GOLDEN, folder)
             made = self._quantized(destination, precision, folder, tuple(name for name in order if name in kept))
             golden_file = File.of(folder, folder / GOLDEN)
-            trial = Bundle(folder, self._network.spec, Source("", "", 0, (0, 0), (0, 0)), golden_file, (made,))
+            source = Source("", "", 0, (0, 0), (0, 0))
+            trial = Bundle(folder, self._network.spec, source, golden_file, (made,), self.layers)
             trial.write_manifest()
             found = judge(trial, made.name, jury.crops, jury.reference, jury.truth)
             tried[len(kept)] = trial, found["ms"]
@@ -152,12 +169,16 @@ class Workshop:
             self._orders[precision] = sensitivity.order(rows)
         return self._orders[precision]
 
-    def _core(self, keep: frozenset[str]) -> tuple[Core, Quantized]:
+    def _core(self, keep: frozenset[str], is_sparse: bool) -> tuple[Core, Quantized, Heads | None]:
         if keep not in self._cores:
             assert self._prepared
-            given = self._prepared.keeping(keep)
+            given, heads = self._prepared.keeping(keep), None
+            if is_sparse:
+                graph, heads = sparse.split(given.graph, given.spec.num_lms)
+                given = replace(given, graph=graph)
             folder = self._scratch(f"rounded-{len(self._cores)}")
-            self._cores[keep] = export.export(given.graph, given.spec, folder, self._simplify), given
+            core = export.export(given.graph, given.spec, folder, self._simplify, _outputs(heads))
+            self._cores[keep] = core, given, heads
         return self._cores[keep]
 
     def _gather(self, given: Quantize) -> None:
@@ -185,6 +206,10 @@ class Workshop:
         folder = self._work / name
         folder.mkdir()
         return folder
+
+
+def _outputs(heads: Heads | None) -> tuple[str, ...]:
+    return FEATURE_NAMES if heads else MAP_NAMES
 
 
 def _described(folder: Path, destination: str, precision: str, tools: tuple[str, ...]) -> Variant:

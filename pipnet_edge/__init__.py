@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pipnet_edge.landmarker import Landmarker
     from pipnet_edge.spec import MeanFace, ModelSpec
 
+__version__ = "0.1.0"
+
 # Read by ONNX Runtime when it is imported: without it, it keeps usage data in a cache folder, and code to send it.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 

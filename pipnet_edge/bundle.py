@@ -1,8 +1,8 @@
 """The bundle: a folder that holds a network for every runtime, what it is, and the maps it has to reproduce.
 
-    manifest.json    version, ModelSpec, source, and per variant its files with sha256 and size
+    manifest.json    version, ModelSpec, source, the network's layers, and per variant its files with sha256 and size
     golden.npz       crops (n, S, S, 3) uint8 RGB and the float network's maps for them
-    <variant>/       the runtime's files, for example ncnn-fp32/model.param
+    <variant>/       the runtime's files, for example ncnn-fp32/model.param; and heads.npz if the network lacks them
 
 A bundle is untrusted when read: paths that leave the folder, unknown versions and changed files are refused.
 """
@@ -26,15 +26,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import runtimes, strict
-from pipnet_edge.decode import MAP_NAMES, Maps, map_shapes
+from pipnet_edge.decode import MAP_NAMES, Decoder, Heads, Maps, map_shapes
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
-FORMAT, VERSION = "pipnet-edge-bundle", 1
-MANIFEST, GOLDEN = "manifest.json", "golden.npz"
+FORMAT, VERSION = "pipnet-edge-bundle", 2
+MANIFEST, GOLDEN, HEADS = "manifest.json", "golden.npz", "heads.npz"
 PRECISIONS = ("fp32", "fp16", "int8", "int8-full", "int16x8", "w8")
 # Short plain names: nothing that a file system, a shell or another system reads in a way of its own.
 SAFE_PATH = re.compile(r"[A-Za-z0-9._-]{1,100}(/[A-Za-z0-9._-]{1,100}){0,3}")
+# Convolutions and transposed convolutions, as layers call themselves; and the largest number a layer may have.
+CONV, TRANSPOSED = "conv", "transposed"
+LAYER_LIMIT = 1 << 20
+# A list of numbers, one on each line. Strings in JSON have no line breaks.
+NUMBERS = re.compile(r"\[\n([\d\s,.e+-]+)\]")
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,37 @@ class Source:
     parameters: int
     onnx_nodes: tuple[int, int]
     onnx_bytes: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the network, which all variants share: what passes over memory of its own.
+
+    op: CONV, TRANSPOSED or the name of what else it does, such as "add". inputs and output: shapes (channels, height,
+    width). kernel and stride (height, width) and groups are those of convolutions, else 1. is_offset_head: left out of
+    variants that have heads.npz.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[tuple[int, int, int], ...]
+    output: tuple[int, int, int]
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    groups: int = 1
+    is_offset_head: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = (*(n for shape in (*self.inputs, self.output) for n in shape), *self.kernel, *self.stride)
+        if not all(1 <= number <= LAYER_LIMIT for number in (*numbers, self.groups)):
+            raise EdgeError(f"layer {self.name!r:.100} has a number that is not from 1 to {LAYER_LIMIT}")
+        if self.is_convolution and (len(self.inputs) != 1 or self.inputs[0][0] % self.groups):
+            raise EdgeError(f"layer {self.name!r:.100} has not one input whose channels {self.groups} groups divide")
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it has weights; its one input is inputs[0] then."""
+        return self.op in (CONV, TRANSPOSED)
 
 
 @dataclass(frozen=True)
@@ -159,6 +195,11 @@ class Variant:
             raise EdgeError(f"variant {self.name!r} has no files")
 
     @property
+    def heads(self) -> File | None:
+        """The offset heads of a variant whose network ends in decode.Features, None where it gives all maps."""
+        return next((file for file in self.files if PurePosixPath(file.path).name == HEADS), None)
+
+    @property
     def size(self) -> int:
         """Bytes of all files together."""
         return sum(file.size for file in self.files)
@@ -173,12 +214,15 @@ class Bundle:
     source: Source
     golden: File
     variants: tuple[Variant, ...]
+    layers: tuple[Layer, ...]
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]
         if not names or len(set(names)) != len(names):
             raise EdgeError(f"bundle {self.folder} has variants twice or none: {', '.join(names)}")
+        if not self.layers:
+            raise EdgeError(f"bundle {self.folder} has no layers")
 
     def variant(self, name: str) -> Variant:
         """A variant by name. Raises EdgeError that lists those there are."""
@@ -206,14 +250,29 @@ class Bundle:
             spec = replace(spec, mean=quantized.mean, std=quantized.std)
         return runtimes.load(variant.runtime, folders.pop(), spec, variant.precision, threads)
 
+    def decoder(self, name: str) -> Decoder:
+        """What decodes a variant's output, with its heads if decode has to evaluate them."""
+        return Decoder(self.spec, self.read_heads(name))
+
+    def read_heads(self, name: str) -> Heads | None:
+        """A variant's heads.npz, if it has one: weight (L, 2, 1 + N, C) float32 or float16, bias (L, 2, 1 + N)."""
+        file = self.variant(name).heads
+        if file is None:
+            return None
+        path = file.verified(self.folder)
+        with _arrays(path) as arrays:
+            weight, bias = arrays["weight"], arrays["bias"]
+        shape = (self.spec.num_lms, 2, 1 + self.spec.num_nb)
+        kind = np.float16 if weight.dtype == np.float16 else np.float32
+        _check_array(path, "weight", weight, kind, (*shape, weight.shape[-1] if weight.ndim else 0))
+        _check_array(path, "bias", bias, np.float32, shape)
+        return Heads(weight.astype(np.float32), bias)
+
     def read_golden(self) -> tuple[NDArray[np.uint8], Maps]:
         """The golden crops (n, S, S, 3) uint8 RGB and the float network's maps, batch axis first."""
         path = self.golden.verified(self.folder)
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                crops, maps = arrays["crops"], Maps(**{name: arrays[name] for name in MAP_NAMES})
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError, IndexError) as e:
-            raise EdgeError(f"{path} is not readable: {runtimes.one_line(e)}") from e
+        with _arrays(path) as arrays:
+            crops, maps = arrays["crops"], Maps(**{name: arrays[name] for name in MAP_NAMES})
         side = self.spec.input_size
         count = len(crops) if crops.ndim else 0
         _check_array(path, "crops", crops, np.uint8, (count, side, side, 3))
@@ -230,11 +289,13 @@ class Bundle:
             "source": asdict(self.source),
             "golden": asdict(self.golden),
             "calibration": asdict(self.calibration) if self.calibration else None,
+            "layers": [asdict(layer) for layer in self.layers],
             "variants": [asdict(variant) for variant in self.variants],
         }
 
     def write_manifest(self) -> None:
-        (self.folder / MANIFEST).write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        text = json.dumps(self.to_json(), indent=1)
+        (self.folder / MANIFEST).write_text(NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
 def read(folder: Path) -> Bundle:
@@ -254,7 +315,8 @@ def read(folder: Path) -> Bundle:
     if type(data.get("version")) is not int or data["version"] != VERSION:
         raise EdgeError(f"{path} has version {data.get('version')!r}, this program reads version {VERSION}")
     manifest = strict.read(_Manifest, data, str(path))
-    return Bundle(folder, manifest.spec, manifest.source, manifest.golden, manifest.variants, manifest.calibration)
+    parts = {name: value for name, value in vars(manifest).items() if name not in ("format", "version")}
+    return Bundle(folder, **parts)
 
 
 @dataclass(frozen=True)
@@ -265,7 +327,18 @@ class _Manifest:
     source: Source
     golden: File
     calibration: Calibration | None
+    layers: tuple[Layer, ...]
     variants: tuple[Variant, ...]
+
+
+@contextlib.contextmanager
+def _arrays(path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """The arrays of an .npz file. Raises EdgeError when it is none, or lacks one that the block asks for."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            yield arrays
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError, IndexError) as e:
+        raise EdgeError(f"{path} is not readable: {runtimes.one_line(e)}") from e
 
 
 def _check_array(path: Path, name: str, array: NDArray[Any], kind: type, shape: tuple[int, ...]) -> None:

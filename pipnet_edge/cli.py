@@ -1,4 +1,4 @@
-"""The command line: the commands that a device has, and, from cli_convert, those of the workstation."""
+"""The command line: run, parity, drift and doctor here, the others from cli_bench and cli_convert."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipnet_edge import cli_convert, render
+from pipnet_edge import cli_bench, cli_convert, render
 from pipnet_edge.command import (
     DEFAULT_BUNDLE,
     INTERRUPTED,
     BundleArgument,
+    Emulate,
+    Host,
+    Target,
     Threads,
     app,
     command,
     counted,
     floats,
+    places,
     thread_count,
 )
 from pipnet_edge.errors import EdgeError
@@ -25,7 +29,7 @@ from pipnet_edge.render import Output, Table
 if TYPE_CHECKING:
     from pipnet_edge.preprocess import Box
 
-__all__ = ["INTERRUPTED", "app", "cli_convert", "main"]
+__all__ = ["INTERRUPTED", "app", "cli_bench", "cli_convert", "main"]
 
 
 @command
@@ -68,21 +72,33 @@ def parity(
     images: Annotated[
         Path | None, typer.Option(help="A folder of face crops to compare on, instead of the golden ones.")
     ] = None,
+    crops: Annotated[int | None, typer.Option(min=1, help="Compare on no more than so many crops.")] = None,
     threads: Threads = 1,
+    target: Target = None,
+    host: Host = None,
+    emulate: Emulate = False,
 ) -> Output:
-    """Check that every variant gives the float network's maps and landmarks."""
+    """Check, here or on a target, that every variant gives the float network's maps and landmarks."""
     from pipnet_edge import bundle as bundles
     from pipnet_edge.benchmarks import parity as check
     from pipnet_edge.benchmarks import tables
+    from pipnet_edge.targets.places import calling
 
+    (place,) = places([target] if target else (), [host] if host else (), emulate, False)
+    opened = bundles.read(bundle)
     progress = render.Progress()
-    with progress.shown():
+    with progress.shown(), calling(place) as call:
         pictures = check.pictures_in(images) if images else ()
-        rows = check.check(bundles.read(bundle), variant or (), thread_count(threads), pictures, progress.step)
+        rows = check.check(opened, variant or (), thread_count(threads), pictures, progress.step, call, crops)
     failed = check.first_failure(rows)
+    where = "" if place.way == "local" else f", {place.kind} on {place.name}"
     return Output(
-        {"rows": [row.to_json() for row in rows]},
-        (tables.parity(rows), "", f"px: pixels of the crop, {rows[0].images} crops, against {rows[0].reference}"),
+        {"target": place.name, "kind": place.kind, "rows": [row.to_json() for row in rows]},
+        (
+            tables.parity(rows),
+            "",
+            f"px: pixels of the crop, {counted(rows[0].images, 'crop')}, against {rows[0].reference}{where}",
+        ),
         code=failed.code if failed else 0,
         error=str(failed) if failed else None,
     )
@@ -149,31 +165,35 @@ def drift(
 
 
 @command
-def doctor() -> Output:
-    """Run a tiny inference on every runtime and say which work here."""
+def doctor(target: Target = None, host: Host = None, emulate: Emulate = False) -> Output:
+    """Run a tiny inference on every runtime, here or on a target, and say which work there."""
     from pipnet_edge import runtimes
     from pipnet_edge.errors import CHECK_FAILED
-    from pipnet_edge.targets import local
+    from pipnet_edge.targets.places import calling
 
-    facts = local.call({"do": "facts"})
+    (place,) = places([target] if target else (), [host] if host else (), emulate, False)
     results: dict[str, dict[str, str]] = {}
-    for name in runtimes.DESTINATIONS:
-        try:
-            results[name] = {"result": "PASS", "detail": local.call({"do": "probe", "runtime": name})["version"]}
-        except EdgeError as e:
-            results[name] = {"result": "absent" if runtimes.is_missing(name) else "FAIL", "detail": str(e)}
-    shown = {key: value for key, value in facts.items() if key not in ("event", "loaded")}
+    with calling(place) as call:
+        facts = call({"do": "facts"})
+        for name in runtimes.DESTINATIONS:
+            try:
+                results[name] = {"result": "PASS", "detail": call({"do": "probe", "runtime": name})["version"]}
+            except EdgeError as e:
+                results[name] = {"result": "FAIL" if name in facts["runtimes"] else "absent", "detail": str(e)}
+    shown = {key: value for key, value in facts.items() if key not in ("event", "loaded", "runtimes")}
     text = {key: " ".join(value) if isinstance(value, list) else str(value) for key, value in shown.items()}
     failed = [name for name, result in results.items() if result["result"] == "FAIL"]
     return Output(
-        {"machine": shown, "runtimes": results},
+        {"target": place.name, "kind": place.kind, "machine": shown, "runtimes": results},
         (
             Table(["machine", ""], list(text.items())),
             "",
             Table(["runtime", "result", ""], [[name, r["result"], r["detail"]] for name, r in results.items()]),
         ),
         code=CHECK_FAILED if failed else 0,
-        error=f"{', '.join(failed)} does not work here" if failed else None,
+        error=f"{', '.join(failed)} does not work {'here' if place.way == 'local' else f'on {place.name}'}"
+        if failed
+        else None,
     )
 
 

@@ -44,7 +44,8 @@ def demo(
 ) -> Output:
     """Convert and quantize the embedded checkpoint for every runtime; show parity, drift, speed and landmarks."""
     from pipnet_edge import converters, runtimes
-    from pipnet_edge.benchmarks import drift, fps, labels, parity, picture, tables
+    from pipnet_edge.benchmarks import bench, drift, labels, parity, picture, tables
+    from pipnet_edge.benchmarks.result import QUICK
     from pipnet_edge.converters import checkpoint, golden
 
     count = thread_count(threads)
@@ -64,19 +65,21 @@ def demo(
         timings = []
         for index, variant in enumerate(bundle.variants):
             progress.step(f"time {variant.name}", index, len(bundle.variants))
-            timings.append(fps.measure(bundle.folder, variant.name, count, crops))
+            timings.append(bench.measure(bundle, variant.name, count, crops, QUICK))
     drawn = picture.draw_crops(bundle, bundle.variants[0].name, crops, output / "faces.png")
     notes = (
         f"parity: distance to torch's landmarks, pixels of the {bundle.spec.input_size} px crop, {len(crops)} faces.",
         f"drift: the same and the change of the NME, against {bundle.variants[0].name}, {len(faces)} labelled faces, "
         "none of them for calibration.",
-        f"ms: crop to landmarks, median, {counted(count, 'thread')}, measured on this machine.",
+        f"ms: picture to landmarks, median, {counted(count, 'thread')}, measured on this machine.",
     )
     return Output(
         {
             "bundle": bundle.to_json(),
             "drift": [row.to_json() for row in rows],
-            "timings": [t.to_json() for t in timings],
+            "timings": [
+                {"variant": t.variant, "p50": t.frame(0.5), "p90": t.frame(0.9), "kind": "measured"} for t in timings
+            ],
             "picture": str(drawn),
         },
         (tables.variants(bundle, timings, rows), "", *notes, f"bundle   {bundle.folder}", f"picture  {drawn}"),
@@ -128,6 +131,13 @@ def convert(
             "fp32,fp16, and int8 with --calibrate."
         ),
     ] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            help="sparse (where possible): decode computes the offset heads at each landmark's cell alone; dense: the "
+            "network gives all five maps, for decoders of your own."
+        ),
+    ] = None,
     calibrate: Calibrate = None,
     calibrate_labels: CalibrateLabels = None,
     calibrate_count: CalibrateCount = 256,
@@ -163,7 +173,7 @@ def convert(
     # Checked before torch is imported: whoever mistypes need not wait for it.
     if precision is None:
         precision = "fp32,fp16,int8" if calibrate else "fp32,fp16"
-    plan = converters.Plan(words(to), words(precision))
+    plan = converters.Plan(words(to), words(precision), heads)
     if plan.quantizes != bool(calibrate):
         raise EdgeError(
             f"--calibrate FOLDER and a quantized --precision go together; given: --precision {precision}"

@@ -6,15 +6,18 @@ import errno
 import functools
 import inspect as python_inspect
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipnet_edge import render
 from pipnet_edge.errors import USER_ERROR, EdgeError
 from pipnet_edge.render import Output
+
+if TYPE_CHECKING:
+    from pipnet_edge.targets.places import Place
 
 INTERRUPTED = 130
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -34,6 +37,10 @@ Threads = Annotated[
     int, typer.Option(min=0, help="Threads of the runtime; 0: as many as this machine has cores, at most 4.")
 ]
 DEFAULT_BUNDLE = Path("bundle")
+# For commands that take one target; bench takes several.
+Target = Annotated[str | None, typer.Option(help="Do it on a device (see `pipnet-edge targets`), not here.")]
+Host = Annotated[str | None, typer.Option(help="Where ssh finds the target: USER@HOST.")]
+Emulate = Annotated[bool, typer.Option("--emulate", help="Emulate the target's core on this machine.")]
 
 
 def command(function: Callable[..., Output]) -> Callable[..., None]:
@@ -103,3 +110,28 @@ def floats(name: str, text: str, count: int) -> tuple[float, ...]:
 def counted(number: int, what: str) -> str:
     """ "1 face", "2 faces"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def places(names: Sequence[str], hosts: Sequence[str], emulate: bool, predict: bool) -> list[Place]:
+    """What --target, --host, --emulate and --predict mean together."""
+    from pipnet_edge import host as this
+    from pipnet_edge.targets import places as known
+
+    names = list(dict.fromkeys(names)) or [known.LOCAL]
+    given: dict[str, str] = {}
+    for text in hosts:
+        name, equals, host = text.rpartition("=")
+        if not equals and len(names) > 1:
+            raise EdgeError(f"--host {text} for {len(names)} targets; TARGET=USER@HOST is needed")
+        if equals and name not in names:
+            raise EdgeError(f"--host {text} is for {name}, which is no --target; those are {', '.join(names)}")
+        if (name or names[0]) in given:
+            raise EdgeError(f"--host {text}, but {name or names[0]} has the host {given[name or names[0]]} already")
+        given[name or names[0]] = host
+    board = str(this.facts().get("board", ""))
+    saved = known.hosts()
+    found = [known.resolve(name, given.get(name), emulate, predict, board, saved) for name in names]
+    for index, place in enumerate(found):
+        if place.name in (other.name for other in found[:index]):
+            raise EdgeError(f"--target {names[index]} is {place.name}, which is given already")
+    return found

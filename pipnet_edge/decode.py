@@ -6,7 +6,7 @@ Pure numpy and equal to forward_pip and the fusion in lib/demo.py of jhb86253817
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -43,12 +43,79 @@ class Maps:
         if missing:
             raise EdgeError(f"the model has no output {missing[0]!r}, only {', '.join(sorted(outputs))}")
         for name, shape in shapes.items():
-            if outputs[name].size != np.prod(shape):
+            if outputs[name].size != math.prod(shape):
                 raise EdgeError(f"output {name!r} has shape {outputs[name].shape}, {shape} is needed")
         return Maps(**{n: np.ascontiguousarray(outputs[n], dtype=np.float32).reshape(s) for n, s in shapes.items()})
 
 
 MAP_NAMES = tuple(field.name for field in fields(Maps))
+
+
+@dataclass(frozen=True)
+class Features:
+    """The output of a network without its offset heads, float32; a leading batch axis B is optional.
+
+    score: ([B,] L, H, W). features: ([B,] C, H, W), what the heads read, in any memory layout.
+    """
+
+    score: Array
+    features: Array
+
+    @staticmethod
+    def from_outputs(outputs: Mapping[str, NDArray[np.generic]], spec: ModelSpec) -> Features:
+        """Features from a runtime's named outputs for one crop; features may be (1, C, H, W) or (C, H, W).
+
+        Raises EdgeError naming the output when one is missing or has another number of elements.
+        """
+        missing = [name for name in FEATURE_NAMES if name not in outputs]
+        if missing:
+            raise EdgeError(f"the model has no output {missing[0]!r}, only {', '.join(sorted(outputs))}")
+        score, features = outputs["score"], outputs["features"]
+        shape = (spec.num_lms, spec.grid, spec.grid)
+        if score.size != math.prod(shape) or features.shape[-2:] != shape[1:]:
+            given = f"{score.shape} and {features.shape}"
+            raise EdgeError(f"outputs 'score' and 'features' have shapes {given}; {shape} and (C, *cells) are needed")
+        return Features(
+            np.ascontiguousarray(score, dtype=np.float32).reshape(shape),
+            features.astype(np.float32, copy=False).reshape(features.shape[-3:]),
+        )
+
+
+FEATURE_NAMES = tuple(field.name for field in fields(Features))
+Output = Maps | Features
+
+
+def outputs(names: Collection[str]) -> type[Maps] | type[Features]:
+    """What a model with outputs of these names gives. Raises EdgeError when it is neither maps nor features."""
+    for kind in (Maps, Features):
+        if set(names) >= {field.name for field in fields(kind)}:
+            return kind
+    raise EdgeError(
+        f"outputs {', '.join(sorted(names))}; {', '.join(MAP_NAMES)} or {', '.join(FEATURE_NAMES)} are needed"
+    )
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The offset heads: 1x1 convolutions, as a matrix for every landmark. Offsets are x, then y.
+
+    weight: (L, 2, 1 + N, C) float32, for the landmark's own offset and then its N neighbours'; bias: (L, 2, 1 + N).
+    """
+
+    weight: Array
+    bias: Array
+
+    def maps(self, found: Features) -> Maps:
+        """All maps, the offsets of every cell included: what the network would give with its heads."""
+        lead, (num_lms, _, count, channels) = found.score.shape[:-3], self.weight.shape
+        cells = found.score.shape[-2:]
+        flat = found.features.reshape(*lead, channels, -1)
+        dense = self.weight.reshape(-1, channels) @ flat + self.bias.reshape(-1, 1)
+        dense = dense.reshape(*lead, num_lms, 2, count, *cells)
+        x, y = np.moveaxis(dense, -4, 0)
+        first = (..., 0, slice(None), slice(None))
+        rest = (..., slice(1, None), slice(None), slice(None))
+        return Maps(found.score, *(np.ascontiguousarray(part) for part in (x[first], y[first], x[rest], y[rest])))
 
 
 def map_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -72,9 +139,12 @@ class Landmarks:
 
 
 class Decoder:
-    """Decodes maps of one ModelSpec. Index tables are built once; calls share no state, so threads may share it."""
+    """Decodes maps of one ModelSpec, or features if heads are given.
 
-    def __init__(self, spec: ModelSpec) -> None:
+    Index tables are built once; calls share no state, so threads may share it.
+    """
+
+    def __init__(self, spec: ModelSpec, heads: Heads | None = None) -> None:
         self.spec = spec
         self._shapes = map_shapes(spec)
         cells = np.arange(spec.grid**2)
@@ -86,8 +156,9 @@ class Decoder:
         # A landmark that is nobody's neighbour has its own prediction alone.
         self._fused_from = np.concatenate([own, np.where(table < 0, own, about)], axis=1)
         self._scale = np.float32(1.0 / (spec.grid * self._fused_from.shape[1]))
+        self._heads = _blocks(heads, spec) if heads else None
 
-    def __call__(self, maps: Maps) -> Landmarks:
+    def __call__(self, maps: Output) -> Landmarks:
         """Landmarks of one crop or of a batch. Raises EdgeError for wrong shapes and for NaN or infinity in any map."""
         spec, cells = self.spec, self.spec.grid**2
         self._check(maps)
@@ -98,12 +169,7 @@ class Decoder:
         score = maps.score.reshape(rows, cells)
         cell = score.argmax(axis=1)
         winner = np.arange(0, rows * cells, cells) + cell
-        neighbour = np.arange(0, rows * spec.num_nb * cells, cells).reshape(rows, spec.num_nb) + cell[:, None]
-        predicted = np.empty((2, rows, 1 + spec.num_nb), dtype=np.float32)
-        predicted[0, :, 0] = maps.offset_x.take(winner)
-        predicted[1, :, 0] = maps.offset_y.take(winner)
-        predicted[0, :, 1:] = maps.neighbor_x.take(neighbour)
-        predicted[1, :, 1:] = maps.neighbor_y.take(neighbour)
+        predicted = self._offsets(maps, cell) if isinstance(maps, Features) else self._select(maps, winner, cell)
         predicted += self._origin.take(cell, axis=1)[:, :, None]
 
         # Fuse: the mean of the own prediction and of the neighbours' predictions about this landmark.
@@ -114,9 +180,36 @@ class Decoder:
         shape = maps.score.shape[:-2]
         return Landmarks(points.reshape(*shape, 2), score.take(winner).reshape(shape), cell.reshape(shape))
 
-    def _check(self, maps: Maps) -> None:
+    def _select(self, maps: Maps, winner: NDArray[np.intp], cell: NDArray[np.intp]) -> Array:
+        """Offsets (2, rows, 1 + N) at the winning cells: the landmark's own, then its neighbours'."""
+        spec, cells, rows = self.spec, self.spec.grid**2, len(cell)
+        neighbour = np.arange(0, rows * spec.num_nb * cells, cells).reshape(rows, spec.num_nb) + cell[:, None]
+        predicted = np.empty((2, rows, 1 + spec.num_nb), dtype=np.float32)
+        predicted[0, :, 0] = maps.offset_x.take(winner)
+        predicted[1, :, 0] = maps.offset_y.take(winner)
+        predicted[0, :, 1:] = maps.neighbor_x.take(neighbour)
+        predicted[1, :, 1:] = maps.neighbor_y.take(neighbour)
+        return predicted
+
+    def _offsets(self, found: Features, cell: NDArray[np.intp]) -> Array:
+        """The same, computed by the heads at the winning cells alone."""
+        assert self._heads is not None
+        spec, (weight, bias) = self.spec, self._heads
+        row, column = np.divmod(cell.reshape(-1, spec.num_lms), spec.grid)
+        at = np.moveaxis(found.features.reshape(-1, *found.features.shape[-3:]), 1, 3)
+        seen = at[np.arange(len(row))[:, None], row, column]
+        offsets = np.matmul(weight, seen[:, :, None, :, None]).reshape(*row.shape, -1)[..., : bias.shape[-1]]
+        offsets = (offsets + bias).reshape(cell.size, 2, 1 + spec.num_nb)
+        return np.ascontiguousarray(np.moveaxis(offsets, 1, 0))
+
+    def _check(self, maps: Output) -> None:
         lead = maps.score.shape[:-3]
-        for name, shape in self._shapes.items():
+        shapes = self._shapes
+        if isinstance(maps, Features):
+            if self._heads is None:
+                raise EdgeError("these are features, which only a decoder with heads can decode")
+            shapes = {"score": shapes["score"], "features": (self._heads[0].shape[-1], *shapes["score"][1:])}
+        for name, shape in shapes.items():
             values: Array = getattr(maps, name)
             if values.shape != lead + shape or len(lead) > 1 or not values.size:
                 raise EdgeError(
@@ -127,3 +220,25 @@ class Decoder:
                 float(np.maximum.reduce(values, axis=None)) - float(np.minimum.reduce(values, axis=None))
             ):
                 raise EdgeError(f"map {name!r} holds NaN or infinity")
+
+
+# A matrix of fewer values is multiplied on the calling thread by every OpenBLAS; larger ones wake all cores.
+ONE_THREAD = 2304 * 4
+
+
+def _blocks(heads: Heads, spec: ModelSpec) -> tuple[Array, Array]:
+    """Weights (L, blocks, rows, C), zeros at the end, and biases (L, 2 * (1 + N)), for one product a block.
+
+    Raises EdgeError for heads of another network.
+    """
+    count, channels = 2 * (1 + spec.num_nb), heads.weight.shape[-1]
+    if heads.weight.shape[:3] != (spec.num_lms, 2, 1 + spec.num_nb) or heads.bias.shape != heads.weight.shape[:3]:
+        raise EdgeError(
+            f"heads have shapes {heads.weight.shape} and {heads.bias.shape}; "
+            f"{(spec.num_lms, 2, 1 + spec.num_nb)} is needed, the weights with channels"
+        )
+    blocks = -(-count * channels // ONE_THREAD)
+    rows = -(-count // blocks)
+    weight = np.zeros((spec.num_lms, blocks * rows, channels), np.float32)
+    weight[:, :count] = heads.weight.reshape(spec.num_lms, count, channels)
+    return weight.reshape(spec.num_lms, blocks, rows, channels), heads.bias.reshape(spec.num_lms, count)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from pipnet_edge.errors import EdgeError
+
+ROOT = Path("/")
+# Words in the names of thermal zones that belong to the CPU.
+CPU_ZONES = ("cpu", "soc", "x86_pkg", "bigcore", "littlecore")
 
 # What the runtimes choose their kernels by; the names are those of /proc/cpuinfo.
 ISA_FEATURES = (
@@ -57,16 +65,121 @@ def features() -> tuple[str, ...]:
     return tuple(found)
 
 
-def facts() -> dict[str, object]:
-    """machine, cpu, cores, features, board (from the device tree), system, python."""
+def facts(root: Path = ROOT) -> dict[str, object]:
+    """What a machine is, for a comparison of results: two that differ in any of these are different machines.
+
+    machine, cpu, cores, features, board and soc (from the device tree), clusters (text, fastest first), governor,
+    memory_mb, system, libc, python. root: where /proc and /sys are looked for.
+    """
     found: dict[str, object] = {
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
-    cpuinfo, board = Path("/proc/cpuinfo"), Path("/proc/device-tree/model")
-    if cpuinfo.is_file():
-        found |= parse_cpuinfo(cpuinfo.read_text(errors="replace"))
-    if board.is_file():
-        found["board"] = board.read_text(errors="replace").strip("\0 \n")
+    if libc := " ".join(platform.libc_ver()).strip():
+        found["libc"] = libc
+    if cpuinfo := _text(root / "proc/cpuinfo"):
+        found |= parse_cpuinfo(cpuinfo)
+    if board := _text(root / "proc/device-tree/model"):
+        found["board"] = board
+    if soc := _text(root / "proc/device-tree/compatible"):
+        found["soc"] = soc.split("\0")[-1].partition(",")[2] or soc
+    if governors := {_text(policy / "scaling_governor") for policy in _policies(root)} - {""}:
+        found["governor"] = " + ".join(sorted(governors))
+    groups = clusters(root)
+    if any(group.mhz for group in groups):
+        found["clusters"] = " + ".join(f"{len(group.cpus)} at {group.mhz} MHz" for group in groups)
+    for line in _text(root / "proc/meminfo").splitlines():
+        if line.startswith("MemTotal:"):
+            found["memory_mb"] = int(line.split()[1]) // 1024
     return found
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """CPUs that are alike, by number, and their highest clock in MHz (0 where the system does not tell)."""
+
+    cpus: tuple[int, ...]
+    mhz: int
+
+
+def clusters(root: Path = ROOT) -> tuple[Cluster, ...]:
+    """The CPUs this process may use, the fastest kind first (by capacity, then clock); one where all are alike."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for cpu in allowed_cpus():
+        folder = root / f"sys/devices/system/cpu/cpu{cpu}"
+        speed = (_number(folder / "cpu_capacity"), _number(folder / "cpufreq/cpuinfo_max_freq") // 1000)
+        groups.setdefault(speed, []).append(cpu)
+    return tuple(Cluster(tuple(cpus), speed[1]) for speed, cpus in sorted(groups.items(), reverse=True))
+
+
+def allowed_cpus() -> list[int]:
+    """The numbers of the CPUs that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+# Bits of the Raspberry Pi firmware's get_throttled, now; the same 16 bits higher: since the board was started.
+THROTTLED = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
+
+
+def state(root: Path = ROOT) -> dict[str, object]:
+    """What changes while a machine works: mhz (of each clock domain), celsius, throttled (firmware bits), load.
+
+    load is the number of threads that want to run at this moment, of this process and of all others. (The average over
+    a minute would count what was measured before.)
+    """
+    found: dict[str, object] = {}
+    mhz = [_number(policy / "scaling_cur_freq") // 1000 for policy in _policies(root)]
+    if any(mhz):
+        found["mhz"] = mhz
+    zones = [(_text(zone / "type"), _number(zone / "temp")) for zone in root.glob("sys/class/thermal/thermal_zone*")]
+    warm = [value for name, value in zones if any(word in name for word in CPU_ZONES)]
+    if hottest := max(warm, default=0) or max((value for _, value in zones), default=0):
+        found["celsius"] = hottest / 1000
+    # The node is "soc" on a Raspberry Pi 4 and has an address on newer ones.
+    for path in root.glob("sys/devices/platform/soc*/soc*:firmware/get_throttled"):
+        if throttled := _text(path):
+            found["throttled"] = int(throttled, 16)
+    if load := _text(root / "proc/loadavg"):
+        found["load"] = float(load.split()[3].partition("/")[0])
+    return found
+
+
+def pin(cpus: str | Sequence[int], threads: int) -> None:
+    """Keeps this process to CPUs: their numbers, or "big", the fastest kind if it has a CPU for every thread.
+
+    Raises EdgeError for numbers that this process may not use.
+    """
+    if cpus == "big":
+        fastest = clusters()[0].cpus
+        cpus = fastest if threads <= len(fastest) else allowed_cpus()
+    allowed = allowed_cpus()
+    if not cpus or not set(cpus) <= set(allowed):
+        raise EdgeError(f"CPUs {','.join(map(str, cpus))} are not all here; allowed: {','.join(map(str, allowed))}")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, [int(cpu) for cpu in cpus])
+
+
+def peak_bytes() -> int | None:
+    """The most memory this process has held at once. (getrusage would count what its parent held as well.)"""
+    for line in _text(ROOT / "proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _policies(root: Path) -> list[Path]:
+    return sorted(root.glob("sys/devices/system/cpu/cpufreq/policy*"))
+
+
+def _text(path: Path) -> str:
+    """What a file of the system says, or nothing: many exist only on some machines, or only for root."""
+    try:
+        return path.read_text(errors="replace").strip("\0 \n")
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int:
+    text = _text(path)
+    return int(text) if text.isdecimal() else 0

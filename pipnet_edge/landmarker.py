@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import bundle as bundles
-from pipnet_edge.decode import Decoder, Landmarks
+from pipnet_edge.decode import Landmarks
 from pipnet_edge.preprocess import Box, Rect, crop_rect, cut
 
 
@@ -28,7 +28,7 @@ class Landmarker:
         read = bundles.read(Path(bundle))
         self.spec = read.spec
         self._session = read.open_session(variant, threads)
-        self._decode = Decoder(read.spec)
+        self._decode = read.decoder(variant)
 
     def crop(self, crop: NDArray[np.uint8]) -> Landmarks:
         """Landmarks of one (S, S, 3) uint8 RGB crop, normalised to it."""

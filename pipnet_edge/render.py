@@ -37,15 +37,20 @@ class Output:
 def emit(command: str, output: Output, as_json: bool) -> None:
     """Prints data on stdout and the error, if any, on stderr."""
     if as_json:
-        envelope: dict[str, Any] = {"schema": SCHEMA, "command": command, "ok": output.code == 0, "result": output.data}
-        if output.error:
-            envelope["error"] = {"message": output.error, "code": output.code}
-        print(json.dumps(envelope, allow_nan=False))
+        print(json.dumps(envelope(command, output), allow_nan=False))
     else:
         for part in output.parts:
             print(part if isinstance(part, str) else "\n".join(_lines(part)))
     if output.error:
         print(f"pipnet-edge {command}: {output.error}", file=sys.stderr)
+
+
+def envelope(command: str, output: Output) -> dict[str, Any]:
+    """What --json prints."""
+    found: dict[str, Any] = {"schema": SCHEMA, "command": command, "ok": output.code == 0, "result": output.data}
+    if output.error:
+        found["error"] = {"message": output.error, "code": output.code}
+    return found
 
 
 def _lines(table: Table) -> Iterator[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pipnet_edge.bundle import CONV, TRANSPOSED, Bundle, Variant
+from pipnet_edge.bundle import Layer as Described
 from pipnet_edge.errors import EdgeError
 
 KINDS = ("conv", "depthwise", "dense", "other")
@@ -71,20 +73,44 @@ def _work(layer: Layer, winograd: bool) -> tuple[int, int]:
     return layer.winograd if winograd and layer.winograd else (layer.macs, layer.weights)
 
 
+def of(bundle: Bundle, variant: Variant) -> Cost:
+    """The cost of a variant's network, with what it leaves in float marked.
+
+    Raises EdgeError where that names a layer that the bundle does not have.
+    """
+    kept = set(variant.quantization.kept) if variant.quantization else set()
+    if unknown := kept - {layer.name for layer in bundle.layers}:
+        raise EdgeError(f"variant {variant.name!r} keeps layer {min(unknown)!r:.100} in float, which the bundle lacks")
+    layers = [layer for layer in bundle.layers if not (variant.heads and layer.is_offset_head)]
+    return Cost(tuple(replace(_work_of(layer), in_float=layer.name in kept) for layer in layers))
+
+
+def _work_of(layer: Described) -> Layer:
+    inputs, (channels, height, width) = sum(map(math.prod, layer.inputs)), layer.output
+    if not layer.is_convolution:
+        return other(inputs + math.prod(layer.output))
+    weights = layer.inputs[0][0] // layer.groups * channels * math.prod(layer.kernel)
+    # A transposed convolution spreads each input cell over the outputs, another gathers each output cell.
+    cells = math.prod((layer.inputs[0] if layer.op == TRANSPOSED else layer.output)[1:])
+    plain = (layer.op, layer.groups, layer.kernel, layer.stride) == (CONV, 1, (3, 3), (1, 1))
+    transformed = _winograd(layer.inputs[0][0], channels, height, width) if plain else None
+    kind = "depthwise" if layer.groups > 1 else "conv"
+    return Layer(kind, cells * weights, weights, inputs + math.prod(layer.output), transformed)
+
+
 def convolution(channels_in: int, channels_out: int, kernel: int, size: int, stride: int = 1, groups: int = 1) -> Layer:
     """A convolution with a square kernel and an output of `size` x `size` cells, padded to keep the size."""
-    cells = size * size
-    weights = channels_in // groups * channels_out * kernel * kernel
-    activations = cells * (channels_in * stride * stride + channels_out)
-    plain = groups == 1 and kernel == 3 and stride == 1 and min(channels_in, channels_out) >= LEAST_CHANNELS
-    transformed = _winograd(channels_in, channels_out, size) if plain else None
-    return Layer("depthwise" if groups > 1 else "conv", cells * weights, weights, activations, transformed)
+    inputs, output = (channels_in, size * stride, size * stride), (channels_out, size, size)
+    return _work_of(Described("", CONV, (inputs,), output, (kernel, kernel), (stride, stride), groups))
 
 
-def _winograd(channels_in: int, channels_out: int, size: int) -> tuple[int, int]:
+def _winograd(channels_in: int, channels_out: int, height: int, width: int) -> tuple[int, int] | None:
+    """Multiply-adds and weights, None where there are too few channels."""
+    if min(channels_in, channels_out) < LEAST_CHANNELS:
+        return None
     tile = LARGE_TILE if max(channels_in, channels_out) <= LARGE_TILE_CHANNELS else SMALL_TILE
     weights = (tile + 2) ** 2 * channels_in * channels_out
-    return math.ceil(size / tile) ** 2 * weights, weights
+    return math.ceil(height / tile) * math.ceil(width / tile) * weights, weights
 
 
 def dense(inputs: int, outputs: int) -> Layer:

@@ -1,12 +1,8 @@
-"""The cost of the classifiers whose speed is published, and of PIPNets on them, from their architectures.
-
-Classifiers have 1000 classes and take INPUT_PX.
-"""
+"""The cost of the classifiers whose speed is published, from their architectures: 1000 classes, INPUT_PX."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 
 from pipnet_edge.targets.cost import Cost, Layer, convolution, dense, other
 
@@ -33,12 +29,12 @@ V3_SMALL = (
 
 def resnet(blocks: tuple[int, ...], bottleneck: bool) -> Cost:
     """ResNet18 is (2, 2, 2, 2), ResNet50 (3, 4, 6, 3) with bottlenecks (stride in the 3x3)."""
-    return Cost((*_resnet(blocks, bottleneck, INPUT_PX), *_classifier(2048 if bottleneck else 512)))
+    return Cost((*_resnet(blocks, bottleneck), *_classifier(2048 if bottleneck else 512)))
 
 
-def _resnet(blocks: tuple[int, ...], bottleneck: bool, size: int) -> Iterator[Layer]:
-    yield convolution(3, 64, 7, size // 2, 2)
-    size //= 4
+def _resnet(blocks: tuple[int, ...], bottleneck: bool) -> Iterator[Layer]:
+    yield convolution(3, 64, 7, INPUT_PX // 2, 2)
+    size = INPUT_PX // 4
     yield other(64 * size * size * 5)
     channels = 64
     for stage, repeats in enumerate(blocks):
@@ -66,11 +62,11 @@ def _classifier(channels: int) -> Iterator[Layer]:
 
 
 def mobilenet_v1() -> Cost:
-    return Cost((*_mobilenet_v1(INPUT_PX), *_classifier(1024)))
+    return Cost((*_mobilenet_v1(), *_classifier(1024)))
 
 
-def _mobilenet_v1(size: int) -> Iterator[Layer]:
-    size //= 2
+def _mobilenet_v1() -> Iterator[Layer]:
+    size = INPUT_PX // 2
     yield convolution(3, 32, 3, size, 2)
     channels = 32
     for out, stride in (
@@ -92,11 +88,11 @@ def _mobilenet_v1(size: int) -> Iterator[Layer]:
 
 def mobilenet_v2(first_expansion: bool = False) -> Cost:
     """first_expansion: the first block has a 1x1 convolution of 32 to 32 channels, as in ncnn's benchmark."""
-    return Cost((*_mobilenet_v2(INPUT_PX, first_expansion), *_classifier(1280)))
+    return Cost((*_mobilenet_v2(first_expansion), *_classifier(1280)))
 
 
-def _mobilenet_v2(size: int, first_expansion: bool = False) -> Iterator[Layer]:
-    size //= 2
+def _mobilenet_v2(first_expansion: bool) -> Iterator[Layer]:
+    size = INPUT_PX // 2
     yield convolution(3, 32, 3, size, 2)
     channels = 32
     for expansion, out, repeats, first_stride in V2:
@@ -115,11 +111,11 @@ def _mobilenet_v2(size: int, first_expansion: bool = False) -> Iterator[Layer]:
 
 def mobilenet_v3(blocks: tuple[tuple[int, ...], ...], last: int, top: int) -> Cost:
     """last: channels of the last convolution; top: of the dense layer before the classes."""
-    return Cost((*_mobilenet_v3(blocks, last, INPUT_PX), other(last * 7 * 7), dense(last, top), dense(top, 1000)))
+    return Cost((*_mobilenet_v3(blocks, last), other(last * 7 * 7), dense(last, top), dense(top, 1000)))
 
 
-def _mobilenet_v3(blocks: tuple[tuple[int, ...], ...], last: int, size: int) -> Iterator[Layer]:
-    size //= 2
+def _mobilenet_v3(blocks: tuple[tuple[int, ...], ...], last: int) -> Iterator[Layer]:
+    size = INPUT_PX // 2
     yield convolution(3, 16, 3, size, 2)
     yield other(2 * 16 * size * size)
     channels = 16
@@ -142,22 +138,6 @@ def _mobilenet_v3(blocks: tuple[tuple[int, ...], ...], last: int, size: int) -> 
         channels = out
     yield convolution(channels, last, 1, size)
     yield other(2 * last * size * size)
-
-
-def pipnet(backbone: str, num_lms: int, num_nb: int, size: int = 256, sparse: bool = False) -> Cost:
-    """A PIPNet at stride 32 on resnet18, resnet50, mobilenet_v2 or mobilenet_v3, its heads in float in int8 variants.
-
-    sparse: only the score head is computed for every cell.
-    """
-    layers, channels = {
-        "resnet18": (_resnet((2, 2, 2, 2), False, size), 512),
-        "resnet50": (_resnet((3, 4, 6, 3), True, size), 2048),
-        "mobilenet_v2": (_mobilenet_v2(size), 1280),
-        "mobilenet_v3": (_mobilenet_v3(V3_LARGE, 960, size), 960),
-    }[backbone]
-    maps = (num_lms,) if sparse else (num_lms,) * 3 + (num_lms * num_nb,) * 2
-    heads = (replace(convolution(channels, count, 1, size // 32), in_float=True) for count in maps)
-    return Cost((*layers, *heads))
 
 
 # Name in speeds.csv to cost. ncnn's own MobileNetV2 and V3 differ from the published ones.

@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from pipnet_edge import strict
+from pipnet_edge.bundle import Bundle
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.targets import cost as costs
 from pipnet_edge.targets.cost import BYTES, Cost
 from pipnet_edge.targets.devices import CORE_TYPES, Anchor, Cores, Device
 from pipnet_edge.targets.networks import INPUT_PX, NETWORKS
@@ -33,6 +35,10 @@ LENDERS: Mapping[str, tuple[str, ...]] = {
 }
 # The others hold fp16 weights and compute in fp32.
 HALF_ARITHMETIC = ("ncnn", "mnn")
+# A bundle's names of what has another here.
+RUNTIMES: Mapping[str, str] = {"onnx": "onnxruntime"}
+# A variant's precision to that which it is predicted by; what else int8-full stores in int8, its cost knows.
+RUN_AS: Mapping[str, str] = {"fp32": "fp32", "fp16": "fp16", "int8": "int8", "int8-full": "int8", "w8": "fp32"}
 # A borrowed interval is widened: published timings of two runtimes on one board differ by up to twice.
 BORROWED = (0.6, 2.0)
 
@@ -98,6 +104,22 @@ def terms(cost: Cost, precision: str, winograd: bool, peak: float, memory_gb_s: 
 def latency() -> Latency:
     """The fits that come with the package."""
     return strict.read(Latency, tomllib.loads(LATENCY.read_text(encoding="utf-8")), LATENCY.name)
+
+
+def predict_variant(device: Device, bundle: Bundle, name: str, threads: int) -> Prediction:
+    """Predicts one inference of a bundle's variant from its layers.
+
+    Raises EdgeError as `predict` does, and for a variant or precision that there is not.
+    """
+    variant = bundle.variant(name)
+    if variant.precision not in RUN_AS:
+        raise EdgeError(
+            f"{name} cannot be predicted: no speed of {variant.precision} was published; allowed: {', '.join(RUN_AS)}"
+        )
+    precision, runtime = RUN_AS[variant.precision], RUNTIMES.get(variant.runtime, variant.runtime)
+    found = predict(device, costs.of(bundle, variant), runtime, precision, threads)
+    told = "Its int8 weights are made float when it is loaded: predicted as fp32." if variant.precision == "w8" else ""
+    return replace(found, note=" ".join(filter(None, (told, found.note))))
 
 
 def predict(device: Device, cost: Cost, runtime: str, precision: str, threads: int) -> Prediction:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
@@ -15,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.decode import Maps
+from pipnet_edge.decode import Output
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
@@ -38,12 +39,18 @@ PACKAGES = {
 DESTINATIONS = ("onnx", "ncnn", "mnn", "tflite")
 # Float precisions; the quantized ones are in converters/recipes.toml.
 PRECISIONS = {"onnx": ("fp32",), "ncnn": ("fp32", "fp16"), "mnn": ("fp32", "fp16"), "tflite": ("fp32", "fp16")}
+# Those that compute in half precision where the CPU can; the others hold fp16 weights and compute in fp32.
+HALF_ARITHMETIC = ("ncnn", "mnn")
+ARM_HALF = "asimdhp"
 
 
 class Session(Protocol):
-    """A loaded network. `run` takes one (S, S, 3) uint8 RGB crop and returns its maps; `close` frees the runtime."""
+    """A loaded network.
 
-    def run(self, crop: NDArray[np.uint8]) -> Maps: ...
+    `run` takes one (S, S, 3) uint8 RGB crop and returns its maps or features; `close` frees the runtime.
+    """
+
+    def run(self, crop: NDArray[np.uint8]) -> Output: ...
 
     def close(self) -> None: ...
 
@@ -69,6 +76,15 @@ def load(destination: str, folder: Path, spec: ModelSpec, precision: str, thread
     except Exception as e:
         raise EdgeError(f"{destination} cannot load {folder}: {one_line(e)}") from e
     return session
+
+
+def arithmetic(destination: str, precision: str, features: Sequence[str]) -> str:
+    """What a variant's convolutions really compute in on a CPU with such features (host.ISA_FEATURES)."""
+    if precision == "fp16" and not (destination in HALF_ARITHMETIC and ARM_HALF in features):
+        return "fp32, fp16 weights"
+    if precision == "w8":
+        return "fp32, int8 weights"
+    return "int8, depthwise fp32" if (destination, precision) == ("ncnn", "int8") else precision
 
 
 def one_line(error: BaseException) -> str:

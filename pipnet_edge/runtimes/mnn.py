@@ -8,7 +8,7 @@ import MNN
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.decode import MAP_NAMES, Maps
+from pipnet_edge.decode import Output, outputs
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
@@ -20,17 +20,17 @@ def version() -> str:
 
 
 class Session:
-    """Input `image`, outputs named as the maps; MNN's NC4HW4 maps are read as NCHW."""
+    """Input `image`, outputs named as in decode; MNN's NC4HW4 tensors are read as NCHW."""
 
     def __init__(self, folder: Path, spec: ModelSpec, precision: str, threads: int) -> None:
         self._spec = spec
         self._interpreter, self._session = _open(folder / FILES[0], precision, threads)
-        outputs = self._interpreter.getSessionOutputAll(self._session)
         inputs = self._interpreter.getSessionInputAll(self._session)
-        if set(inputs) != {"image"} or not set(outputs).issuperset(MAP_NAMES):
-            raise EdgeError(f"{folder / FILES[0]} has not the input 'image' and the outputs {', '.join(MAP_NAMES)}")
+        if set(inputs) != {"image"}:
+            raise EdgeError(f"{folder / FILES[0]} has no input 'image'")
         self._input = inputs["image"]
-        self._outputs = {name: outputs[name] for name in MAP_NAMES}
+        self._outputs = self._interpreter.getSessionOutputAll(self._session)
+        self._kind = outputs(self._outputs)
         self._host = {name: _nchw(tensor) for name, tensor in self._outputs.items()}
         mean, scale = [255.0 * m for m in spec.mean], [1.0 / (255.0 * s) for s in spec.std]
         self._process = MNN.CVImageProcess(
@@ -43,18 +43,18 @@ class Session:
             }
         )
 
-    def run(self, crop: NDArray[np.uint8]) -> Maps:
+    def run(self, crop: NDArray[np.uint8]) -> Output:
         side = self._spec.input_size
         self._process.convert(np.ascontiguousarray(crop), side, side, 0, self._input)
         status = self._interpreter.runSession(self._session)
         if status:
             raise EdgeError(f"MNN failed to run (status {status})")
-        maps = {}
+        found = {}
         for name, tensor in self._outputs.items():
             tensor.copyToHostTensor(self._host[name])
             # The host tensor is overwritten by the next run.
-            maps[name] = np.array(self._host[name].getNumpyData())
-        return Maps.from_outputs(maps, self._spec)
+            found[name] = np.array(self._host[name].getNumpyData())
+        return self._kind.from_outputs(found, self._spec)
 
     def close(self) -> None:
         del self._session, self._interpreter

@@ -8,7 +8,7 @@ import ncnn
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.decode import MAP_NAMES, Maps
+from pipnet_edge.decode import Output, outputs
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
@@ -20,24 +20,26 @@ def version() -> str:
 
 
 class Session:
-    """Input blob `image`, output blobs named as the maps."""
+    """Input blob `image`, output blobs named as in decode."""
 
     def __init__(self, folder: Path, spec: ModelSpec, precision: str, threads: int) -> None:
         self._spec = spec
         self._mean = [255.0 * m for m in spec.mean]
         self._scale = [1.0 / (255.0 * s) for s in spec.std]
         self._net = _load(folder / FILES[0], folder / FILES[1], precision, threads)
-        if list(self._net.input_names()) != ["image"] or set(self._net.output_names()) != set(MAP_NAMES):
-            raise EdgeError(f"{folder / FILES[0]} has not the input 'image' and the outputs {', '.join(MAP_NAMES)}")
+        if list(self._net.input_names()) != ["image"]:
+            raise EdgeError(f"{folder / FILES[0]} has no input 'image'")
+        self._names = list(self._net.output_names())
+        self._kind = outputs(self._names)
 
-    def run(self, crop: NDArray[np.uint8]) -> Maps:
+    def run(self, crop: NDArray[np.uint8]) -> Output:
         side = self._spec.input_size
         # A Mat made from pixels is a copy, so the crop may be reused; it must be contiguous.
         image = ncnn.Mat.from_pixels(np.ascontiguousarray(crop), ncnn.Mat.PixelType.PIXEL_RGB, side, side)
         image.substract_mean_normalize(self._mean, self._scale)
         extractor = self._net.create_extractor()
         extractor.input("image", image)
-        return Maps.from_outputs({name: _extract(extractor, name) for name in MAP_NAMES}, self._spec)
+        return self._kind.from_outputs({name: _extract(extractor, name) for name in self._names}, self._spec)
 
     def close(self) -> None:
         self._net.clear()

@@ -12,6 +12,7 @@ from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
 FILES = ("golden.npz",)
+TOLERANCE = 8  # grey levels between two crops, on average
 
 
 def version() -> str:
@@ -19,7 +20,7 @@ def version() -> str:
 
 
 class Session:
-    """Gives a golden crop's golden maps, and refuses any other crop."""
+    """Gives the golden maps of a golden crop, or of one that was resized on its way, and refuses any other crop."""
 
     def __init__(self, folder: Path, spec: ModelSpec, precision: str, threads: int) -> None:
         self._spec = spec
@@ -28,7 +29,7 @@ class Session:
 
     def run(self, crop: NDArray[np.uint8]) -> Maps:
         for index, known in enumerate(self._golden["crops"]):
-            if np.array_equal(known, crop):
+            if np.abs(known.astype(np.int16) - crop).mean() <= TOLERANCE:
                 return Maps.from_outputs({name: self._golden[name][index] for name in MAP_NAMES}, self._spec)
         raise EdgeError("the null runtime knows the golden crops alone, and this crop is none of them")
 

@@ -9,7 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from pipnet_edge import host
-from pipnet_edge.decode import MAP_NAMES, Maps
+from pipnet_edge.decode import Output, outputs
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
@@ -22,7 +22,7 @@ def version() -> str:
 
 
 class Session:
-    """Input `crop` (1, S, S, 3) uint8 RGB, outputs named as the maps."""
+    """Input `crop` (1, S, S, 3) uint8 RGB, outputs named as in decode."""
 
     def __init__(self, folder: Path, spec: ModelSpec, precision: str, threads: int) -> None:
         self._spec = spec
@@ -34,15 +34,14 @@ class Session:
             # Weights turn into float once, when the model is loaded, and not for every frame.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         self._session = onnxruntime.InferenceSession(str(folder / FILES[0]), options, providers=[CPU])
-        names = {output.name for output in self._session.get_outputs()}
-        if [i.name for i in self._session.get_inputs()] != ["crop"] or not names.issuperset(MAP_NAMES):
-            raise EdgeError(
-                f"{folder / FILES[0]} has no input 'crop' or lacks one of the outputs {', '.join(MAP_NAMES)}"
-            )
+        if [i.name for i in self._session.get_inputs()] != ["crop"]:
+            raise EdgeError(f"{folder / FILES[0]} has no input 'crop'")
+        self._names = [output.name for output in self._session.get_outputs()]
+        self._kind = outputs(self._names)
 
-    def run(self, crop: NDArray[np.uint8]) -> Maps:
-        outputs = self._session.run(MAP_NAMES, {"crop": crop[None]})
-        return Maps.from_outputs(dict(zip(MAP_NAMES, outputs, strict=True)), self._spec)
+    def run(self, crop: NDArray[np.uint8]) -> Output:
+        found = self._session.run(self._names, {"crop": crop[None]})
+        return self._kind.from_outputs(dict(zip(self._names, found, strict=True)), self._spec)
 
     def close(self) -> None:
         del self._session

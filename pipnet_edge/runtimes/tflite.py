@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.decode import MAP_NAMES, Maps
+from pipnet_edge.decode import Output, outputs
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
@@ -31,19 +31,23 @@ def version() -> str:
 
 
 class Session:
-    """Signature with input `crop` (1, S, S, 3) uint8 RGB and outputs named as the maps."""
+    """Signature with input `crop` (1, S, S, 3) uint8 RGB and outputs named as in decode, features channels last."""
 
     def __init__(self, folder: Path, spec: ModelSpec, precision: str, threads: int) -> None:
         self._spec = spec
         interpreter = Interpreter(str(folder / FILES[0]), num_threads=threads)
         signatures = interpreter.get_signature_list()
         key = next(iter(signatures), None)
-        if key is None or signatures[key]["inputs"] != ["crop"] or set(signatures[key]["outputs"]) != set(MAP_NAMES):
-            raise EdgeError(f"{folder / FILES[0]} has no signature from 'crop' to {', '.join(MAP_NAMES)}")
+        if key is None or signatures[key]["inputs"] != ["crop"]:
+            raise EdgeError(f"{folder / FILES[0]} has no signature that takes 'crop'")
+        self._kind = outputs(signatures[key]["outputs"])
         self._run = interpreter.get_signature_runner(key)
 
-    def run(self, crop: NDArray[np.uint8]) -> Maps:
-        return Maps.from_outputs(self._run(crop=crop[None]), self._spec)
+    def run(self, crop: NDArray[np.uint8]) -> Output:
+        found = self._run(crop=crop[None])
+        if "features" in found:
+            found["features"] = np.moveaxis(found["features"], 3, 1)
+        return self._kind.from_outputs(found, self._spec)
 
     def close(self) -> None:
         del self._run

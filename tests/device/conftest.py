@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
-from pipnet_edge.bundle import GOLDEN, MANIFEST, Bundle, File, Source, Variant
+from pipnet_edge.bundle import CONV, GOLDEN, MANIFEST, Bundle, File, Layer, Source, Variant
 from pipnet_edge.decode import map_shapes
 from pipnet_edge.spec import MeanFace, ModelSpec
 
@@ -24,7 +24,6 @@ settings.load_profile("unhurried")
 
 FACE = MeanFace("five", ((0.25, 0.25), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0.75, 0.875)), (0, 1))
 SPEC = ModelSpec("resnet18", num_lms=5, num_nb=2, net_stride=32, input_size=96, mean_face=FACE)
-
 # Run by every Python of the environment below before anything else: the packages are as if they were not installed.
 ABSENT = """
 import importlib.machinery, os
@@ -39,9 +38,19 @@ importlib.machinery.PathFinder.find_spec = classmethod(_find_spec)
 def golden_arrays(spec: ModelSpec, count: int, seed: int) -> dict[str, NDArray[Any]]:
     """Random crops (n, S, S, 3) uint8 and maps for them, as golden.npz holds them."""
     random = np.random.default_rng(seed)
-    crops = random.integers(0, 256, (count, spec.input_size, spec.input_size, 3), dtype=np.uint8)
+    blocks = random.integers(0, 256, (count, spec.input_size // 16, spec.input_size // 16, 3), dtype=np.uint8)
+    crops = blocks.repeat(16, axis=1).repeat(16, axis=2)  # so coarse that resizing changes little
     maps = {n: random.standard_normal((count, *s)).astype(np.float32) for n, s in map_shapes(spec).items()}
     return {"crops": crops, **maps}
+
+
+def layers_of(spec: ModelSpec) -> tuple[Layer, ...]:
+    """A convolution in place of a backbone, and the heads."""
+    side, stride, cells = spec.input_size, spec.net_stride, spec.input_size // spec.net_stride
+    first = Layer("backbone", CONV, ((3, side, side),), (8, cells, cells), (stride, stride), (stride, stride))
+    counts = {name: int(np.prod(shape)) // cells**2 for name, shape in map_shapes(spec).items()}
+    heads = (Layer(f"heads.{name}", CONV, (first.output,), (n, cells, cells)) for name, n in counts.items())
+    return first, *heads
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +73,7 @@ def make_bundle() -> Callable[..., Bundle]:
             np.savez(path, **golden | dict(maps or {}))  # type: ignore[arg-type]
             variants.append(Variant(f"null-{precision}", "null", precision, (File.of(folder, path),), {"numpy": "2"}))
         source = Source("net.pth", "0" * 64, 1_234_567, (172, 104), (17_000_000, 16_900_000))
-        bundle = Bundle(folder, spec, source, File.of(folder, folder / GOLDEN), tuple(variants))
+        bundle = Bundle(folder, spec, source, File.of(folder, folder / GOLDEN), tuple(variants), layers_of(spec))
         bundle.write_manifest()
         return bundle
 

@@ -141,10 +141,46 @@ def test_wrong_format(bundle: Bundle, edit_manifest: Edit, value: object) -> Non
     refused(bundle.folder, "is not a pipnet-edge-bundle manifest")
 
 
-@pytest.mark.parametrize("value", [0, 2, "1", None, [1], True, 1.5])
+@pytest.mark.parametrize("value", [0, 1, bundles.VERSION + 1, "2", None, [2], True, 2.5])
 def test_unknown_versions(bundle: Bundle, edit_manifest: Edit, value: object) -> None:
     edit_manifest(bundle.folder, ("version",), value)
-    refused(bundle.folder, "has version .*, this program reads version 1")
+    refused(bundle.folder, "has version .*, this program reads version 2")
+
+
+# --- Layers.
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ((), [], "has no layers"),
+        ((0, "groups"), 0, "layer 'backbone' has a number that is not from 1 to 1048576"),
+        ((0, "groups"), 2, "layer 'backbone' has not one input whose channels 2 groups divide"),
+        ((0, "inputs"), [], "layer 'backbone' has not one input"),
+        ((0, "inputs", 0, 1), 1 << 21, "layer 'backbone' has a number"),
+        ((0, "inputs", 0), [3, 96], r"layers\[0\].inputs\[0\] has 2 entries, 3 are needed"),
+        ((1, "output", 2), -1, "layer 'heads.score' has a number"),
+        ((1, "stride", 0), 0, "layer 'heads.score' has a number"),
+        ((1, "kernel", 1), 1.5, "is 1.5, int is needed"),
+    ],
+)
+def test_layers_that_cannot_be(
+    bundle: Bundle, edit_manifest: Edit, place: tuple[str | int, ...], value: object, message: str
+) -> None:
+    edit_manifest(bundle.folder, ("layers", *place), value)
+    refused(bundle.folder, message)
+
+
+def test_numbers_of_a_layer_stand_on_one_line(bundle: Bundle) -> None:
+    first = replace(bundle.variants[0], tools={"[\n1,\n2]": "[\n 3\n]"})
+    odd = replace(bundle, variants=(first, *bundle.variants[1:]))
+    odd.write_manifest()
+    lines = (bundle.folder / MANIFEST).read_text().splitlines()
+    assert "    [3, 96, 96]" in lines
+    assert '   "stride": [32, 32],' in lines
+    # Numbers in text are left alone.
+    written = json.loads("\n".join(lines))
+    assert written == json.loads(json.dumps(odd.to_json()))
 
 
 # --- Paths.
@@ -582,7 +618,7 @@ def test_replacing_keeps_the_old_bundle_when_the_last_rename_fails(bundle: Bundl
 def test_a_variant_is_checked_when_built_too() -> None:
     with pytest.raises(EdgeError, match="has no files"):
         Variant("null-fp32", "null", "fp32", ())
-    assert bundles.VERSION == 1
+    assert bundles.VERSION == 2
 
 
 def test_replacing_takes_back_the_folders_that_it_made(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pipnet_edge.cli import app
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
-LINES = [line.split("#")[0] for kind, block in BLOCKS if not kind for line in block.splitlines()]
+LINES = [re.split("#| > ", line)[0] for kind, block in BLOCKS if not kind for line in block.splitlines()]
 INLINE = re.findall(r"`(pipnet-edge [^`]+)`", README)
 USES = [text.strip() for text in (*LINES, *INLINE) if text.strip().startswith("pipnet-edge ")]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]

@@ -24,7 +24,7 @@ from pipnet_edge.bundle import MANIFEST, Bundle
 from pipnet_edge.decode import MAP_NAMES, Decoder
 from pipnet_edge.errors import CHECK_FAILED, USER_ERROR, EdgeError
 from pipnet_edge.runtimes import null
-from pipnet_edge.targets import local
+from pipnet_edge.targets import channel, local
 
 # A runtime whose native code writes to stdout: on import, when it runs, and, buffered, at the end of the process.
 NOISY = """
@@ -75,9 +75,15 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
 
 def test_infer_gives_what_decode_gives(null_bundle: Bundle, crops: NDArray[np.uint8]) -> None:
     _, maps = null_bundle.read_golden()
-    steps: list[tuple[int, int]] = []
-    found = local.infer(
-        null_bundle.folder, "null-fp16", 1, crops[::-1], maps=True, progress=lambda done, of: steps.append((done, of))
+    steps: list[tuple[int | None, int | None]] = []
+    found = channel.infer(
+        local.call,
+        null_bundle.folder,
+        "null-fp16",
+        1,
+        crops[::-1],
+        maps=True,
+        listen=lambda event: steps.append((event.get("done"), event.get("of"))),
     )
     expected = Decoder(null_bundle.spec)(maps)
     np.testing.assert_array_equal(found.landmarks.points, expected.points[::-1])
@@ -87,63 +93,113 @@ def test_infer_gives_what_decode_gives(null_bundle: Bundle, crops: NDArray[np.ui
     for name in MAP_NAMES:
         np.testing.assert_array_equal(getattr(found.maps, name), getattr(maps, name)[::-1])
     assert found.version == null.version()
-    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert steps == [(None, None), (1, 3), (2, 3), (3, 3)]  # the first says that it has loaded
 
 
 def test_infer_gives_maps_only_when_asked(null_bundle: Bundle, crops: NDArray[np.uint8]) -> None:
-    found = local.infer(null_bundle.folder, "null-fp32", 1, crops[:1])
+    found = channel.infer(local.call, null_bundle.folder, "null-fp32", 1, crops[:1])
     assert found.maps is None
     assert found.landmarks.points.shape == (1, 5, 2)
 
 
 def test_relative_bundles(null_bundle: Bundle, crops: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(null_bundle.folder.parent)
-    assert len(local.infer(Path("bundle"), "null-fp32", 1, crops).landmarks.points) == 3
+    assert len(channel.infer(local.call, Path("bundle"), "null-fp32", 1, crops).landmarks.points) == 3
 
 
 def test_facts_are_the_machine_s() -> None:
     from pipnet_edge import host
 
     facts = local.call({"do": "facts"})
-    assert {key: value for key, value in facts.items() if key not in ("event", "loaded")} == host.facts()
+    assert {key: value for key, value in facts.items() if key not in ("event", "loaded", "runtimes")} == host.facts()
+    assert "null" in facts["runtimes"]
+    assert set(facts["runtimes"]) <= set(runtimes.ADAPTERS)
 
 
-def test_time_takes_as_many_samples_as_asked(null_bundle: Bundle, crops: NDArray[np.uint8]) -> None:
-    done = local.measure(null_bundle.folder, "null-fp32", 1, crops, warmup=2, seconds=0.0, count=7)
-    assert len(done["inference"]) == len(done["decode"]) == 7
-    assert all(sample > 0 for sample in (*done["inference"], *done["decode"]))
-    assert done["loaded"]["version"] == null.version()
-    assert done["loaded"]["milliseconds"] > 0
+def timed(bundle: Bundle, **job: Any) -> tuple[list[channel.Event], channel.Event]:
+    """A timing job's events and its end."""
+    events: list[channel.Event] = []
+    asked = {"do": "time", "bundle": str(bundle.folder), "variant": "null-fp32", "threads": 1, "warmup": 2, **job}
+    return events, local.call(asked, events.append)
 
 
-def test_time_goes_on_for_as_long_as_asked(null_bundle: Bundle, crops: NDArray[np.uint8]) -> None:
+def stage(events: list[channel.Event], name: str) -> list[float]:
+    return [sample for event in events if event["event"] == "samples" for sample in event["stages"][name]]
+
+
+def test_time_takes_as_many_samples_as_asked(null_bundle: Bundle) -> None:
+    events, done = timed(null_bundle, seconds=0.0, count=7)
+    assert [event["event"] for event in events] == ["loaded", "first", "samples", "samples"]
+    for name in worker.STAGES:
+        assert len(stage(events, name)) == 7
+        assert min(stage(events, name)) > 0
+    assert events[0]["version"] == null.version()
+    assert events[0]["milliseconds"] > 0
+    assert events[1]["milliseconds"] > 0
+    assert done["peak_bytes"] > 10e6
+
+
+def test_time_goes_on_for_as_long_as_asked_and_tells_meanwhile(null_bundle: Bundle) -> None:
     start = time.perf_counter()
-    done = local.measure(null_bundle.folder, "null-fp32", 1, crops, warmup=0, seconds=0.25, count=1)
+    events, _ = timed(null_bundle, seconds=0.7, count=1)
     took = time.perf_counter() - start
-    assert len(done["inference"]) > 10
-    assert took > 0.25
-    # The samples are milliseconds of that very time; none of these takes less than a microsecond.
-    assert 25 < sum(done["inference"]) + sum(done["decode"]) < took * 1000
-    assert min(*done["inference"], *done["decode"]) > 1e-3
+    told = [event["at"] for event in events if event["event"] == "samples"]
+    assert took > 0.7
+    assert told[0] == 0.0
+    assert told == sorted(told)
+    assert len(told) >= 4
+    assert told[-1] >= 0.7
+    # The samples are milliseconds of that very time.
+    total = sum(sum(stage(events, name)) for name in worker.STAGES)
+    assert 300 < total < took * 1000
+
+
+def test_frames_begin_with_a_larger_picture_from_which_the_crop_is_cut(crops: NDArray[np.uint8]) -> None:
+    pictures, prepare = worker._frames(crops, 1)
+    assert prepare is not None
+    for picture, crop in zip(pictures, crops, strict=True):
+        assert picture.shape[0] == 2 * crop.shape[0]
+        again = prepare(picture)
+        assert again.shape == crop.shape
+        assert np.abs(again.astype(int) - crop).mean() < null.TOLERANCE / 2
+
+
+def test_frames_begin_with_the_crop_where_there_is_no_opencv(
+    null_bundle: Bundle, without: Callable[..., dict[str, str]]
+) -> None:
+    job = {"do": "time", "bundle": str(null_bundle.folder), "variant": "null-fp32", "threads": 1}
+    job |= {"warmup": 1, "seconds": 0, "count": 3}
+    command = [sys.executable, "-P", "-m", "pipnet_edge.worker"]
+    done = subprocess.run(
+        command, input=json.dumps(job), capture_output=True, text=True, check=True, env=without("cv2")
+    )
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert stage(events, "preprocess") == []
+    assert len(stage(events, "inference")) == len(stage(events, "decode")) == 3
 
 
 def test_time_warms_up_and_takes_the_crops_in_turn(
-    null_bundle: Bundle, crops: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    null_bundle: Bundle, crops: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
+    monkeypatch.setattr(worker, "_frames", lambda crops, _: (list(range(len(crops))), None))
+
+    def counted(self: null.Session, index: int) -> Any:
+        seen.append(index)
+        return run(self, crops[index])
+
     run = null.Session.run
-
-    def counted(self: null.Session, crop: NDArray[np.uint8]) -> Any:
-        seen.append(next(i for i, known in enumerate(crops) if np.array_equal(known, crop)))
-        return run(self, crop)
-
     monkeypatch.setattr(null.Session, "run", counted)
-    np.save(tmp_path / "crops.npy", crops)
     job = {"do": "time", "bundle": str(null_bundle.folder), "variant": "null-fp32", "threads": 1}
-    events = list(worker.timing(job | {"crops": tmp_path / "crops.npy", "warmup": 4, "seconds": 0, "count": 5}))
+    list(worker.timing(job | {"warmup": 4, "seconds": 0, "count": 5}))
     assert seen == [0, 1, 2, 0, 0, 1, 2, 0, 1]
-    assert [event["event"] for event in events] == ["loaded", "done"]
-    assert len(events[1]["inference"]) == 5
+
+
+def test_time_keeps_to_the_cpus_given(null_bundle: Bundle) -> None:
+    last = max(os.sched_getaffinity(0))
+    events, _ = timed(null_bundle, seconds=0, count=1, cpus=[last])
+    assert events[1]["cpus"] == [last]
+    refused("CPUs 4095 are not all here; allowed: ", lambda: timed(null_bundle, seconds=0, count=1, cpus=[4095]))
 
 
 def test_the_protocol_is_one_json_object_a_line(null_bundle: Bundle, crops: NDArray[np.uint8], tmp_path: Path) -> None:
@@ -175,12 +231,17 @@ def test_unknown_jobs() -> None:
 
 
 def test_missing_and_spoilt_bundles(bundle: Bundle, crops: NDArray[np.uint8], tmp_path: Path) -> None:
-    refused("manifest.json", lambda: local.infer(tmp_path / "nowhere", "null-fp32", 1, crops))
-    refused("has no variant 'ncnn-fp32', only null-fp32", lambda: local.infer(bundle.folder, "ncnn-fp32", 1, crops))
+    refused("manifest.json", lambda: channel.infer(local.call, tmp_path / "nowhere", "null-fp32", 1, crops))
+    refused(
+        "has no variant 'ncnn-fp32', only null-fp32",
+        lambda: channel.infer(local.call, bundle.folder, "ncnn-fp32", 1, crops),
+    )
     (bundle.folder / "null-fp32" / "golden.npz").write_bytes(b"")
-    refused("was changed after it was written", lambda: local.infer(bundle.folder, "null-fp32", 1, crops))
+    refused("was changed after it was written", lambda: channel.infer(local.call, bundle.folder, "null-fp32", 1, crops))
     (bundle.folder / MANIFEST).write_text("[]")
-    refused("is not a pipnet-edge-bundle manifest", lambda: local.infer(bundle.folder, "null-fp16", 1, crops))
+    refused(
+        "is not a pipnet-edge-bundle manifest", lambda: channel.infer(local.call, bundle.folder, "null-fp16", 1, crops)
+    )
 
 
 @pytest.mark.parametrize(
@@ -208,14 +269,18 @@ def test_wrong_crops(
 
 
 def test_refusals_cross_the_process(null_bundle: Bundle, crops: NDArray[np.uint8]) -> None:
-    refused("crops are uint8", lambda: local.infer(null_bundle.folder, "null-fp32", 1, crops[:, :64]))
-    refused("this crop is none of them", lambda: local.infer(null_bundle.folder, "null-fp32", 1, crops + 1))
+    refused("crops are uint8", lambda: channel.infer(local.call, null_bundle.folder, "null-fp32", 1, crops[:, :64]))
+    refused(
+        "this crop is none of them", lambda: channel.infer(local.call, null_bundle.folder, "null-fp32", 1, 255 - crops)
+    )
 
 
 def test_nan_from_a_runtime_is_an_error(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     made = make_bundle(tmp_path / "nan", maps={"offset_x": np.full((3, 5, 3, 3), np.nan, np.float32)})
     crops, _ = made.read_golden()
-    refused("map 'offset_x' holds NaN or infinity", lambda: local.infer(made.folder, "null-fp32", 1, crops))
+    refused(
+        "map 'offset_x' holds NaN or infinity", lambda: channel.infer(local.call, made.folder, "null-fp32", 1, crops)
+    )
 
 
 def test_unknown_runtimes() -> None:
@@ -295,7 +360,7 @@ def test_a_worker_that_does_not_read_its_job(python: Callable[[str], None]) -> N
 def test_an_interrupted_command_ends_its_worker(python: Callable[[str], None], tmp_path: Path) -> None:
     python(f'echo $$ > {tmp_path}/pid\necho \'{{"event": "progress", "done": 1, "of": 2}}\'\nexec sleep 60\n')
 
-    def interrupt(done: int, of: int) -> None:
+    def interrupt(_: channel.Event) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -332,7 +397,7 @@ def test_files_in_the_current_folder_are_not_imported(
 ) -> None:
     (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\nraise SystemExit(9)\n")
     monkeypatch.chdir(tmp_path)
-    found = local.infer(null_bundle.folder, "null-fp32", 1, crops[:1])
+    found = channel.infer(local.call, null_bundle.folder, "null-fp32", 1, crops[:1])
     assert found.landmarks.points.shape == (1, 5, 2)
     assert not (tmp_path / "imported").exists()
 

@@ -15,7 +15,7 @@ from pipnet_edge.benchmarks.parity import crops_of
 from pipnet_edge.converters import checkpoint, golden, nets
 from pipnet_edge.decode import Decoder, Landmarks, Maps
 from pipnet_edge.spec import ModelSpec
-from pipnet_edge.targets import local
+from pipnet_edge.targets import channel, local
 
 
 @dataclass(frozen=True)
@@ -58,5 +58,5 @@ def test_every_runtime_has_torch_accuracy(faces, tmp_path, cli):
     assert done.returncode == 0, done.stderr
     known = faces.nme(faces.torch, 400)
     for runtime in ("onnx", "ncnn", "mnn", "tflite"):
-        landmarks = local.infer(tmp_path / "b", f"{runtime}-fp32", 2, faces.crops).landmarks
+        landmarks = channel.infer(local.call, tmp_path / "b", f"{runtime}-fp32", 2, faces.crops).landmarks
         assert faces.nme(landmarks, 400) == pytest.approx(known, abs=0.001), runtime

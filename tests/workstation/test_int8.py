@@ -26,7 +26,7 @@ from pipnet_edge.bundle import Bundle
 from pipnet_edge.cli import main
 from pipnet_edge.converters import calibration, checkpoint, golden, mnn_int8, ncnn_model, tflite_file
 from pipnet_edge.decode import Decoder, Landmarks
-from pipnet_edge.targets import local
+from pipnet_edge.targets import channel, local
 
 RUNTIMES = ("onnx", "ncnn", "mnn", "tflite")
 LABELS = golden.FACES / "labels.txt"
@@ -111,8 +111,8 @@ def test_all_runtimes_hold_the_same_integers(demo_bundle):
 def test_drift_on_faces_that_nobody_has_seen(demo_bundle):
     bundle = bundles.read(demo_bundle)
     crops = parity.crops_of(parity.pictures_in(golden.FACES), bundle.spec.input_size)
-    truth = local.infer(demo_bundle, "onnx-fp32", 1, crops).landmarks
-    found = {name: local.infer(demo_bundle, f"{name}-int8", 1, crops).landmarks for name in RUNTIMES}
+    truth = channel.infer(local.call, demo_bundle, "onnx-fp32", 1, crops).landmarks
+    found = {name: channel.infer(local.call, demo_bundle, f"{name}-int8", 1, crops).landmarks for name in RUNTIMES}
     px = {name: distance(landmarks, truth, bundle) for name, landmarks in found.items()}
     for name, landmarks in found.items():
         assert 0.01 < px[name] <= 0.35

@@ -1,0 +1,280 @@
+"""Bench: the variants of a bundle timed on a target, counted under emulation, or predicted."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipnet_edge import __version__
+from pipnet_edge.benchmarks import parity
+from pipnet_edge.benchmarks.result import (
+    VERSION,
+    Counted,
+    Facts,
+    Instructions,
+    Measured,
+    Predicted,
+    Result,
+    Settings,
+    State,
+    facts_of,
+)
+from pipnet_edge.bundle import MANIFEST, Bundle, Variant, file_sha256
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.targets import channel, emulated, local, places, predict
+from pipnet_edge.targets.emulator import ready
+from pipnet_edge.targets.places import Place
+from pipnet_edge.worker import STAGES
+
+THREADS = (1, 2, 4)
+EMULATED_CROPS = 2  # a frame takes seconds
+Step = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to bench: variants by name (none: all), thread counts (none: 1, 2 and 4, as far as there are cores), cpus
+    as host.pin takes them, and how long."""
+
+    variants: tuple[str, ...] = ()
+    threads: tuple[int, ...] = ()
+    cpus: str | tuple[int, ...] = "big"
+    settings: Settings = field(default_factory=Settings)
+
+    def chosen(self, bundle: Bundle, installed: Sequence[str]) -> list[Variant]:
+        """The variants named, or all whose runtime is installed."""
+        if self.variants:
+            return [bundle.variant(name) for name in self.variants]
+        found = [variant for variant in bundle.variants if variant.runtime in installed]
+        if not found:
+            runtimes = dict.fromkeys(variant.runtime for variant in bundle.variants)
+            raise EdgeError(f"none of this bundle's runtimes is installed: {', '.join(runtimes)}")
+        return found
+
+    def thread_counts(self, cores: int) -> tuple[int, ...]:
+        return self.threads or tuple(count for count in THREADS if count <= cores) or (1,)
+
+
+def sweep(
+    call: channel.Call, target: str, bundle: Bundle, plan: Plan, facts: Mapping[str, Any], step: Step
+) -> Iterator[Measured]:
+    """Times every variant with every number of threads, each in a worker of its own.
+
+    facts: the target's. Stops when the connection is lost; what was measured until then has been given.
+    """
+    variants = plan.chosen(bundle, facts["runtimes"])
+    runs = [(variant, threads) for variant in variants for threads in plan.thread_counts(facts.get("cores", 1))]
+    for index, (variant, threads) in enumerate(runs):
+        step(f"{target} {variant.name}, {threads} thread{'s' if threads > 1 else ''}", index, len(runs))
+        if index and plan.settings.rest:
+            time.sleep(plan.settings.rest)
+        run, lost = _measure(call, target, bundle, variant, threads, plan.cpus, plan.settings, {})
+        yield run
+        if lost:
+            break
+
+
+def measure(bundle: Bundle, variant: str, threads: int, crops: NDArray[np.uint8], settings: Settings) -> Measured:
+    """Times one variant over crops (n, S, S, 3) uint8 RGB on this machine. Raises EdgeError when it cannot run."""
+    with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as folder:
+        given = Path(folder, "crops.npy")
+        np.save(given, crops)
+        paths = {"crops": str(given)}
+        run, _ = _measure(local.call, "local", bundle, bundle.variant(variant), threads, "big", settings, paths)
+    if run.failure:
+        raise EdgeError(run.failure)
+    return run
+
+
+def _measure(
+    call: channel.Call,
+    target: str,
+    bundle: Bundle,
+    variant: Variant,
+    threads: int,
+    cpus: str | tuple[int, ...],
+    settings: Settings,
+    paths: Mapping[str, str],
+) -> tuple[Measured, bool]:
+    """One run, with what came before a failure if there was one, and whether the connection was lost by it."""
+    samples: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    states: list[State] = []
+    events: dict[str, dict[str, Any]] = {}
+
+    def listen(event: channel.Event) -> None:
+        events[event["event"]] = event
+        if event["event"] == "samples":
+            states.append(_state(event))
+            for stage in STAGES:
+                samples[stage] += event["stages"][stage]
+
+    job = {
+        "do": "time",
+        "bundle": str(bundle.folder),
+        "variant": variant.name,
+        "threads": threads,
+        "cpus": cpus,
+        **paths,
+    }
+    limits = {"warmup": settings.warmup, "seconds": settings.seconds, "count": settings.count}
+    failure, lost, done = None, False, {}
+    try:
+        done = call({**job, **limits}, listen)
+    except EdgeError as e:
+        failure, lost = " ".join(str(e).split()), isinstance(e, channel.Lost)
+    loaded, first = events.get("loaded", {}), events.get("first", {})
+    run = Measured(
+        target=target,
+        variant=variant.name,
+        arithmetic=loaded.get("arithmetic", variant.precision),
+        size=variant.size,
+        threads=threads,
+        px=variant.parity.px_mean if variant.parity else None,
+        runtime=loaded.get("version"),
+        cpus=tuple(first.get("cpus", ())),
+        load_ms=loaded.get("milliseconds"),
+        first_ms=first.get("milliseconds"),
+        peak_bytes=done.get("peak_bytes"),
+        samples={stage: tuple(values) for stage, values in samples.items()},
+        states=tuple(states),
+        failure=failure,
+    )
+    return run, lost
+
+
+def _state(event: channel.Event) -> State:
+    told = event["state"]
+    return State(event["at"], tuple(told.get("mhz", ())), told.get("celsius"), told.get("throttled"), told.get("load"))
+
+
+def predictions(place: Place, bundle: Bundle, plan: Plan) -> Iterator[Predicted]:
+    """What the latency model says of every variant on the place's device; one it cannot predict has a note alone."""
+    device = place.device
+    assert device is not None
+    variants = [bundle.variant(name) for name in plan.variants] or list(bundle.variants)
+    for variant in variants:
+        for threads in plan.thread_counts(device.core_count):
+            row = Predicted(place.name, variant.name, variant.size, threads, None, None, None, None, None, None, "")
+            try:
+                found = predict.predict_variant(device, bundle, variant.name, threads)
+            except EdgeError as e:
+                if plan.variants:
+                    raise
+                yield replace(row, note=str(e))
+                continue
+            yield replace(
+                row,
+                ms=found.ms,
+                low=found.low,
+                high=found.high,
+                anchor=str(found.anchor) if found.anchor else None,
+                anchor_source=found.anchor.source if found.anchor else None,
+                anchored=found.anchored,
+                note=found.note,
+            )
+
+
+def counts(place: Place, bundle: Bundle, plan: Plan, step: Step) -> Iterator[Counted]:
+    """Every variant's parity and instructions under emulation of the place's device."""
+    device = place.device
+    assert device is not None
+    emulator, variants = ready(), [bundle.variant(name) for name in plan.variants] or list(bundle.variants)
+    for index, variant in enumerate(variants):
+        step(f"{place.name} {variant.name}, emulated", index, len(variants))
+        row = Counted(place.name, variant.name, variant.size, emulated.core(device), None, 0, None, None, {}, None)
+        (same,) = parity.check(bundle, [variant.name], call=emulated.Emulated(device, emulator), most=EMULATED_CROPS)
+        row = replace(row, images=same.images, px=same.px_mean, flips=same.flips, failure=same.failure)
+        if row.px is not None:
+            found = emulated.count(device, emulator, bundle.folder, variant.name)
+            stages = {name: Instructions(c.total, c.simd, c.memory) for name, c in found.stages.items()}
+            row = replace(row, runtime=found.version, stages=stages)
+        yield row
+
+
+@dataclass
+class _Found:
+    """What several places give; each thread writes its own place's only."""
+
+    facts: dict[str, Facts] = field(default_factory=dict)
+    rows: dict[str, list[Any]] = field(default_factory=dict)
+    errors: dict[str, EdgeError] = field(default_factory=dict)
+
+
+def run(
+    bundle: Bundle, plan: Plan, where: Sequence[Place], step: Step = lambda *_: None, keep: bool = False
+) -> tuple[Result, Mapping[str, EdgeError]]:
+    """Benches a bundle everywhere: boards on the network side by side, then what this machine itself computes.
+
+    keep: boards keep what was pushed. Returns the result and the errors of places where nothing could be done; raises
+    the first of those where nothing could be done anywhere.
+    """
+    found = _Found()
+
+    def visit(place: Place, stack: contextlib.ExitStack) -> None:
+        rows = found.rows.setdefault(place.name, [])
+        try:
+            if place.way == "predicted":
+                found.facts[place.name] = device_facts(place)
+                rows += predictions(place, bundle, plan)
+            elif place.way == "emulated":
+                found.facts[place.name] = device_facts(place)
+                rows += counts(place, bundle, plan, step)
+            else:
+                call = stack.enter_context(places.calling(place, keep))
+                facts = call({"do": "facts"})
+                found.facts[place.name] = facts_of(facts)
+                # One by one: a connection that breaks leaves what came before.
+                for row in sweep(call, place.name, bundle, plan, facts, step):
+                    rows.append(row)
+        except EdgeError as e:
+            found.errors[place.name] = e
+
+    boards = [place for place in where if place.way == "ssh"]
+    with contextlib.ExitStack() as stack:
+        # Left in reverse order: connections are closed first, which ends the threads that an interrupt leaves behind.
+        pool = stack.enter_context(ThreadPoolExecutor(max_workers=len(boards) or 1))
+        visits = [pool.submit(visit, place, stack) for place in boards]
+        for done in visits:
+            done.result()
+        for place in where:
+            if place not in boards:
+                visit(place, stack)
+    ordered = [row for place in where for row in found.rows[place.name]]
+    if found.errors and not ordered:
+        raise next(iter(found.errors.values()))
+    result = Result(
+        version=VERSION,
+        tool=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        network=f"{bundle.spec.backbone}, {bundle.spec.num_lms} landmarks, {bundle.spec.input_size} px",
+        bundle=file_sha256(bundle.folder / MANIFEST),
+        settings=plan.settings,
+        facts={place.name: found.facts.get(place.name, {}) for place in where},
+        measured=tuple(row for row in ordered if isinstance(row, Measured)),
+        counted=tuple(row for row in ordered if isinstance(row, Counted)),
+        predicted=tuple(row for row in ordered if isinstance(row, Predicted)),
+    )
+    return result, found.errors
+
+
+def device_facts(place: Place) -> Facts:
+    """What a device's file says of it, as facts."""
+    device = place.device
+    assert device is not None
+    return {
+        "device": device.title,
+        "soc": device.soc,
+        "cores": str(device.core_count),
+        "clusters": " + ".join(f"{c.count} {c.type} at {c.mhz} MHz" for c in device.cores),
+        "memory_gb_s": f"{device.memory_gb_s:g}",
+    }

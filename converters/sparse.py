@@ -1,0 +1,85 @@
+"""Networks without their offset heads, which decode then evaluates at each landmark's winning cell alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torch import fx, nn
+
+from pipnet_edge.bundle import HEADS as HEADS_FILE
+from pipnet_edge.converters import quantized
+from pipnet_edge.decode import Heads
+from pipnet_edge.errors import EdgeError
+
+
+def wanted(net: nn.Module, heads: str | None) -> bool:
+    """Whether a network is split: as `heads` (converters.HEADS) says, or where it can be if that is None.
+
+    Raises EdgeError for a network that cannot be split but should.
+    """
+    possible = heads != "dense" and _source(quantized.trace(net)) is not None
+    if heads == "sparse" and not possible:
+        raise EdgeError("--heads sparse needs heads that are 1x1 convolutions of the same features; take --heads dense")
+    return possible
+
+
+def split(net: nn.Module, num_lms: int) -> tuple[fx.GraphModule, Heads]:
+    """A copy with the outputs of decode.Features, score and features, and the heads it then lacks."""
+    graph = quantized.trace(net)
+    source, (score, *offsets) = _source(graph), maps(graph)
+    assert source is not None
+    layers = [graph.get_submodule(str(node.target)) for node in offsets]
+    _output(graph).args = ((score, source),)
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    return graph, _heads(layers, num_lms)
+
+
+def write(heads: Heads, half: bool, folder: Path) -> None:
+    """Writes heads.npz into `folder`, as bundle.read_heads reads it; half: the weights in half precision."""
+    np.savez(folder / HEADS_FILE, weight=heads.weight.astype(np.float16 if half else np.float32), bias=heads.bias)
+
+
+def _output(graph: fx.GraphModule) -> fx.Node:
+    (node,) = (node for node in graph.graph.nodes if node.op == "output")
+    assert isinstance(node, fx.Node)
+    return node
+
+
+def maps(graph: fx.GraphModule) -> list[fx.Node]:
+    """The nodes of the five maps, in the order of HEAD_KEYS."""
+    maps = _output(graph).args[0]
+    assert isinstance(maps, tuple | list)
+    return [node for node in maps if isinstance(node, fx.Node)]
+
+
+def _source(graph: fx.GraphModule) -> fx.Node | None:
+    """The node that all heads read, None where one of them is no plain 1x1 convolution of it."""
+    sources = set()
+    for node in maps(graph):
+        layer = quantized.module(graph, node)
+        if not isinstance(layer, nn.Conv2d):
+            return None
+        if (layer.kernel_size, layer.stride, layer.padding, layer.groups) != ((1, 1), (1, 1), (0, 0), 1):
+            return None
+        sources.add(node.all_input_nodes[0])
+    return sources.pop() if len(sources) == 1 else None
+
+
+def _heads(layers: list[nn.Module], num_lms: int) -> Heads:
+    weights, biases = [], []
+    for layer in layers:
+        assert isinstance(layer, nn.Conv2d)
+        channels = layer.in_channels
+        weights.append(layer.weight.detach().numpy().reshape(num_lms, -1, channels))
+        bias = np.zeros(layer.out_channels, np.float32) if layer.bias is None else layer.bias.detach().numpy()
+        biases.append(bias.reshape(num_lms, -1))
+    # Each axis: the landmark's own offset, then its neighbours'.
+    x, y, near_x, near_y = range(4)
+    axes = ((x, near_x), (y, near_y))
+    return Heads(
+        np.stack([np.concatenate([weights[i] for i in axis], axis=1) for axis in axes], axis=1),
+        np.stack([np.concatenate([biases[i] for i in axis], axis=1) for axis in axes], axis=1),
+    )

@@ -1,0 +1,193 @@
+"""The commands that measure speed: bench, targets, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipnet_edge import render
+from pipnet_edge.command import (
+    DEFAULT_BUNDLE,
+    BundleArgument,
+    Emulate,
+    command,
+    places,
+    words,
+)
+from pipnet_edge.errors import CHECK_FAILED, EdgeError
+from pipnet_edge.render import Output, Table
+
+if TYPE_CHECKING:
+    from pipnet_edge.benchmarks.result import Result
+
+
+@command
+def bench(
+    bundle: BundleArgument = DEFAULT_BUNDLE,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="A device (see `pipnet-edge targets`), a .toml file of your own, or local. Repeatable."),
+    ] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="Where ssh finds it: USER@HOST; with several targets TARGET=USER@HOST. Repeatable."),
+    ] = None,
+    emulate: Emulate = False,
+    predict: Annotated[bool, typer.Option("--predict", help="Predict times from published ones.")] = False,
+    variant: Annotated[list[str] | None, typer.Option(help="A variant; all if not given. Repeatable.")] = None,
+    threads: Annotated[str | None, typer.Option(help="Thread counts; 1,2,4 as far as there are cores.")] = None,
+    cores: Annotated[
+        str, typer.Option(help="CPUs to keep to: big (the fastest kind), all, or numbers: 4,5,6,7.")
+    ] = "big",
+    seconds: Annotated[float, typer.Option(min=0, max=86400, help="Time every variant for at least so long,")] = 2.0,
+    count: Annotated[int, typer.Option(min=1, help="and for at least so many frames,")] = 50,
+    warmup: Annotated[int, typer.Option(min=1, help="after so many that do not count.")] = 8,
+    sustain: Annotated[
+        float | None,
+        typer.Option(min=1, max=86400, help="Run for so many seconds instead, to see what heat does to the clock."),
+    ] = None,
+    rest: Annotated[float, typer.Option(min=0, max=86400, help="Seconds between two runs, for a board to cool.")] = 0.0,
+    compare: Annotated[Path | None, typer.Option(help="An earlier result to put beside this one.")] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="For example p50<=20 (ms) or memory<=200 (MB); exit 3 if broken. Repeatable."),
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave what was pushed on the board for the next time.")] = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the result here, as JSON.")] = None,
+) -> Output:
+    """Measure speed here or on a board, count instructions under emulation, or predict times."""
+    from pipnet_edge import bundle as bundles
+    from pipnet_edge.benchmarks import bench as benches
+    from pipnet_edge.benchmarks import result as results
+    from pipnet_edge.benchmarks import tables
+
+    if output and (output.is_dir() or not os.access(output.absolute().parent, os.W_OK)):
+        raise EdgeError(f"cannot write {output}; a file in a folder that exists and may be written is needed")
+    limits = [results.parse_limit(text) for text in limit or ()]
+    earlier = results.read(compare) if compare else None
+    where = places(target or (), host or (), emulate, predict)
+    settings = results.Settings(warmup, sustain or seconds, count, rest)
+    plan = benches.Plan(tuple(variant or ()), _counts(threads), _cpus(cores), settings)
+    opened = bundles.read(bundle)
+    progress = render.Progress()
+    with progress.shown():
+        found, errors = benches.run(opened, plan, where, progress.step, keep)
+    parts = tables.bench(found)
+    data = found.to_json() | {"summary": results.summary(found)}
+    if earlier:
+        try:
+            changes, differences = results.compare(earlier, found)
+        except EdgeError as e:
+            errors = {**errors, "--compare": e}
+        else:
+            parts += ["", tables.changes(changes), *(f"not alike: {line}" for line in differences)]
+            data["summary"]["compared"] = [change.to_json() for change in changes]
+            data["summary"]["differences"] = differences
+    failed = [f"{name}: {error}" for name, error in errors.items()] + results.failures(found, limits)
+    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    out = Output(data, (*parts, *_notes(found)), CHECK_FAILED if failed else 0, failed[0] + more if failed else None)
+    if output:
+        from pipnet_edge.benchmarks.picture import write
+
+        write(output, (json.dumps(render.envelope("bench", out), allow_nan=False) + "\n").encode())
+        return Output(out.data, (*out.parts, f"result  {output}"), out.code, out.error)
+    return out
+
+
+def _notes(found: Result) -> list[str]:
+    notes = [""]
+    if found.measured:
+        notes.append(
+            "ms: picture in memory to landmarks, p50 and p90 of all frames; inference: its part from crop to maps; "
+            "px: distance to torch's landmarks."
+        )
+    if found.counted:
+        notes.append("emulated: instructions of one frame, 1 thread; they say nothing about time.")
+    if found.predicted:
+        notes += dict.fromkeys(f"{row.variant.partition('-')[0]}: {row.note}" for row in found.predicted if row.note)
+        notes.append("predicted: crop to maps, by a model fitted to published timings; nothing was run.")
+    return notes
+
+
+@command
+def targets(
+    save: Annotated[
+        list[str] | None, typer.Option(help="Remember a host: TARGET=USER@HOST (TARGET= forgets it). Repeatable.")
+    ] = None,
+) -> Output:
+    """List the devices that bench knows, and the hosts that are saved for them."""
+    from pipnet_edge.targets import devices
+    from pipnet_edge.targets import places as known
+
+    for text in save or ():
+        name, equals, host = text.partition("=")
+        if not equals:
+            raise EdgeError(f"--save {text}; TARGET=USER@HOST is needed")
+        known.save(name, host)
+    hosts = known.hosts()
+    found = devices.devices()
+    rows = [
+        [
+            device.name,
+            device.title,
+            " + ".join(f"{c.count} {c.type} at {c.mhz / 1000:g} GHz" for c in device.cores),
+            f"{device.memory_gb_s:g}",
+            str(len(device.anchors)),
+            hosts.get(device.name, ""),
+        ]
+        for device in found.values()
+    ]
+    settings = {device.name: [f"{s.name} {s.value}: {s.reason}" for s in device.settings] for device in found.values()}
+    lines = [f"{name}  {text}" for name, texts in settings.items() for text in texts]
+    data = {
+        name: {"title": row[1], "cores": row[2], "host": row[5] or None, "settings": settings[name]}
+        for name, row in zip(found, rows, strict=True)
+    }
+    return Output(
+        {"targets": data},
+        (Table(["target", "device", "cores", ">GB/s", ">published", "host"], rows), "", *lines),
+    )
+
+
+@command
+def emulator() -> Output:
+    """Set up what --emulate needs, once: an aarch64 Python with the runtimes, under qemu, from Debian and PyPI."""
+    from pipnet_edge.targets import emulator as emulators
+
+    progress = render.Progress()
+    with progress.shown():
+        made = emulators.set_up(progress.step)
+    return Output({"emulator": str(made.folder)}, (f"emulator  {made.folder}",))
+
+
+@command
+def report(
+    results: Annotated[list[Path], typer.Argument(help="What bench -o wrote, and bench, parity, drift with --json.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A .html, .md or .csv file.")] = Path("report.html"),
+) -> Output:
+    """Put results of bench, parity and drift into one file: HTML with plots, Markdown or CSV."""
+    from pipnet_edge.benchmarks import report as reports
+
+    reports.write(reports.make(results), output)
+    return Output({"report": str(output)}, (f"report  {output}",))
+
+
+def _counts(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    if not re.fullmatch(r"[1-9]\d{0,2}(,[1-9]\d{0,2})*", text):
+        raise EdgeError(f"--threads {text}; whole numbers from 1, separated by commas, are needed")
+    return tuple(dict.fromkeys(int(word) for word in words(text)))
+
+
+def _cpus(text: str) -> str | tuple[int, ...]:
+    if text in ("big", "all"):
+        return "big" if text == "big" else ()
+    if not re.fullmatch(r"\d{1,4}(,\d{1,4})*", text):
+        raise EdgeError(f"--cores {text}; allowed: big, all, or numbers separated by commas")
+    return tuple(int(word) for word in words(text))

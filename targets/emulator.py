@@ -1,0 +1,216 @@
+"""Sets up the emulator: an aarch64 Python with the runtimes' own aarch64 wheels, and qemu-user to run it, in a folder.
+
+    runner/      qemu of bookworm-backports: static, right about Arm's newer instructions, takes no plugins
+    counter/     qemu of bookworm and the libraries it needs: takes plugins, which can count instructions
+    guest/       Debian's Python for arm64
+    site/        the wheels
+    files.json   every file's size
+
+Debian packages are unpacked there, nothing is installed: neither root nor chroot nor binfmt_misc is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pipnet_edge
+from pipnet_edge import runtimes
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.targets import channel, debian
+from pipnet_edge.targets.debian import Tree
+
+HOST, GUEST = "amd64", "arm64"  # as Debian calls them
+SUITE, PYTHON = "bookworm", "3.11"
+# Name and version; these import without what else they depend on. The versions are those of constraints.txt.
+WHEELS = {
+    "numpy": "2.4.6",
+    "opencv-python-headless": "5.0.0.93",
+    "ncnn": "1.0.20261020",
+    "MNN": "3.6.1",
+    "ai-edge-litert": "2.3.0",
+    "onnxruntime": "1.32.0",
+}
+PLATFORMS = tuple(f"manylinux{tag}_aarch64" for tag in ("2014", *(f"_2_{minor}" for minor in (17, 24, 26, 27, 28, 34))))
+QEMU = "qemu-aarch64"
+FILES = "files.json"
+PROBED_ON = "cortex-a76"  # the core with the most instructions
+WORKER = ("-m", "pipnet_edge.worker")
+NOT_ON_DEVICES = ("converters", "benchmarks", "targets")
+
+Step = Callable[[str, int, int], None]
+
+
+TREES = (
+    Tree("runner", HOST, f"{SUITE}-backports", ("qemu-user",), alone=True),
+    Tree("counter", HOST, SUITE, ("qemu-user",)),
+    Tree("guest", GUEST, SUITE, (f"python{PYTHON}", "libgomp1", "libstdc++6")),
+)
+LAYOUT = 1  # to be raised when the same things are put together in another way
+# What the folder's name ends with.
+VERSION = hashlib.sha256(repr((LAYOUT, TREES, PYTHON, WHEELS)).encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """A folder that set_up has made."""
+
+    folder: Path
+
+    @property
+    def guest(self) -> Path:
+        """The guest's root: what is not found below it is looked for on this machine."""
+        return self.folder / "guest"
+
+    def python(self, cpu: str) -> list[str]:
+        """The command that starts the guest's Python on qemu's `cpu`; Python's arguments follow."""
+        return [str(self.folder / "runner/usr/bin" / QEMU), "-cpu", cpu, "-L", str(self.guest), *self._python]
+
+    def counted_python(self, cpu: str, guest: Path, plugin: Path, log: Path) -> list[str]:
+        """The same on the qemu that takes plugins; guest: its root, log: what the plugin writes."""
+        counter = self.folder / "counter"
+        libraries = [counter / place / "x86_64-linux-gnu" for place in ("lib", "usr/lib")]
+        loader = [str(libraries[0] / "ld-linux-x86-64.so.2"), "--library-path", ":".join(map(str, libraries))]
+        # A comma would end the plugin's name.
+        plugged = ["-plugin", str(plugin).replace(",", ",,"), "-d", "plugin", "-D", str(log)]
+        return [*loader, str(counter / "usr/bin" / QEMU), "-cpu", cpu, "-L", str(guest), *plugged, *self._python]
+
+    @property
+    def _python(self) -> list[str]:
+        # Without `site`, whose settings would be those of this machine's /etc/python3.
+        return [str(self.guest / f"usr/bin/python{PYTHON}"), "-S", "-P"]
+
+    @contextlib.contextmanager
+    def environment(self) -> Iterator[dict[str, str]]:
+        """Environment variables for the guest: its packages, a copy of the device half, and nothing of this machine's.
+
+        Files that it leaves in its home or among temporary ones vanish with the block.
+        """
+        with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as folder:
+            package = Path(pipnet_edge.__file__).parent
+            shutil.copytree(package, Path(folder, "pipnet_edge"), ignore=shutil.ignore_patterns(*NOT_ON_DEVICES))
+            yield {
+                **{"HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0"},
+                "PYTHONPATH": f"{self.folder / 'site'}:{folder}",
+                # What does not belong to the job's own threads; waiting threads that spin are dear under emulation.
+                **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
+            }
+
+
+def cache() -> Path:
+    """Where the emulators of all versions lie."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "pipnet-edge"
+
+
+def find() -> Emulator | None:
+    """The emulator of this version, if it is set up and no file has been lost or cut off since."""
+    folder = cache() / f"arm-{VERSION}"
+    try:
+        sizes = json.loads((folder / FILES).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return Emulator(folder) if _sizes(folder).items() >= sizes.items() else None
+
+
+def ready() -> Emulator:
+    """The emulator of this version. Raises EdgeError that names the command which sets it up."""
+    found = find()
+    if not found:
+        raise EdgeError(f"the emulator is not set up in {cache()}: `pipnet-edge emulator` does it (440 MB)")
+    return found
+
+
+def set_up(step: Step = lambda *_: None) -> Emulator:
+    """The emulator of this version, fetched and tried if it is not there yet: 440 MB, in half a minute.
+
+    Raises EdgeError when this machine cannot have one, or with what apt-get, dpkg-deb or pip complained of.
+    """
+    found = find()
+    if found:
+        return found
+    _demand()
+    import fcntl
+
+    cache().mkdir(parents=True, exist_ok=True)
+    with (cache() / "arm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be at it; the lock goes when its holder ends
+        found = find()
+        if found:
+            return found
+        for left in cache().glob(".arm-*"):
+            shutil.rmtree(left)
+        scratch = Path(tempfile.mkdtemp(prefix=".arm-", dir=cache()))
+        try:
+            _build(scratch / "new", step)
+            target = cache() / f"arm-{VERSION}"
+            if target.exists():
+                target.rename(scratch / "spoilt")
+            (scratch / "new").rename(target)
+        finally:
+            shutil.rmtree(scratch)
+    return Emulator(target)
+
+
+def _demand() -> None:
+    """Raises EdgeError that names everything this machine lacks."""
+    machine = platform.machine()
+    if machine == "aarch64":
+        raise EdgeError("this machine is aarch64 itself: leave out --emulate to run here, or give --host for a board")
+    lacking = [tool for tool in ("apt-get", "dpkg-deb") if not shutil.which(tool)]
+    lacking += [f"{debian.KEYRING} (package debian-archive-keyring)"] if not debian.KEYRING.is_file() else []
+    lacking += [f"pip for {sys.executable}"] if not importlib.util.find_spec("pip") else []
+    if machine != "x86_64" or lacking:
+        given = f"this is {platform.system()} on {machine}" + (f" without {', '.join(lacking)}" if lacking else "")
+        raise EdgeError(f"the emulator needs Debian or the like on x86_64, and pip; {given}")
+
+
+def _build(folder: Path, step: Step) -> None:
+    steps = len(TREES) + 1 + len(runtimes.DESTINATIONS)
+    mirror = debian.mirror()
+    for done, tree in enumerate(TREES):
+        step(f"{tree.folder}: {' '.join(tree.packages)} from {mirror}", done, steps)
+        debian.unpack(tree, mirror, folder / tree.folder)
+        if tree.architecture == HOST:
+            for program in (folder / tree.folder / "usr/bin").iterdir():
+                if program.name != QEMU:
+                    program.unlink()
+    step(f"{len(WHEELS)} wheels", len(TREES), steps)
+    _install_wheels(folder / "site")
+    emulator = Emulator(folder)
+    for done, runtime in enumerate(runtimes.DESTINATIONS):
+        step(f"{runtime} in the emulator", len(TREES) + 1 + done, steps)
+        with emulator.environment() as environment:
+            job = {"do": "probe", "runtime": runtime}
+            channel.converse([*emulator.python(PROBED_ON), *WORKER], job, environment=environment)
+    (folder / FILES).write_text(json.dumps(_sizes(folder)))
+
+
+def _install_wheels(site: Path) -> None:
+    given = ["--python-version", PYTHON, "--implementation", "cp", "--only-binary=:all:"]
+    for abi in (f"cp{PYTHON.replace('.', '')}", "abi3", "none"):
+        given += ["--abi", abi]
+    for tag in PLATFORMS:
+        given += ["--platform", tag]
+    pinned = [f"{name}=={version}" for name, version in WHEELS.items()]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
+    debian.run([*pip, "--no-deps", *given, "--target", str(site), *pinned], name="pip")
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file below a folder by its path in it, links as such."""
+    found = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(parent, name)
+            found[os.path.relpath(path, folder)] = os.lstat(path).st_size
+    return found

@@ -1,0 +1,117 @@
+"""What `--target` means: which of the ways to run on a device is taken, and which hosts are known for it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.targets import channel, devices, local
+from pipnet_edge.targets.devices import Device
+
+LOCAL = "local"
+WAYS = ("local", "ssh", "emulated", "predicted")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to run: `way` is one of WAYS; host is what ssh is given; device is None for an unnamed machine."""
+
+    name: str
+    way: str
+    device: Device | None = None
+    host: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """What numbers from there are: measured, emulated or predicted."""
+        return self.way if self.way in ("emulated", "predicted") else "measured"
+
+
+def resolve(name: str, host: str | None, emulate: bool, predict: bool, board: str, hosts: Mapping[str, str]) -> Place:
+    """The place that a target's name and the options stand for.
+
+    An explicit way is taken; otherwise this machine if it is that device (board: its /proc/device-tree/model), then the
+    host that is saved for the name. Raises EdgeError that names the choices if there is none, or two at once.
+    """
+    given = [option for option, used in (("--host", host), ("--emulate", emulate), ("--predict", predict)) if used]
+    if len(given) > 1:
+        raise EdgeError(f"{' and '.join(given)} for {name}; one of them is allowed")
+    if name == LOCAL:
+        if emulate or predict:
+            raise EdgeError(f"{given[0]} needs --target; allowed: {', '.join(devices.devices())} or a file")
+        return Place(host, "ssh", None, host) if host else Place(LOCAL, "local")
+    device = devices.device(name)
+    if emulate or predict:
+        return Place(device.name, "emulated" if emulate else "predicted", device)
+    if host:
+        return Place(device.name, "ssh", device, host)
+    if any(board.startswith(known) for known in device.boards):
+        return Place(device.name, "local", device)
+    if device.name in hosts:
+        return Place(device.name, "ssh", device, hosts[device.name])
+    raise EdgeError(
+        f"this machine is no {device.title}; measure on one with --host USER@HOST (saved by `pipnet-edge targets "
+        f"--save {device.name}=USER@HOST`), or take --emulate, --predict or --target {LOCAL}"
+    )
+
+
+@contextmanager
+def calling(place: Place, keep: bool = False) -> Iterator[channel.Call]:
+    """The way to do jobs at a place, for as long as the block runs. keep: a board keeps what was pushed.
+
+    Raises EdgeError for a place where nothing is run, and when it cannot be reached.
+    """
+    if place.way == "local":
+        yield local.call
+    elif place.way == "ssh":
+        from pipnet_edge.targets import ssh
+
+        assert place.host is not None
+        with ssh.connect(place.host, keep=keep) as board:
+            yield board.call
+    elif place.way == "emulated":
+        from pipnet_edge.targets import emulated
+
+        assert place.device is not None
+        yield emulated.calling(place.device)
+    else:
+        raise EdgeError(f"{place.name} is only predicted; nothing can be run there")
+
+
+def hosts_file() -> Path:
+    """Where hosts are saved."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "pipnet-edge", "hosts.json")
+
+
+def hosts() -> dict[str, str]:
+    """The saved hosts by target. Raises EdgeError for a file that is not one of ours."""
+    path = hosts_file()
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict) or not all(isinstance(host, str) for host in data.values()):
+        raise EdgeError(f"{path} is not an object of target: host; mend or remove it")
+    return data
+
+
+def save(target: str, host: str) -> Path:
+    """Saves a target's host (none: forgets it) and returns the file it went to."""
+    name = devices.device(target).name
+    known = {**hosts(), name: host} if host else {other: h for other, h in hosts().items() if other != name}
+    path = hosts_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n", encoding="utf-8")
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,228 @@
+"""A board over the user's own OpenSSH: one connection, on which targets/remote.py pushes, runs and cleans up.
+
+The board needs Python 3.11 or newer with numpy and the runtime, best in an environment at ~/pipnet; the device half of
+this package comes along. What was pushed lies below ~/.cache/pipnet-edge (or $XDG_CACHE_HOME) and is gone at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shlex
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pipnet_edge
+from pipnet_edge import bundle as bundles
+from pipnet_edge import runtimes
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.targets import advice, channel, wire
+from pipnet_edge.targets.channel import Lost
+from pipnet_edge.targets.wire import Message
+
+OPTIONS = "PIPNET_EDGE_SSH_OPTIONS"  # an environment variable: more options for ssh, as a shell would split them
+PYTHONS = ("~/pipnet/bin/python", "python3")
+# In words of ssh: no option in front, nothing that a ProxyCommand's shell could take for more than a name.
+HOST = re.compile(r"(ssh://)?([\w.+~][\w.+~-]*@)?(\w[\w.:%-]*|\[[\w.:%]+\])(:\d{1,5})?/?")
+# What the command line gives to `options` comes first and wins; what is not named here is as in ~/.ssh/config.
+SETTINGS = (
+    *("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=3", "LogLevel=INFO"),
+    *("ControlMaster=no", "ClearAllForwardings=yes", "ForwardAgent=no", "ForwardX11=no", "PermitLocalCommand=no"),
+    *("RequestTTY=no", "RemoteCommand=none"),
+)
+
+
+class Board:
+    """A board that is connected; `call` is a channel.Call. Calls from several threads wait for each other.
+
+    has tells what its Python is and what it finds there: python (path), version, machine, bits, packages (modules).
+    """
+
+    def __init__(self, host: str, line: wire.Wire, has: Mapping[str, Any]) -> None:
+        self.host, self.has = host, has
+        self._wire, self._pushed, self._busy = line, set[str](), threading.Lock()
+
+    def call(self, job: channel.Job, listen: channel.Listen = channel.ignore) -> channel.Event:
+        """A channel.Call to a worker on the board. After an error other than a lost connection it can be used again."""
+        with self._busy:
+            there, files = self._there(job)
+            what = " ".join(str(job[key]) for key in ("do", "runtime", "variant") if key in job)
+            try:
+                self._push(files)
+                self._wire.send({"do": "run", "job": there})
+                done = self._follow(listen)
+                if "out" in job:
+                    self._wire.send({"do": "take", "path": Path(there["out"]).name})
+                    Path(job["out"]).write_bytes(self._answer("taken")[1])
+            except Lost as lost:
+                message = f"the connection to {self.host} was lost while {what!r} ran there ({lost})"
+                raise Lost(f"{message}; the board cleans up by itself") from None
+            return done
+
+    def _there(self, job: channel.Job) -> tuple[Message, dict[str, Path]]:
+        """The job with the board's paths, and the files it needs, by their path below the session's folder."""
+        there, files = dict(job), dict(_package())
+        folder = self.has["folder"]
+        if "bundle" in job:
+            bundle = bundles.read(Path(job["bundle"]))
+            variant = bundle.variant(job["variant"])
+            self._need(variant.runtime)
+            name = f"bundle-{bundles.file_sha256(bundle.folder / bundles.MANIFEST)[:16]}"
+            files[f"{name}/{bundles.MANIFEST}"] = bundle.folder / bundles.MANIFEST
+            for file in (bundle.golden, *variant.files):
+                files[f"{name}/{file.path}"] = file.verified(bundle.folder)
+            there["bundle"] = f"{folder}/{name}"
+        if job.get("runtime") in runtimes.PACKAGES:
+            self._need(job["runtime"])
+        if "crops" in job:
+            name = f"crops-{bundles.file_sha256(Path(job['crops']))[:16]}.npy"
+            files[name] = Path(job["crops"])
+            there["crops"] = f"{folder}/{name}"
+        if "out" in job:
+            there["out"] = f"{folder}/out{Path(job['out']).suffix}"
+        return there, files
+
+    def _need(self, destination: str) -> None:
+        if not set(runtimes.PACKAGES[destination]).intersection(self.has["packages"]):
+            raise EdgeError(f"{self.host}: {advice.runtime(destination, self.has)}")
+
+    def _push(self, files: Mapping[str, Path]) -> None:
+        """Sends what does not lie there already. Raises EdgeError, before anything is sent, if there is no space."""
+        new = {there: path.read_bytes() for there, path in files.items() if there not in self._pushed}
+        if not new:
+            return
+        listed = [(there, hashlib.sha256(content).hexdigest(), len(content)) for there, content in new.items()]
+        self._wire.send({"do": "place", "files": listed})
+        answer, _ = self._answer("placed")
+        lacking = answer["lacking"]
+        if lacking:
+            need = sum(size for _, _, size in lacking)
+            if need > answer["free"]:
+                raise EdgeError(f"{self.host}: {advice.space(self.has['folder'], answer['free'], need)}")
+            self._wire.send({"do": "put", "files": lacking}, [new[there] for there, _, _ in lacking])
+            self._answer("put")
+        self._pushed.update(new)
+
+    def _follow(self, listen: channel.Listen) -> channel.Event:
+        """As channel.converse follows a worker on this machine."""
+        done: channel.Event | None = None
+        loaded: channel.Event = {}
+        failure: EdgeError | None = None
+        try:
+            while (message := self._answer("event", "ended")[0]).get("far") != "ended":
+                if message["event"] == "error":
+                    failure = EdgeError(f"{self.host}: {message['message']}", message["code"])
+                elif message["event"] == "done":
+                    done = message
+                else:
+                    loaded = message if message["event"] == "loaded" else loaded
+                    listen(message)
+        except Lost:
+            raise
+        except BaseException:
+            with contextlib.suppress(EdgeError):
+                self._wire.send({"do": "stop"})
+                while self._answer("event", "ended")[0].get("far") != "ended":
+                    pass
+            raise
+        if failure:
+            raise failure
+        if message["status"] or done is None:
+            raise EdgeError(f"{self.host}: {channel.how_it_died(message['status'], message['stderr'])}")
+        return {**done, "loaded": loaded}
+
+    def _answer(self, *kinds: str) -> tuple[Message, bytes]:
+        """The next message, which has to be of these kinds."""
+        received = self._wire.next()
+        message = received[0]
+        if message.get("far") == "failed":
+            raise EdgeError(f"{self.host}: {advice.unwritable(message)}")
+        assert message.get("far", "event") in kinds, message
+        return received
+
+
+@contextlib.contextmanager
+def connect(
+    host: str, *, keep: bool = False, python: str | None = None, options: Sequence[str] | None = None
+) -> Iterator[Board]:
+    """Connects to a host by any name that `ssh` takes; nothing runs or lies there after the block.
+
+    keep leaves the pushed files there, for a quick start the next time. python is the board's Python (a command or a
+    path, which may begin with ~/), else the first of PYTHONS that will do. options go to ssh, by default those of the
+    environment variable PIPNET_EDGE_SSH_OPTIONS. Raises EdgeError that says what to do.
+    """
+    if not HOST.fullmatch(host):
+        raise EdgeError(f"{host!r:.100} is no host; allowed: name, user@name or ssh://user@name:port")
+    if python is not None and not (python and python.isprintable()):
+        raise EdgeError(f"{python!r:.100} is no path of a Python; allowed: a command or a path on the board")
+    pythons = (python,) if python else PYTHONS
+    more = shlex.split(os.environ.get(OPTIONS, "")) if options is None else options
+    program = (Path(__file__).parent / "remote.py").read_bytes()
+    start = f"exec sh -c {shlex.quote(_start(pythons, len(program)))}"
+    settings = [part for setting in SETTINGS for part in ("-o", setting)]
+    agreed = {"keep": keep, "beat": wire.BEAT, "patience": wire.PATIENCE, "packages": _modules()}
+    with tempfile.TemporaryFile("w+", errors="replace") as stderr:
+        line = wire.Wire(["ssh", *more, *settings, "--", host, start], stderr)
+        try:
+            yield Board(host, line, _greet(host, line, pythons, program + json.dumps(agreed).encode() + b"\n"))
+            lost = line.ended
+            status = line.close()
+            if status and not lost:
+                reason = channel.last_line(line.said())
+                raise EdgeError(f"{host}: did not clean up ({reason}); ~/.cache/pipnet-edge may still lie there")
+        finally:
+            line.close()
+
+
+def _greet(host: str, line: wire.Wire, pythons: Sequence[str], program: bytes) -> Message:
+    """Starts the far end and returns what it says of the board. Raises EdgeError where that cannot be used."""
+    try:
+        line.send(program)
+        has, _ = line.next()
+    except Lost as lost:
+        if line.ended:
+            raise Lost(advice.no_connection(host, line.said())) from None
+        raise Lost(f"{host}: connected, but there is {lost}; is it very busy?") from None
+    if has["far"] == "python":
+        raise EdgeError(f"{host}: {advice.python(pythons, has['found'].split())}")
+    if has["far"] == "failed":
+        raise EdgeError(f"{host}: {advice.unwritable(has)}")
+    if "numpy" not in has["packages"]:
+        raise EdgeError(f"{host}: {advice.numpy(has)}")
+    return has
+
+
+def _start(pythons: Sequence[str], size: int) -> str:
+    """One line of sh that runs `size` bytes of stdin in the first Python that is new enough, or says what it found.
+
+    It holds no "!" and no line break, which other login shells than sh's kin would not hand on as they are.
+    """
+    places = " ".join(
+        '"$HOME"/' + shlex.quote(python[2:]) if python.startswith("~/") else shlex.quote(python) for python in pythons
+    )
+    version = "import sys; print('%d.%d.%d' % sys.version_info[:3])"
+    run = f"import sys; exec(sys.stdin.buffer.read({size}))"
+    return (
+        f'found=; for python in {places}; do version=$("$python" -c "{version}" </dev/null 2>/dev/null); '
+        f'case $version in 3.1[1-9].*|3.[2-9][0-9].*|[4-9].*) exec "$python" -P -c "{run}";; esac; '
+        'found="$found ${version:-none}"; done; '
+        'printf \'{"far": "python", "found": "%s"}\\n\' "$found"'
+    )
+
+
+def _package() -> Iterator[tuple[str, Path]]:
+    """The device half of this package: what a worker imports, by its path on the board."""
+    folder = Path(pipnet_edge.__file__).parent
+    for pattern in ("*.py", "*.json", "runtimes/*.py"):
+        for path in sorted(folder.glob(pattern)):
+            yield f"code/pipnet_edge/{path.relative_to(folder).as_posix()}", path
+
+
+def _modules() -> list[str]:
+    return sorted({"numpy", *(module for modules in runtimes.PACKAGES.values() for module in modules)})

@@ -1,0 +1,114 @@
+"""A running ssh and what passes over it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import subprocess
+import threading
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.targets.channel import Lost, last_line
+
+BEAT, PATIENCE, CLOSING = 4.0, 30.0, 20.0  # seconds between signs of life, without one, and for the far end to go
+
+Message = dict[str, Any]
+
+
+class Wire:
+    """JSON lines to and from targets/remote.py, some followed by bytes. The process writes its stderr to a file."""
+
+    def __init__(self, command: Sequence[str], stderr: TextIO) -> None:
+        self.stderr = stderr
+        try:
+            # A session of its own: Ctrl-C is for this process to act on, and ssh has no terminal to ask questions on.
+            self.ssh = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
+            )
+        except FileNotFoundError:
+            raise EdgeError("there is no ssh in PATH; install OpenSSH's client") from None
+        self.received: queue.SimpleQueue[tuple[Message, bytes] | None] = queue.SimpleQueue()
+        self.writing, self.closed = threading.Lock(), threading.Event()
+        self.noise = ""
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def send(self, message: Message | bytes, contents: Sequence[bytes] = ()) -> None:
+        """A line, and what it announces behind it. Raises Lost."""
+        assert self.ssh.stdin is not None
+        try:
+            with self.writing:
+                self.ssh.stdin.write(message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n")
+                for content in contents:
+                    self.ssh.stdin.write(content)
+                self.ssh.stdin.flush()
+        except BrokenPipeError:
+            raise self._gone() from None
+
+    def next(self) -> tuple[Message, bytes]:
+        """What comes next but for signs of life, and the bytes behind it. Raises Lost, also after PATIENCE seconds."""
+        while True:
+            try:
+                received = self.received.get(timeout=PATIENCE)
+            except queue.Empty:
+                raise Lost(f"no sign of life for {PATIENCE:g} s") from None
+            if received is None:
+                self.received.put(None)
+                raise self._gone()
+            if received[0].get("far") != "alive":
+                return received
+
+    def _gone(self) -> Lost:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.ssh.wait(CLOSING)
+        return Lost(last_line(self.said() or f"ssh ended with status {self.ssh.returncode}"))
+
+    def close(self) -> int:
+        """Ends the far end, which cleans up when its stdin ends, and returns ssh's exit status."""
+        assert self.ssh.stdin is not None
+        assert self.ssh.stdout is not None
+        self.closed.set()
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                self.ssh.stdin.close()
+            return self.ssh.wait(CLOSING)
+        except subprocess.TimeoutExpired:
+            return -1
+        finally:
+            self.ssh.kill()
+            self.ssh.wait()
+            self.reader.join()
+            self.ssh.stdout.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether ssh has ended."""
+        return self.ssh.poll() is not None
+
+    def said(self) -> str:
+        """What ssh and the far end wrote on stderr, else what came on stdout before the far end spoke."""
+        with contextlib.suppress(ValueError):  # closed by now, and what another thread was doing here is of no use
+            self.stderr.seek(0)
+            return self.stderr.read().strip() or self.noise
+        return self.noise
+
+    def _read(self) -> None:
+        stdout = self.ssh.stdout
+        assert stdout is not None
+        for line in stdout:
+            # A login shell's greeting comes before the far end's first line.
+            if line.endswith(b"\n") and line.startswith((b'{"far": ', b'{"event": ')):
+                message = json.loads(line)
+                self.received.put((message, stdout.read(message.get("bytes", 0))))
+            else:
+                self.noise = line.decode(errors="replace").strip() or self.noise
+        self.received.put(None)
+
+    def _beat(self) -> None:
+        with contextlib.suppress(Lost, ValueError):  # ValueError: closed meanwhile
+            while not self.closed.wait(BEAT):
+                self.send(b"\n")
