@@ -33,20 +33,19 @@ Verify = Callable[[Bundle], Mapping[str, Parity]]
 Judge = Callable[[Bundle, str, NDArray[np.uint8], Landmarks, NDArray[np.float64] | None], Mapping[str, float]]
 
 # sparse: networks end in a score map and features, and decode evaluates the offset heads where it has to.
-HEADS = ("sparse", "dense")
+HEADS = ("dense", "sparse")
 
 
 @dataclass(frozen=True)
 class Plan:
     """Which variants to make: destinations and precisions; combinations that a runtime does not have are left out.
 
-    heads: one of HEADS, or None for sparse where the network allows it. Raises EdgeError for unknown names and when no
-    combination is left.
+    heads is one of HEADS. Raises EdgeError for unknown names and when no combination is left.
     """
 
     destinations: tuple[str, ...]
     precisions: tuple[str, ...]
-    heads: str | None = None
+    heads: str = "dense"
 
     def __post_init__(self) -> None:
         known = {precision for precisions in runtimes.PRECISIONS.values() for precision in precisions} | set(recipes())
@@ -59,7 +58,7 @@ class Plan:
                 raise EdgeError(
                     f"{name} {', '.join(unknown) or 'names nothing'}; allowed: {', '.join(sorted(allowed))}"
                 )
-        if self.heads not in (*HEADS, None):
+        if self.heads not in HEADS:
             raise EdgeError(f"--heads {self.heads}; allowed: {', '.join(HEADS)}")
         if not self.variants:
             raise EdgeError(f"{', '.join(self.destinations)} has no {', '.join(self.precisions)} variant")

@@ -19,25 +19,26 @@ from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
 OPSET = 17
-# Largest difference allowed to torch, as a share of each map's largest magnitude.
-TOLERANCE = 1e-4
+# Largest difference allowed to torch, as a share of each output's largest magnitude. Single channels of an equalised
+# network's features have large weights, whose sums cancel; the heads average that out.
+TOLERANCE, OF_FEATURES = 1e-4, 2e-3
 
 
 @dataclass(frozen=True)
 class Core:
     """What every converter starts from: the torch network and its ONNX export.
 
-    outputs: what the network returns, in order: the names of decode.Maps or decode.Features. path: ONNX with input
-    `image` (1, 3, S, S) float32 normalised RGB and outputs of these names; its folder is scratch space. nodes and
-    sizes (bytes) are (before, after) simplification; after equals before when that was switched off.
+    path: ONNX with input `image` (1, 3, S, S) float32 normalised RGB and named outputs; its folder is scratch space.
+    nodes and sizes (bytes) are (before, after) simplification; after equals before when that was switched off.
+    outputs: what the network returns, in order: the names of decode.Maps or decode.Features.
     """
 
     net: nn.Module
     spec: ModelSpec
-    outputs: tuple[str, ...]
     path: Path
     nodes: tuple[int, int]
     sizes: tuple[int, int]
+    outputs: tuple[str, ...] = MAP_NAMES
 
     def work(self, name: str) -> Path:
         """A scratch folder of this name, made when first asked for."""
@@ -77,7 +78,7 @@ def export(
         check(after, image.numpy(), expected, "ONNX simplification")
     onnx.save(after, path)
     nodes = (len(before.graph.node), len(after.graph.node))
-    return Core(net, spec, outputs, path, nodes, (raw.stat().st_size, path.stat().st_size))
+    return Core(net, spec, path, nodes, (raw.stat().st_size, path.stat().st_size), outputs)
 
 
 def check(
@@ -87,6 +88,7 @@ def check(
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     got = dict(zip(expected, session.run(list(expected), {"image": image}), strict=True))
     worst = {name: float(np.abs(got[name] - want).max() / np.abs(want).max()) for name, want in expected.items()}
-    name = max(worst, key=lambda n: worst[n] if worst[n] == worst[n] else np.inf)
-    if not worst[name] <= TOLERANCE:
+    excess = {name: value / (OF_FEATURES if name == "features" else TOLERANCE) for name, value in worst.items()}
+    name = max(excess, key=lambda n: excess[n] if excess[n] == excess[n] else np.inf)
+    if not excess[name] <= 1:
         raise EdgeError(f"{step} changed the maps: {name} differs by {worst[name]:.1e} of its largest value", code=3)

@@ -13,22 +13,15 @@ from pipnet_edge.decode import Heads
 from pipnet_edge.errors import EdgeError
 
 
-def wanted(net: nn.Module, heads: str | None) -> bool:
-    """Whether a network is split: as `heads` (converters.HEADS) says, or where it can be if that is None.
-
-    Raises EdgeError for a network that cannot be split but should.
-    """
-    possible = heads != "dense" and _source(quantized.trace(net)) is not None
-    if heads == "sparse" and not possible:
-        raise EdgeError("--heads sparse needs heads that are 1x1 convolutions of the same features; take --heads dense")
-    return possible
-
-
 def split(net: nn.Module, num_lms: int) -> tuple[fx.GraphModule, Heads]:
-    """A copy with the outputs of decode.Features, score and features, and the heads it then lacks."""
+    """A copy with the outputs of decode.Features, score and features, and the heads it then lacks.
+
+    Raises EdgeError for a network that cannot be split.
+    """
     graph = quantized.trace(net)
     source, (score, *offsets) = _source(graph), maps(graph)
-    assert source is not None
+    if source is None:
+        raise EdgeError("--heads sparse needs heads that are 1x1 convolutions of the same features; take --heads dense")
     layers = [graph.get_submodule(str(node.target)) for node in offsets]
     _output(graph).args = ((score, source),)
     graph.graph.eliminate_dead_code()

@@ -52,7 +52,7 @@ class Workshop:
         work: Path,
         quantize: Quantize | None,
         simplify: bool = True,
-        heads: str | None = None,
+        heads: str = "dense",
     ) -> None:
         self._network, self._folder, self._work = network, folder, work
         self._quantize, self._simplify = quantize, simplify
@@ -60,14 +60,14 @@ class Workshop:
         self._held: tuple[Calibration, NDArray[np.float64] | None] | None = None
         self._jury: Jury | None = None
         self._prepared: int8.Prepared | None = None
-        self._cores: dict[frozenset[str], tuple[Core, Quantized, Heads | None]] = {}
+        self._cores: dict[tuple[frozenset[str], bool], tuple[Core, Quantized, Heads | None]] = {}
         self._orders: dict[str, tuple[str, ...]] = {}
         if quantize:
             # Before the export, so that whoever mistypes need not wait for it.
             self._options = int8.Options(quantize.ranges, quantize.rounding)
             self._gather(quantize)
         self._heads: Heads | None
-        self._sparse = sparse.wanted(network.net, heads)
+        self._sparse = heads == "sparse"
         net, self._heads = network.net, None
         if self._sparse:
             net, self._heads = sparse.split(net, network.spec.num_lms)
@@ -170,7 +170,7 @@ class Workshop:
         return self._orders[precision]
 
     def _core(self, keep: frozenset[str], is_sparse: bool) -> tuple[Core, Quantized, Heads | None]:
-        if keep not in self._cores:
+        if (keep, is_sparse) not in self._cores:
             assert self._prepared
             given, heads = self._prepared.keeping(keep), None
             if is_sparse:
@@ -178,8 +178,8 @@ class Workshop:
                 given = replace(given, graph=graph)
             folder = self._scratch(f"rounded-{len(self._cores)}")
             core = export.export(given.graph, given.spec, folder, self._simplify, _outputs(heads))
-            self._cores[keep] = core, given, heads
-        return self._cores[keep]
+            self._cores[keep, is_sparse] = core, given, heads
+        return self._cores[keep, is_sparse]
 
     def _gather(self, given: Quantize) -> None:
         """Reads the faces to calibrate with, and those to judge a budget by."""

@@ -132,12 +132,12 @@ def convert(
         ),
     ] = None,
     heads: Annotated[
-        str | None,
+        str,
         typer.Option(
-            help="sparse (where possible): decode computes the offset heads at each landmark's cell alone; dense: the "
-            "network gives all five maps, for decoders of your own."
+            help="dense: the network gives all five maps; sparse: decode computes the offset heads, at each landmark's "
+            "cell alone."
         ),
-    ] = None,
+    ] = "dense",
     calibrate: Calibrate = None,
     calibrate_labels: CalibrateLabels = None,
     calibrate_count: CalibrateCount = 256,

@@ -72,7 +72,8 @@ class Features:
             raise EdgeError(f"the model has no output {missing[0]!r}, only {', '.join(sorted(outputs))}")
         score, features = outputs["score"], outputs["features"]
         shape = (spec.num_lms, spec.grid, spec.grid)
-        if score.size != math.prod(shape) or features.shape[-2:] != shape[1:]:
+        one = features.ndim >= 3 and math.prod(features.shape[:-3]) == 1
+        if score.size != math.prod(shape) or not one or features.shape[-2:] != shape[1:]:
             given = f"{score.shape} and {features.shape}"
             raise EdgeError(f"outputs 'score' and 'features' have shapes {given}; {shape} and (C, *cells) are needed")
         return Features(
@@ -229,7 +230,7 @@ ONE_THREAD = 2304 * 4
 def _blocks(heads: Heads, spec: ModelSpec) -> tuple[Array, Array]:
     """Weights (L, blocks, rows, C), zeros at the end, and biases (L, 2 * (1 + N)), for one product a block.
 
-    Raises EdgeError for heads of another network.
+    Raises EdgeError for heads of another network, and for NaN and infinity in them.
     """
     count, channels = 2 * (1 + spec.num_nb), heads.weight.shape[-1]
     if heads.weight.shape[:3] != (spec.num_lms, 2, 1 + spec.num_nb) or heads.bias.shape != heads.weight.shape[:3]:
@@ -237,7 +238,10 @@ def _blocks(heads: Heads, spec: ModelSpec) -> tuple[Array, Array]:
             f"heads have shapes {heads.weight.shape} and {heads.bias.shape}; "
             f"{(spec.num_lms, 2, 1 + spec.num_nb)} is needed, the weights with channels"
         )
-    blocks = -(-count * channels // ONE_THREAD)
+    if not (np.isfinite(heads.weight).all() and np.isfinite(heads.bias).all()):
+        raise EdgeError("the heads hold NaN or infinity")
+    most = max(1, (ONE_THREAD - 1) // channels)
+    blocks = -(-count // most)
     rows = -(-count // blocks)
     weight = np.zeros((spec.num_lms, blocks * rows, channels), np.float32)
     weight[:, :count] = heads.weight.reshape(spec.num_lms, count, channels)

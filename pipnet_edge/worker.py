@@ -54,7 +54,7 @@ def infer(job: Job) -> Iterator[Event]:
     import numpy as np
 
     from pipnet_edge import bundle as bundles
-    from pipnet_edge.decode import MAP_NAMES
+    from pipnet_edge.decode import MAP_NAMES, Features
 
     crops, session, decode, loaded = _open(job)
     heads = bundles.read(Path(job["bundle"])).read_heads(job["variant"])
@@ -65,7 +65,7 @@ def infer(job: Job) -> Iterator[Event]:
         landmarks = decode(maps)
         found = {"points": landmarks.points, "score": landmarks.score, "cell": landmarks.cell}
         if job.get("maps"):
-            dense = maps if heads is None else heads.maps(maps)
+            dense = heads.maps(maps) if heads and isinstance(maps, Features) else maps
             found |= {f"map_{name}": getattr(dense, name) for name in MAP_NAMES}
         for name, value in found.items():
             arrays.setdefault(name, []).append(np.array(value))

@@ -22,6 +22,8 @@ LAYERS = {
     "benchmarks": "pipnet_edge.benchmarks",
     "targets": "pipnet_edge.targets",
 }
+# Scripts that compare with other projects, which they need.
+NOT_INSTALLED = {"head_to_head"}
 UPPER = ("converters", "benchmarks", "targets")
 MAY_USE = {
     "pipnet_edge": {"pipnet_edge"},
@@ -62,7 +64,7 @@ def sources() -> dict[str, Path]:
     for folder, package in LAYERS.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
-            if folder == "pipnet_edge" and parts[0] in UPPER:
+            if (folder == "pipnet_edge" and parts[0] in UPPER) or parts[0] in NOT_INSTALLED:
                 continue
             found[".".join((package, *(part for part in parts if part != "__init__")))] = path
     return found

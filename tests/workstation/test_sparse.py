@@ -1,0 +1,337 @@
+"""Networks without their offset heads give what whole ones give: in torch, in every runtime and in what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipnet_edge.benchmarks import parity
+from pipnet_edge.bundle import HEADS, Bundle, File, Source
+from pipnet_edge.converters import Plan, Quantize, checkpoint, convert, golden, nets, quantized, sparse
+from pipnet_edge.converters.checkpoint import Network
+from pipnet_edge.converters.workshop import Workshop
+from pipnet_edge.decode import MAP_NAMES, Decoder, Features, Landmarks, Maps
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.spec import ModelSpec, mean_faces
+from pipnet_edge.targets import cost
+
+# tests/golden/README.md: the input of every case.
+IMAGE = torch.from_numpy(np.random.RandomState(7).standard_normal((1, 3, 256, 256)).astype(np.float32))
+OFFSET_HEADS = {f"heads.{name}" for name in MAP_NAMES[1:]}
+# What splits, in every runtime that has it; and what stays whole.
+FLOAT = [(runtime, "fp32") for runtime in ("onnx", "ncnn", "mnn", "tflite")]
+SPLIT = [*FLOAT, ("onnx", "int8"), ("tflite", "int8")]
+WHOLE = [("onnx", "int8-full"), ("onnx", "w8")]
+
+Make = Callable[[], nn.Module]
+
+
+def run(net: nn.Module, image: torch.Tensor) -> list[np.ndarray]:
+    with torch.no_grad():
+        return [out.numpy() for out in net(image)]
+
+
+def test_every_backbone_split_gives_its_maps_and_landmarks(case) -> None:
+    _, stride, net = nets.build(case.state())
+    spec = ModelSpec(case.backbone, case.num_lms, case.num_nb, stride, case.input_size, mean_faces()[case.data])
+    part, heads = sparse.split(net, case.num_lms)
+    assert {name for name in quantized.convolutions(part) if name.startswith("heads.")} == {"heads.score"}
+    assert not OFFSET_HEADS & {name for name, _ in part.named_modules()}
+    score, features = run(part, IMAGE)
+    found = Features.from_outputs({"score": score, "features": features}, spec)
+    dense = Maps.from_outputs(dict(zip(MAP_NAMES, run(net, IMAGE), strict=True)), spec)
+    maps = heads.maps(found)
+    for name in MAP_NAMES:
+        want = getattr(dense, name)
+        assert np.abs(getattr(maps, name) - want).max() <= 1e-5 * np.abs(want).max(), name
+    got, whole = Decoder(spec, heads)(found), Decoder(spec)(dense)
+    np.testing.assert_array_equal(got.cell, whole.cell)
+    assert np.abs(got.points - whole.points).max() <= 1e-5 * max(1.0, float(np.abs(whole.points).max()))
+    # As tests/workstation/test_nets.py asks of the whole network.
+    merged = case.maps()["merged"].reshape(-1, 2)
+    assert np.abs(got.points - merged).max() <= 1e-4 * max(1.0, float(np.abs(merged).max()))
+
+
+def test_the_network_itself_stays_whole(tiny_net: Make) -> None:
+    net, again = tiny_net(), tiny_net()
+    sparse.split(net, 5)
+    assert [name for name, _ in net.named_modules()] == [name for name, _ in again.named_modules()]
+    assert len(run(net, torch.zeros(1, 3, 64, 64))) == 5
+
+
+def test_heads_without_a_bias_have_zeros(tiny_net: Make) -> None:
+    net = tiny_net()
+    with_bias = sparse.split(net, 5)[1]
+    net.heads["offset_y"].bias = None
+    heads = sparse.split(net, 5)[1]
+    assert heads.bias.dtype == np.float32
+    assert not heads.bias[:, 1, 0].any()
+    np.testing.assert_array_equal(heads.bias[:, 0], with_bias.bias[:, 0])
+    np.testing.assert_array_equal(heads.bias[:, 1, 1:], with_bias.bias[:, 1, 1:])
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_heads_are_written_as_bundles_read_them(tiny_net: Make, tmp_path: Path, half: bool) -> None:
+    _, heads = sparse.split(tiny_net(), 5)
+    sparse.write(heads, half, tmp_path)
+    with np.load(tmp_path / HEADS) as arrays:
+        assert set(arrays) == {"weight", "bias"}
+        np.testing.assert_array_equal(arrays["bias"], heads.bias)
+        np.testing.assert_array_equal(arrays["weight"], heads.weight.astype(np.float16 if half else np.float32))
+        assert arrays["weight"].dtype == (np.float16 if half else np.float32)
+
+
+# --- Networks that cannot be split.
+
+
+class Apart(nn.Module):
+    """The tiny network with one head that reads what no other head does."""
+
+    def __init__(self, net: nn.Module, name: str, before: nn.Module) -> None:
+        super().__init__()
+        self.net, self.name, self.before = net, name, before
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        features = self.net.backbone(image)
+        return tuple(
+            head(self.before(features) if name == self.name else features) for name, head in self.net.heads.items()
+        )
+
+
+class Scaled(nn.Module):
+    """The tiny network whose last map is no convolution's."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        *others, last = self.net(image)
+        return (*others, last * 2.0)
+
+
+def other_head(net: nn.Module, name: str, **options: int) -> nn.Module:
+    torch.manual_seed(0)
+    rows = net.heads[name].out_channels
+    net.heads[name] = nn.Conv2d(16, rows, **{"kernel_size": 1} | options).requires_grad_(False)
+    return net.eval()
+
+
+WHOLE_NETS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "3x3 offsets": lambda net: other_head(net, "offset_x", kernel_size=3, padding=1),
+    "3x3 neighbours": lambda net: other_head(net, "neighbor_y", kernel_size=3, padding=1),
+    "3x3 score": lambda net: other_head(net, "score", kernel_size=3, padding=1),
+    "groups": lambda net: other_head(net, "neighbor_x", groups=2),
+    "score reads something else": lambda net: Apart(net, "score", nn.ReLU6()).eval(),
+    "offset reads something else": lambda net: Apart(net, "offset_y", nn.ReLU6()).eval(),
+    "scaled map": lambda net: Scaled(net).eval(),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE_NETS)
+def test_networks_that_cannot_be_split(
+    tiny_net: Make, tiny_spec: ModelSpec, tmp_path: Path, kind: str, one_thread: None
+) -> None:
+    net = WHOLE_NETS[kind](tiny_net())
+    for work in (
+        lambda: sparse.split(net, 5),
+        lambda: Workshop(Network(tiny_spec, net, 0), tmp_path, tmp_path, None, True, "sparse"),
+    ):
+        with pytest.raises(EdgeError, match="--heads sparse needs heads that are 1x1 convolutions") as refusal:
+            work()
+        assert "\n" not in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("heads", ["other", "", "Sparse"])
+def test_unknown_heads(heads: str) -> None:
+    with pytest.raises(EdgeError, match=rf"^--heads {heads}; allowed: dense, sparse$"):
+        Plan(("onnx",), ("fp32",), heads)
+
+
+# --- A small network through the converters and the runtimes.
+
+
+@pytest.fixture(scope="module")
+def quantize(tiny_calibration) -> Quantize:
+    return Quantize(dict.fromkeys(tiny_calibration.faces), 25, 0, "minmax", "nearest")
+
+
+Variants = list[tuple[str, str]]
+MakeBundle = Callable[[nn.Module, str, Variants], Bundle]
+
+
+@pytest.fixture(scope="module")
+def make(tiny_spec: ModelSpec, quantize: Quantize, tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
+    """make(net, heads, variants): a bundle of these variants, written to disk and not yet checked."""
+
+    def bundle_of(net: nn.Module, heads: str, variants: Variants) -> Bundle:
+        folder, work = tmp_path_factory.mktemp("bundle"), tmp_path_factory.mktemp("work")
+        network = Network(tiny_spec, net, 0)
+        quantizes = any(precision != "fp32" for _, precision in variants)
+        shop = Workshop(network, folder, work, quantize if quantizes else None, True, heads)
+        golden.write(folder / "golden.npz", network)
+        if quantizes:
+            shop.prepare(lambda *_: None)
+        made = tuple(shop.variant(runtime, precision, lambda *_: None) for runtime, precision in variants)
+        source = Source("tiny.pth", "0" * 64, 1, (1, 1), (1, 1))
+        bundle = Bundle(
+            folder, tiny_spec, source, File.of(folder, folder / "golden.npz"), made, shop.layers, shop.calibration
+        )
+        bundle.write_manifest()
+        return bundle
+
+    return bundle_of
+
+
+def with_small_offsets(net: nn.Module) -> nn.Module:
+    """Landmarks within a crop or two, as those of trained networks are, so that pixels mean something."""
+    for name, head in net.heads.items():
+        if name != "score":
+            head.weight.div_(100)
+            head.bias.div_(100)
+    return net
+
+
+@pytest.fixture(scope="module")
+def split_bundle(make: MakeBundle, tiny_net: Make, one_thread: None) -> Bundle:
+    return make(with_small_offsets(tiny_net()), "sparse", SPLIT + WHOLE)
+
+
+@pytest.fixture(scope="module")
+def whole_bundle(make: MakeBundle, tiny_net: Make, one_thread: None) -> Bundle:
+    # Without TFLite's, which takes longest to make.
+    return make(with_small_offsets(tiny_net()), "dense", [*FLOAT[:3], ("onnx", "int8")])
+
+
+def names(variants: Variants) -> list[str]:
+    return [f"{runtime}-{precision}" for runtime, precision in variants]
+
+
+def outputs_of(bundle: Bundle, name: str, crops: np.ndarray) -> list[Maps | Features]:
+    session = bundle.open_session(name, 1)
+    found = [session.run(crop) for crop in crops]
+    session.close()
+    return found
+
+
+def landmarks_of(bundle: Bundle, name: str, crops: np.ndarray) -> Landmarks:
+    decode = bundle.decoder(name)
+    found = [decode(output) for output in outputs_of(bundle, name, crops)]
+    return Landmarks(*(np.stack([getattr(each, part) for each in found]) for part in ("points", "score", "cell")))
+
+
+def test_which_variants_have_heads_of_their_own(split_bundle: Bundle, whole_bundle: Bundle) -> None:
+    for bundle, with_heads in ((split_bundle, names(SPLIT)), (whole_bundle, [])):
+        assert [variant.name for variant in bundle.variants if variant.heads] == with_heads
+        for variant in bundle.variants:
+            assert (bundle.folder / variant.name / HEADS).is_file() == (variant.name in with_heads)
+            assert (bundle.read_heads(variant.name) is None) == (variant.name not in with_heads)
+
+
+def test_split_variants_pass_parity(split_bundle: Bundle) -> None:
+    rows = parity.check(split_bundle, names(FLOAT))
+    assert [row.failure for row in rows] == [None] * len(FLOAT)
+    # The maps that were compared are all five, though the networks give one.
+    assert all(set(row.maps or ()) == set(MAP_NAMES) for row in rows)
+
+
+@pytest.mark.parametrize("name", [*names(FLOAT), "onnx-int8"])
+def test_split_and_whole_variants_give_the_same_landmarks(
+    split_bundle: Bundle, whole_bundle: Bundle, tiny_faces: np.ndarray, name: str
+) -> None:
+    crops, both = tiny_faces[:6], ((split_bundle, name), (whole_bundle, name.replace("tflite", "onnx")))
+    assert [type(outputs_of(*each, crops[:1])[0]) for each in both] == [Features, Maps]
+    ours, theirs = (landmarks_of(*each, crops) for each in both)
+    np.testing.assert_array_equal(ours.cell, theirs.cell)
+    np.testing.assert_allclose(ours.score, theirs.score, rtol=1e-5)
+    # Half-precision heads beside int8 networks move landmarks a little.
+    limit = 1e-4 if name.endswith("fp32") else 0.05
+    assert np.abs(ours.points - theirs.points).max() * split_bundle.spec.input_size <= limit
+
+
+def test_int8_features_are_what_the_heads_read(
+    split_bundle: Bundle, whole_bundle: Bundle, tiny_faces: np.ndarray
+) -> None:
+    """The whole variant's heads have the same weights, but for half precision: so have its maps."""
+    heads, both = split_bundle.read_heads("onnx-int8"), (split_bundle, whole_bundle)
+    assert heads
+    for found, maps in zip(*(outputs_of(each, "onnx-int8", tiny_faces[:3]) for each in both), strict=True):
+        assert isinstance(found, Features)
+        dense = heads.maps(found)
+        for part in MAP_NAMES:
+            want = getattr(maps, part)
+            assert np.abs(getattr(dense, part) - want).max() <= 1e-3 * np.abs(want).max(), part
+
+
+def test_int8_features_are_the_same_in_tflite(split_bundle: Bundle, tiny_faces: np.ndarray) -> None:
+    """Which quantizes them and reads them inside too, but gives them back in float, channels last."""
+    for ours, theirs in zip(
+        *(outputs_of(split_bundle, name, tiny_faces[:6]) for name in ("tflite-int8", "onnx-int8")), strict=True
+    ):
+        assert ours.features.shape == theirs.features.shape == (16, 4, 4)
+        assert ours.features.dtype == np.float32
+        for part in ("score", "features"):
+            got, want = getattr(ours, part), getattr(theirs, part)
+            assert np.sqrt(np.mean((got - want) ** 2)) <= 0.01 * want.std()
+
+
+def test_split_variants_cost_less_by_their_heads(split_bundle: Bundle) -> None:
+    spec, layers = split_bundle.spec, {layer.name: layer for layer in split_bundle.layers}
+    assert {name for name, layer in layers.items() if layer.is_offset_head} == OFFSET_HEADS
+    by_hand = 2 * spec.num_lms * (1 + spec.num_nb) * 16
+    whole = cost.of(split_bundle, split_bundle.variant("onnx-w8"))
+    for name in names(SPLIT):
+        found = cost.of(split_bundle, split_bundle.variant(name))
+        assert whole.weights - found.weights == by_hand
+        assert whole.macs - found.macs == by_hand * spec.grid**2
+        assert len(whole.layers) - len(found.layers) == len(OFFSET_HEADS)
+    # The score head, which int8 variants leave in float, is still there.
+    in_float = cost.of(split_bundle, split_bundle.variant("onnx-int8")).part(in_float=True)
+    assert in_float.macs == spec.num_lms * 16 * spec.grid**2
+    full = cost.of(split_bundle, split_bundle.variant("onnx-int8-full"))
+    assert (full.macs, full.part(in_float=True).macs) == (whole.macs, 0)
+
+
+def test_a_network_that_cannot_be_split_can_be_converted_whole(
+    make: MakeBundle, tiny_net: Make, one_thread: None
+) -> None:
+    net = with_small_offsets(WHOLE_NETS["3x3 offsets"](tiny_net()))
+    bundle = make(net, "dense", [("onnx", "fp32"), ("onnx", "int8")])
+    assert not any(variant.heads for variant in bundle.variants)
+    assert [row.failure for row in parity.check(bundle, ["onnx-fp32"])] == [None]
+    # Its wide head is counted, as it is in the network.
+    heads = {layer.name: layer for layer in bundle.layers}["heads.offset_x"]
+    assert heads.kernel == (3, 3)
+    with_head = cost.of(bundle, bundle.variants[0])
+    assert with_head.weights == sum(p.numel() for n, p in net.named_parameters() if n.endswith("weight"))
+
+
+@pytest.mark.parametrize("order", [("int8", "int8-full"), ("int8-full", "int8")])
+def test_int8_full_stays_whole_whatever_a_budget_keeps(
+    tiny_net: Make, tiny_spec: ModelSpec, quantize: Quantize, tmp_path: Path, order: tuple[str, str], one_thread: None
+) -> None:
+    """Also with the heads in float, as int8 has them, and made before or after it."""
+    folder, work = tmp_path / "bundle", tmp_path / "work"
+    work.mkdir()
+    shop = Workshop(Network(tiny_spec, tiny_net(), 0), folder, work, quantize, heads="sparse")
+    shop.prepare(lambda *_: None)
+    kept = {"int8": (), "int8-full": ("heads.score", *OFFSET_HEADS)}
+    made = {precision: shop._quantized("onnx", precision, folder, kept[precision]) for precision in order}
+    assert made["int8"].quantization.kept.keys() == made["int8-full"].quantization.kept.keys()
+    assert made["int8"].heads
+    assert not made["int8-full"].heads
+
+
+@pytest.mark.parametrize(("heads", "files"), [((), False), (("sparse",), True)])
+def test_a_plan_says_what_is_made(cases, save_checkpoint, tmp_path: Path, heads: tuple[str, ...], files: bool) -> None:
+    name = "lapa_mobilenet_v3_s32"
+    options = checkpoint.Options(data=cases[name].data, input_size=64)
+    made = convert(save_checkpoint(name), tmp_path / "b", Plan(("onnx",), ("fp32",), *heads), options, parity.verify)
+    assert (made.folder / "onnx-fp32" / HEADS).is_file() == files
+    assert (made.variants[0].heads is not None) == files
