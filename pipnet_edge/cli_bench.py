@@ -102,6 +102,12 @@ def bench(
 def _notes(found: Result) -> list[str]:
     notes = [""]
     if found.measured:
+        # "fp16" alone would promise arithmetic that many CPUs do not have.
+        notes += dict.fromkeys(
+            f"{run.variant} computes in {run.arithmetic}"
+            for run in found.measured
+            if run.frames.size and not run.variant.endswith(f"-{run.arithmetic}")
+        )
         notes.append(
             "ms: picture in memory to landmarks, p50 and p90 of all frames; inference: its part from crop to maps; "
             "px: distance to torch's landmarks."

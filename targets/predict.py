@@ -19,6 +19,7 @@ from pathlib import Path
 from pipnet_edge import strict
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.runtimes import HALF_ARITHMETIC
 from pipnet_edge.targets import cost as costs
 from pipnet_edge.targets.cost import BYTES, Cost
 from pipnet_edge.targets.devices import CORE_TYPES, Anchor, Cores, Device
@@ -33,8 +34,6 @@ LENDERS: Mapping[str, tuple[str, ...]] = {
     "tflite": ("tflite", "ncnn"),
     "onnxruntime": ("onnxruntime", "tflite", "ncnn"),
 }
-# The others hold fp16 weights and compute in fp32.
-HALF_ARITHMETIC = ("ncnn", "mnn")
 # A bundle's names of what has another here.
 RUNTIMES: Mapping[str, str] = {"onnx": "onnxruntime"}
 # A variant's precision to that which it is predicted by; what else int8-full stores in int8, its cost knows.
