@@ -215,40 +215,47 @@ def run(
 ) -> tuple[Result, Mapping[str, EdgeError]]:
     """Benches a bundle everywhere: boards on the network side by side, then what this machine itself computes.
 
-    keep: boards keep what was pushed. Returns the result and the errors of places where nothing could be done; raises
-    the first of those where nothing could be done anywhere.
+    keep: boards keep what was pushed. Returns the result and the errors of places where something could not be done;
+    raises the first of those where nothing could be done anywhere.
     """
-    found = _Found()
+    found, opened = _Found(), list[contextlib.ExitStack]()
 
-    def visit(place: Place, stack: contextlib.ExitStack) -> None:
+    def visit(place: Place) -> None:
         rows = found.rows.setdefault(place.name, [])
         try:
-            if place.way == "predicted":
-                found.facts[place.name] = device_facts(place)
-                rows += predictions(place, bundle, plan)
-            elif place.way == "emulated":
-                found.facts[place.name] = device_facts(place)
-                rows += counts(place, bundle, plan, step)
-            else:
-                call = stack.enter_context(places.calling(place, keep))
-                facts = call({"do": "facts"})
-                found.facts[place.name] = facts_of(facts)
-                # One by one: a connection that breaks leaves what came before.
-                for row in sweep(call, place.name, bundle, plan, facts, step):
-                    rows.append(row)
+            with contextlib.ExitStack() as own:
+                opened.append(own)
+                if place.way == "predicted":
+                    found.facts[place.name] = device_facts(place)
+                    rows += predictions(place, bundle, plan)
+                elif place.way == "emulated":
+                    found.facts[place.name] = device_facts(place)
+                    rows += counts(place, bundle, plan, step)
+                else:
+                    call = own.enter_context(places.calling(place, keep))
+                    facts = call({"do": "facts"})
+                    found.facts[place.name] = facts_of(facts)
+                    # One by one: a connection that breaks leaves what came before.
+                    for row in sweep(call, place.name, bundle, plan, facts, step):
+                        rows.append(row)
         except EdgeError as e:
             found.errors[place.name] = e
 
     boards = [place for place in where if place.way == "ssh"]
-    with contextlib.ExitStack() as stack:
-        # Left in reverse order: connections are closed first, which ends the threads that an interrupt leaves behind.
-        pool = stack.enter_context(ThreadPoolExecutor(max_workers=len(boards) or 1))
-        visits = [pool.submit(visit, place, stack) for place in boards]
-        for done in visits:
-            done.result()
-        for place in where:
-            if place not in boards:
-                visit(place, stack)
+    with ThreadPoolExecutor(max_workers=len(boards) or 1) as pool:
+        visits = [pool.submit(visit, place) for place in boards]
+        try:
+            for done in visits:
+                done.result()
+            for place in where:
+                if place not in boards:
+                    visit(place)
+        except BaseException:
+            # Connections that are closed end the threads that use them, for which the pool waits.
+            for own in opened:
+                with contextlib.suppress(EdgeError):
+                    own.close()
+            raise
     ordered = [row for place in where for row in found.rows[place.name]]
     if found.errors and not ordered:
         raise next(iter(found.errors.values()))
