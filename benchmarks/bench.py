@@ -21,7 +21,6 @@ from pipnet_edge.benchmarks.result import (
     VERSION,
     Counted,
     Facts,
-    Instructions,
     Measured,
     Predicted,
     Result,
@@ -31,6 +30,7 @@ from pipnet_edge.benchmarks.result import (
 )
 from pipnet_edge.bundle import MANIFEST, Bundle, Variant, file_sha256
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.render import counted
 from pipnet_edge.targets import channel, emulated, local, places, predict
 from pipnet_edge.targets.emulator import ready
 from pipnet_edge.targets.places import Place
@@ -51,11 +51,13 @@ class Plan:
     cpus: str | tuple[int, ...] = "big"
     settings: Settings = field(default_factory=Settings)
 
+    def named(self, bundle: Bundle) -> list[Variant]:
+        """The variants named, or all."""
+        return [bundle.variant(name) for name in self.variants] or list(bundle.variants)
+
     def chosen(self, bundle: Bundle, installed: Sequence[str]) -> list[Variant]:
         """The variants named, or all whose runtime is installed."""
-        if self.variants:
-            return [bundle.variant(name) for name in self.variants]
-        found = [variant for variant in bundle.variants if variant.runtime in installed]
+        found = [variant for variant in self.named(bundle) if self.variants or variant.runtime in installed]
         if not found:
             runtimes = dict.fromkeys(variant.runtime for variant in bundle.variants)
             raise EdgeError(f"none of this bundle's runtimes is installed: {', '.join(runtimes)}")
@@ -75,7 +77,7 @@ def sweep(
     variants = plan.chosen(bundle, facts["runtimes"])
     runs = [(variant, threads) for variant in variants for threads in plan.thread_counts(facts.get("cores", 1))]
     for index, (variant, threads) in enumerate(runs):
-        step(f"{target} {variant.name}, {threads} thread{'s' if threads > 1 else ''}", index, len(runs))
+        step(f"{target} {variant.name}, {counted(threads, 'thread')}", index, len(runs))
         if index and plan.settings.rest:
             time.sleep(plan.settings.rest)
         run, lost = _measure(call, target, bundle, variant, threads, plan.cpus, plan.settings, {})
@@ -161,8 +163,7 @@ def predictions(place: Place, bundle: Bundle, plan: Plan) -> Iterator[Predicted]
     """What the latency model says of every variant on the place's device; one it cannot predict has a note alone."""
     device = place.device
     assert device is not None
-    variants = [bundle.variant(name) for name in plan.variants] or list(bundle.variants)
-    for variant in variants:
+    for variant in plan.named(bundle):
         for threads in plan.thread_counts(device.core_count):
             row = Predicted(place.name, variant.name, variant.size, threads, None, None, None, None, None, None, "")
             try:
@@ -188,7 +189,7 @@ def counts(place: Place, bundle: Bundle, plan: Plan, step: Step) -> Iterator[Cou
     """Every variant's parity and instructions under emulation of the place's device."""
     device = place.device
     assert device is not None
-    emulator, variants = ready(), [bundle.variant(name) for name in plan.variants] or list(bundle.variants)
+    emulator, variants = ready(), plan.named(bundle)
     for index, variant in enumerate(variants):
         step(f"{place.name} {variant.name}, emulated", index, len(variants))
         row = Counted(place.name, variant.name, variant.size, emulated.core(device), None, 0, None, None, {}, None)
@@ -196,8 +197,7 @@ def counts(place: Place, bundle: Bundle, plan: Plan, step: Step) -> Iterator[Cou
         row = replace(row, images=same.images, px=same.px_mean, flips=same.flips, failure=same.failure)
         if row.px is not None:
             found = emulated.count(device, emulator, bundle.folder, variant.name)
-            stages = {name: Instructions(c.total, c.simd, c.memory) for name, c in found.stages.items()}
-            row = replace(row, runtime=found.version, stages=stages)
+            row = replace(row, runtime=found.version, stages=found.stages)
         yield row
 
 

@@ -223,8 +223,7 @@ class Task:
 @contextlib.contextmanager
 def task(bundle: Bundle, name: str, threads: int, crops: NDArray[np.uint8], settings: Settings) -> Iterator[Task]:
     """A variant over crops (n, S, S, 3) uint8 RGB, on the CPUs that bench would take."""
-    fastest = host.clusters()[0].cpus
-    cpus = fastest if threads <= len(fastest) else tuple(host.allowed_cpus())
+    cpus = host.big_cpus(threads)
     with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as folder:
         np.save(Path(folder, "crops.npy"), crops)
         yield Task(bundle, bundle.variant(name), threads, cpus, settings, Path(folder))

@@ -87,7 +87,7 @@ def check(
     installed there has a skipped row.
     """
     variants = [bundle.variant(name) for name in names] or list(bundle.variants)
-    installed = call({"do": "facts"})["runtimes"]
+    installed = () if names and not images else call({"do": "facts"})["runtimes"]
     missing = {} if names else {v.name: v.runtime for v in variants if v.runtime not in installed}
     if len(missing) == len(variants):
         raise EdgeError(f"none of this bundle's runtimes is installed: {', '.join(dict.fromkeys(missing.values()))}")

@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 
 from pipnet_edge import strict
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.render import SCHEMA
+from pipnet_edge.host import THROTTLED
+from pipnet_edge.render import SCHEMA, counted
+from pipnet_edge.targets import channel
+from pipnet_edge.targets.emulated import Count
 from pipnet_edge.worker import STAGES
 
 VERSION = 1
@@ -76,15 +79,6 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Instructions:
-    """Instructions of one frame: all; SIMD and floating-point arithmetic; loads and stores."""
-
-    total: int
-    simd: int
-    memory: int
-
-
-@dataclass(frozen=True)
 class Counted:
     """One variant under emulation of the target's core: parity there, and instructions a frame by stage.
 
@@ -99,14 +93,13 @@ class Counted:
     images: int
     px: float | None
     flips: int | None
-    stages: Mapping[str, Instructions]
+    stages: Mapping[str, Count]
     failure: str | None
 
     @property
-    def frame(self) -> Instructions:
+    def frame(self) -> Count:
         """All stages together."""
-        parts = self.stages.values()
-        return Instructions(sum(p.total for p in parts), sum(p.simd for p in parts), sum(p.memory for p in parts))
+        return sum(self.stages.values(), Count(0, 0, 0))
 
 
 @dataclass(frozen=True)
@@ -161,7 +154,7 @@ class Result:
 
 def facts_of(event: Mapping[str, Any]) -> Facts:
     """A worker's facts of its machine, as text."""
-    shown = {key: value for key, value in event.items() if key not in ("event", "loaded", "runtimes")}
+    shown = channel.machine(event)
     return {key: " ".join(value) if isinstance(value, list) else str(value) for key, value in shown.items()}
 
 
@@ -222,7 +215,7 @@ def warnings(run: Measured, facts: Facts) -> tuple[str, ...]:
     cores = facts.get("cores", "")
     allowed = max(BUSY * int(cores) if cores.isdecimal() else 0, run.threads + BUSY)
     if loads and (load := float(np.mean(loads))) > allowed:
-        found.append(f"load {load:.1f} with {run.threads} thread{'s' * (run.threads > 1)}: end other work")
+        found.append(f"load {load:.1f} with {counted(run.threads, 'thread')}: end other work")
     frames = run.frames
     if frames.size >= 20:
         quarter = frames.size // 4
@@ -237,8 +230,6 @@ def warnings(run: Measured, facts: Facts) -> tuple[str, ...]:
 
 
 def _clock(states: Sequence[State]) -> list[str]:
-    from pipnet_edge.host import THROTTLED
-
     # Bits 0 to 3 are the present; what was noted since the board started says nothing about this run.
     bits = 0
     for state in states:
@@ -370,6 +361,6 @@ def failures(result: Result, limits: Sequence[Limit]) -> list[str]:
     for run in result.measured:
         for limit in limits:
             if run.frames.size and not (value := _statistic(run, limit.name)) <= limit.most:
-                where = f"{run.variant} with {run.threads} thread{'s' * (run.threads > 1)} on {run.target}"
+                where = f"{run.variant} with {counted(run.threads, 'thread')} on {run.target}"
                 found.append(f"{where}: {limit.name}<={limit.most:g} is broken by {value:.4g}")
     return found

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from pipnet_edge import bundle
 from pipnet_edge.bundle import GOLDEN, Bundle, File, Quantization, Source, Variant
@@ -66,10 +67,9 @@ class Workshop:
             # Before the export, so that whoever mistypes need not wait for it.
             self._options = int8.Options(quantize.ranges, quantize.rounding)
             self._gather(quantize)
-        self._heads: Heads | None
-        self._sparse = heads == "sparse"
-        net, self._heads = network.net, None
-        if self._sparse:
+        net: nn.Module = network.net
+        self._heads: Heads | None = None
+        if heads == "sparse":
             net, self._heads = sparse.split(net, network.spec.num_lms)
         self.core = export.export(net, network.spec, self._scratch("float"), simplify, _outputs(self._heads))
         self.layers = layers.of(network.net, network.spec.input_size)
@@ -110,7 +110,7 @@ class Workshop:
         target.mkdir(parents=True)
         recipe = recipes()[precision]
         reasons = dict.fromkeys(kept, "budget") | self._prepared.kinds(recipe.keep)
-        core, given, heads = self._core(frozenset(reasons), self._sparse and "heads" in recipe.keep)
+        core, given, heads = self._core(frozenset(reasons), self._heads is not None and "heads" in recipe.keep)
         converter = importlib.import_module(f"pipnet_edge.converters.{destination}_int8")
         converter.convert(core, given, recipe.activations, target)
         if heads:

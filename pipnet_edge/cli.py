@@ -18,13 +18,12 @@ from pipnet_edge.command import (
     Threads,
     app,
     command,
-    counted,
     floats,
     places,
     thread_count,
 )
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.render import Output, Table
+from pipnet_edge.render import Output, Table, counted
 
 if TYPE_CHECKING:
     from pipnet_edge.preprocess import Box
@@ -168,7 +167,9 @@ def drift(
 def doctor(target: Target = None, host: Host = None, emulate: Emulate = False) -> Output:
     """Run a tiny inference on every runtime, here or on a target, and say which work there."""
     from pipnet_edge import runtimes
+    from pipnet_edge.benchmarks.result import facts_of
     from pipnet_edge.errors import CHECK_FAILED
+    from pipnet_edge.targets import channel
     from pipnet_edge.targets.places import calling
 
     (place,) = places([target] if target else (), [host] if host else (), emulate, False)
@@ -180,13 +181,11 @@ def doctor(target: Target = None, host: Host = None, emulate: Emulate = False) -
                 results[name] = {"result": "PASS", "detail": call({"do": "probe", "runtime": name})["version"]}
             except EdgeError as e:
                 results[name] = {"result": "FAIL" if name in facts["runtimes"] else "absent", "detail": str(e)}
-    shown = {key: value for key, value in facts.items() if key not in ("event", "loaded", "runtimes")}
-    text = {key: " ".join(value) if isinstance(value, list) else str(value) for key, value in shown.items()}
     failed = [name for name, result in results.items() if result["result"] == "FAIL"]
     return Output(
-        {"target": place.name, "kind": place.kind, "machine": shown, "runtimes": results},
+        {"target": place.name, "kind": place.kind, "machine": channel.machine(facts), "runtimes": results},
         (
-            Table(["machine", ""], list(text.items())),
+            Table(["machine", ""], list(facts_of(facts).items())),
             "",
             Table(["runtime", "result", ""], [[name, r["result"], r["detail"]] for name, r in results.items()]),
         ),

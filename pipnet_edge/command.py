@@ -107,11 +107,6 @@ def floats(name: str, text: str, count: int) -> tuple[float, ...]:
     return numbers
 
 
-def counted(number: int, what: str) -> str:
-    """ "1 face", "2 faces"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 def places(names: Sequence[str], hosts: Sequence[str], emulate: bool, predict: bool) -> list[Place]:
     """What --target, --host, --emulate and --predict mean together."""
     from pipnet_edge import host as this

@@ -145,14 +145,19 @@ def state(root: Path = ROOT) -> dict[str, object]:
     return found
 
 
+def big_cpus(threads: int) -> tuple[int, ...]:
+    """The CPUs of the fastest kind if there is one for every thread, else all that this process may use."""
+    fastest = clusters()[0].cpus
+    return fastest if threads <= len(fastest) else tuple(allowed_cpus())
+
+
 def pin(cpus: str | Sequence[int], threads: int) -> None:
-    """Keeps this process to CPUs: their numbers, or "big", the fastest kind if it has a CPU for every thread.
+    """Keeps this process to CPUs: their numbers, or "big", what big_cpus gives.
 
     Raises EdgeError for numbers that this process may not use.
     """
     if cpus == "big":
-        fastest = clusters()[0].cpus
-        cpus = fastest if threads <= len(fastest) else allowed_cpus()
+        cpus = big_cpus(threads)
     allowed = allowed_cpus()
     if not cpus or not set(cpus) <= set(allowed):
         raise EdgeError(f"CPUs {','.join(map(str, cpus))} are not all here; allowed: {','.join(map(str, allowed))}")

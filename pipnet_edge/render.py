@@ -64,6 +64,11 @@ def _lines(table: Table) -> Iterator[str]:
         yield "  ".join(cells).rstrip()
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 face", "2 faces"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 

@@ -53,11 +53,10 @@ def infer(job: Job) -> Iterator[Event]:
     """Writes points (n, L, 2), score and cell (n, L) and, with "maps", map_score … into the .npz `out`."""
     import numpy as np
 
-    from pipnet_edge import bundle as bundles
     from pipnet_edge.decode import MAP_NAMES, Features
 
-    crops, session, decode, loaded = _open(job)
-    heads = bundles.read(Path(job["bundle"])).read_heads(job["variant"])
+    bundle, crops, session, decode, loaded = _open(job)
+    heads = bundle.read_heads(job["variant"]) if job.get("maps") else None
     yield loaded
     arrays: dict[str, list[Any]] = {}
     for index, crop in enumerate(crops):
@@ -86,7 +85,7 @@ def timing(job: Job) -> Iterator[Event]:
     """
     if job.get("cpus"):
         host.pin(job["cpus"], job["threads"])  # before any thread is started
-    crops, session, decode, loaded = _open(job)
+    _, crops, session, decode, loaded = _open(job)
     frames, prepare = _frames(crops, job["threads"])
     yield loaded
     clock = time.perf_counter
@@ -132,7 +131,7 @@ def counting(job: Job) -> Iterator[Event]:
     """
     import ctypes
 
-    crops, session, decode, loaded = _open({**job, "threads": 1})
+    _, crops, session, decode, loaded = _open({**job, "threads": 1})
     frames, prepare = _frames(crops, 1)
     mark = ctypes.CDLL(None).getpriority
     yield loaded
@@ -171,7 +170,8 @@ def _frames(crops: Any, threads: int) -> tuple[list[Any], Callable[[Any], Any] |
     return pictures, lambda picture: cut(picture, rect, side)
 
 
-def _open(job: Job) -> tuple[Any, Any, Any, Event]:
+def _open(job: Job) -> tuple[Any, Any, Any, Any, Event]:
+    """The bundle, the crops, a session, its decoder and the "loaded" event."""
     import numpy as np
 
     from pipnet_edge import bundle as bundles
@@ -188,7 +188,7 @@ def _open(job: Job) -> tuple[Any, Any, Any, Event]:
     session = bundle.open_session(job["variant"], job["threads"])
     loaded = {"event": "loaded", "milliseconds": (time.perf_counter() - start) * 1e3, "version": adapter.version()}
     loaded["arithmetic"] = runtimes.arithmetic(variant.runtime, variant.precision, host.features())
-    return crops, session, bundle.decoder(variant.name), loaded
+    return bundle, crops, session, bundle.decoder(variant.name), loaded
 
 
 JOBS: dict[str, Callable[[Job], Iterator[Event]]] = {

@@ -103,6 +103,11 @@ def last_line(stderr: str) -> str:
     return (stderr.strip().splitlines() or ["nothing on stderr"])[-1][:300]
 
 
+def machine(event: Mapping[str, Any]) -> Event:
+    """The facts of the machine in the "done" event of a facts job, without what belongs to the worker."""
+    return {name: value for name, value in event.items() if name not in ("event", "loaded", "runtimes")}
+
+
 @dataclass(frozen=True)
 class Inference:
     """landmarks and, if asked for, maps with a batch axis; version names the runtime that ran."""

@@ -22,6 +22,7 @@ from types import MappingProxyType
 from pipnet_edge import strict
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.host import ISA_FEATURES
+from pipnet_edge.render import counted
 
 FOLDER = Path(__file__).parent
 NOT_DEVICES = {"latency.toml"}
@@ -120,7 +121,7 @@ class Anchor:
             raise EdgeError(f"an anchor of {self.network!r:.60} has a time, cost or thread count that is not positive")
 
     def __str__(self) -> str:
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        threads = counted(self.threads, "thread")
         return f"{self.runtime} {self.precision} {self.network} at {self.input_px} px, {threads}: {self.ms:g} ms"
 
 

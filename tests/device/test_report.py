@@ -19,7 +19,6 @@ from pipnet_edge.benchmarks.report_data import Report, Target
 from pipnet_edge.benchmarks.result import (
     VERSION,
     Counted,
-    Instructions,
     Measured,
     Predicted,
     Result,
@@ -27,6 +26,7 @@ from pipnet_edge.benchmarks.result import (
     State,
 )
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.targets.emulated import Count
 
 HOSTILE = "=1+1 <script>alert(1)</script> | `x` ![p](http://h/i.png) \"'&"
 
@@ -41,7 +41,7 @@ def run(variant="ncnn-int8", threads=1, samples=None, failure=None, states=(), t
 
 
 def counted(variant="ncnn-int8", target="rpi4"):
-    parts = {"inference": Instructions(300_000_000, 150_000_000, 90_000_000), "decode": Instructions(2_000_000, 0, 0)}
+    parts = {"inference": Count(300_000_000, 150_000_000, 90_000_000), "decode": Count(2_000_000, 0, 0)}
     return Counted(target, variant, 10_500_000, "cortex-a72", "ncnn 1.0", 4, 0.118, 1, parts, None)
 
 
@@ -374,7 +374,7 @@ def hostile(save):
     guess = Predicted("rpi4", HOSTILE, 1, 1, 1.0, 0.5, 2.0, HOSTILE, HOSTILE, 1.0, HOSTILE)
     states = [State(0.0, (1800,), 50.0, 4, None), State(1.0, (1800,), 50.0, 4, None)]
     runs = [run(HOSTILE, states=states, failure=HOSTILE), run(HOSTILE, 2, [], HOSTILE), run("ncnn-fp32")]
-    count = Counted("rpi4", HOSTILE, 1, HOSTILE, HOSTILE, 1, 1.0, 1, {"a": Instructions(3, 1, 1)}, HOSTILE)
+    count = Counted("rpi4", HOSTILE, 1, HOSTILE, HOSTILE, 1, 1.0, 1, {"a": Count(3, 1, 1)}, HOSTILE)
     bench = result(runs, [count], [guess], facts, network=HOSTILE, tool=HOSTILE, created=HOSTILE, bundle=HOSTILE)
     check = {"variant": HOSTILE, "reference": HOSTILE, "images": 1, "landmarks": 1, "failure": HOSTILE}
     lost = drift_result(HOSTILE, reference=HOSTILE, notes=[HOSTILE])

@@ -17,7 +17,6 @@ from pipnet_edge import render
 from pipnet_edge.benchmarks import result as results
 from pipnet_edge.benchmarks.result import (
     Counted,
-    Instructions,
     Limit,
     Measured,
     Predicted,
@@ -27,6 +26,7 @@ from pipnet_edge.benchmarks.result import (
 )
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.render import Output
+from pipnet_edge.targets.emulated import Count
 from pipnet_edge.worker import STAGES
 
 FACTS = {"machine": "aarch64", "cpu": "Cortex-A72", "cores": "4", "governor": "performance"}
@@ -87,9 +87,9 @@ def test_a_run_that_failed_at_once_has_no_frames() -> None:
 
 
 def test_counted_frames_are_the_sum_of_their_stages() -> None:
-    stages = {"preprocess": Instructions(1, 2, 3), "inference": Instructions(10, 20, 30)}
+    stages = {"preprocess": Count(1, 2, 3), "inference": Count(10, 20, 30)}
     counted = Counted("rpi4", "ncnn-fp32", 1, "cortex-a72", None, 5, None, None, stages, None)
-    assert counted.frame == Instructions(11, 22, 33)
+    assert counted.frame == Count(11, 22, 33)
 
 
 # --- Files.
@@ -127,7 +127,7 @@ def runs(draw: st.DrawFn, target: str) -> Measured:
 @st.composite
 def whole_results(draw: st.DrawFn) -> Result:
     targets = draw(st.lists(names, min_size=1, max_size=3, unique=True))
-    instructions = st.builds(Instructions, whole, whole, whole)
+    instructions = st.builds(Count, whole, whole, whole)
     stages = st.dictionaries(st.sampled_from(STAGES), instructions)
     counted = st.builds(
         Counted, names, names, whole, texts, maybe(texts), whole, maybe(positive), maybe(whole), stages, maybe(names)

@@ -19,13 +19,13 @@ from pipnet_edge.benchmarks import report
 from pipnet_edge.benchmarks.result import (
     VERSION,
     Counted,
-    Instructions,
     Measured,
     Predicted,
     Result,
     Settings,
     State,
 )
+from pipnet_edge.targets.emulated import Count
 
 HOSTILE = "<script>console.error(1)</script><img src='http://127.0.0.1:9/x.png'>\"'&"
 QUIET = "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
@@ -137,7 +137,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with all there can be in one, and with markup wherever a result has text."""
     variants = [f"{name}-{precision}" for name in ("onnx", "ncnn", "mnn", "tflite") for precision in ("fp32", "int8")]
     runs = [run(name, n, (20 + i) / n**0.8) for i, name in enumerate(variants) for n in (1, 2, 4)]
-    parts = {name: Instructions(300_000_000, 150_000_000, 90_000_000) for name in ("preprocess", "inference", "decode")}
+    parts = {name: Count(300_000_000, 150_000_000, 90_000_000) for name in ("preprocess", "inference", "decode")}
     result = Result(
         version=VERSION,
         tool=HOSTILE,
