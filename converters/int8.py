@@ -30,7 +30,7 @@ from pipnet_edge.spec import ModelSpec
 
 ROUNDINGS = ("sequential", "nearest")
 # Part of what the cache goes by: to be raised when the same inputs would give other weights.
-METHOD = 5
+METHOD = 6
 
 Progress = Callable[[str, int, int], None]
 

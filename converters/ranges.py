@@ -10,21 +10,23 @@ kl: both ends by one factor, so that the distribution of what is stored diverges
     one.
 mse: each end by a factor of its own, so that rounding and clipping together make the least squared error.
 
-Zero is always stored exactly and is frequent after a ReLU: it does not count.
+Zero is always stored exactly and is frequent after a ReLU: it does not count. What only hard swishes read is stored
+from where they begin, whatever the method: they make 0 of all that is less.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from pipnet_edge.converters import golden
-from pipnet_edge.converters.quantized import Range, Run, maps, points, summed_before_relu
+from pipnet_edge.converters.quantized import Range, Run, maps, module, points, readers_of, summed_before_relu
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
@@ -39,6 +41,8 @@ BINS = 2048
 # Values of a node and batch that enter its histogram.
 DRAWN = 1 << 15
 CLIPPED = 1e-4
+# Of all that is less, a hard swish makes 0.
+SWISH_STARTS = -3.0
 # The shares of the extremes that kl and mse try.
 FACTORS = np.geomspace(1, 0.1, 50)
 
@@ -87,9 +91,11 @@ def observe(
         _stream(graph, spec, crops, wanted, look, lambda n: progress(index * len(crops) + n, passes * len(crops)))
 
     found = _extremes(lambda look: stream(look, 0))
+    swished = [name for name in _swished(graph) if found[name][0] == SWISH_STARTS]
     if passes == 2:
         histograms = _histograms(lambda look: stream(look, 1), found)
         found |= {name: clip(histogram, method, bits) for name, histogram in histograms.items()}
+    found |= {name: _to_swish(found[name][1], bits) for name in swished}
     return {name: (fixed | found)[name] for name in names}
 
 
@@ -126,6 +132,7 @@ def _stream(
     """Shows `look` each named node's output, (positions, channels), batch by batch."""
 
     cuts = {node: cut for name, node in points(graph).items() if (cut := summed_before_relu(graph, node))}
+    swished = _swished(graph)
     waiting: dict[fx.Node, Tensor] = {}
 
     def hook(node: fx.Node, value: Tensor) -> Tensor:
@@ -134,7 +141,7 @@ def _stream(
         if node in cuts:
             waiting[node] = value
         else:
-            show(node.name, value)
+            show(node.name, value.clamp_min(SWISH_STARTS) if node.name in swished else value)
         return value
 
     def show(name: str, value: Tensor) -> None:
@@ -147,6 +154,23 @@ def _stream(
             batch = crops[start : start + BATCH]
             run.run(golden.normalise(batch, spec))
             progress(start + len(batch))
+
+
+def _swished(graph: fx.GraphModule) -> list[str]:
+    """The points that nothing but hard swishes read."""
+    readers = {name: {type(module(graph, r)) for r in readers_of(graph, node)} for name, node in points(graph).items()}
+    return [name for name, kinds in readers.items() if kinds == {nn.Hardswish}]
+
+
+def _to_swish(high: float, bits: int) -> Range:
+    """The range of what hard swishes read, which begins where they do, or less than a step below.
+
+    Were it to begin above, all that is less, often most of the values, would be off in the same direction.
+    """
+    top = 2**bits - 1
+    step = (high - SWISH_STARTS) / (top - 1)
+    low = -math.ceil(-SWISH_STARTS / step) * step
+    return low, low + top * step
 
 
 def _that_matters(summand: Tensor, total: Tensor) -> Tensor:

@@ -266,3 +266,43 @@ def test_what_a_relu_cuts_off_behind_a_sum_does_not_count():
     assert torch.equal(found[summand >= 0], summand[summand >= 0])
     assert found.min() >= -other.max() - 1e-6
     assert summand.min() < found.min() < 0
+
+
+class Swish(nn.Module):
+    """A convolution that only a hard swish reads, one that a sum reads too, one that never falls to -3, and a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.wide, self.shared, self.narrow = (nn.Conv2d(3, 8, 3, padding=1) for _ in range(3))
+        self.swish, self.head = nn.Hardswish(), nn.Conv2d(8, 1, 1)
+        for layer, gain in ((self.wide, 30.0), (self.shared, 30.0), (self.narrow, 0.1)):
+            layer.weight.data *= gain
+
+    def forward(self, image):
+        shared = self.shared(image)
+        return self.head(self.swish(self.wide(image)) + self.swish(shared) + shared + self.swish(self.narrow(image)))
+
+
+@pytest.mark.parametrize("method", ranges.METHODS)
+def test_what_hard_swishes_read_is_stored_from_where_they_begin(crops, method):
+    graph = quantized.trace(Swish())
+    values, found = values_of(graph, SPEC, crops), ranges.observe(graph, SPEC, crops, method)
+    assert min(values[name].min() for name in ("wide", "shared")) < -10
+    step, _ = quantized.grid(found["wide"])
+    assert ranges.SWISH_STARTS - step < found["wide"][0] <= ranges.SWISH_STARTS
+    assert found["shared"][0] < -4
+    assert ranges.SWISH_STARTS < values["narrow"].min() <= found["narrow"][0] < 0
+    least = torch.tensor([-1e9, values["wide"].min()])
+    assert (nn.Hardswish()(quantized.stored(least, found["wide"])) == 0).all()
+
+
+@pytest.mark.parametrize("high", [0.0, 1e-3, 5.3, 147.0, 1e4])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_range_that_begins_with_a_hard_swish_holds_both_ends(high, bits):
+    low, top = ranges._to_swish(high, bits)
+    step, zero = quantized.grid((low, top), bits)
+    assert -zero * step == pytest.approx(low, rel=1e-6)
+    assert ranges.SWISH_STARTS - step <= low <= ranges.SWISH_STARTS
+    assert high <= top + 1e-6 * step
+    assert top - low <= (high - ranges.SWISH_STARTS) * (1 + 2 / 2**bits) + 1e-9
