@@ -28,7 +28,7 @@ from pipnet_edge.benchmarks.result import (
     State,
     facts_of,
 )
-from pipnet_edge.bundle import MANIFEST, Bundle, Variant, file_sha256
+from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.render import counted
 from pipnet_edge.targets import channel, emulated, local, places, predict
@@ -264,7 +264,7 @@ def run(
         tool=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         network=f"{bundle.spec.backbone}, {bundle.spec.num_lms} landmarks, {bundle.spec.input_size} px",
-        bundle=file_sha256(bundle.folder / MANIFEST),
+        bundle=bundle.sha256,
         settings=plan.settings,
         facts={place.name: found.facts.get(place.name, {}) for place in where},
         measured=tuple(row for row in ordered if isinstance(row, Measured)),

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge.bundle import Bundle, Parity, Variant
-from pipnet_edge.decode import MAP_NAMES, Decoder, Landmarks, Maps
+from pipnet_edge.decode import MAP_NAMES, Decoder, Landmarks, Maps, Winners
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 from pipnet_edge.preprocess import Rect, cut, read_picture
 from pipnet_edge.targets import channel, local
@@ -121,15 +121,14 @@ def check(
     return tuple(rows)
 
 
-def compare(variant: Variant, row: Row, side: int, want: tuple[Landmarks, Maps], got: tuple[Landmarks, Maps]) -> Row:
+def compare(
+    variant: Variant, row: Row, side: int, want: tuple[Landmarks, Maps | Winners], got: tuple[Landmarks, Maps | Winners]
+) -> Row:
     """Fills a row from reference and variant, batch axis first; `side` is the crop's in pixels. NaN fails."""
     if not np.isfinite(got[0].points).all():
         return replace(row, failure="landmarks are NaN or infinite")
     maps, shares = {}, {}
-    for name in MAP_NAMES:
-        # float64, because maps can lie further apart than float32 reaches.
-        reference = getattr(want[1], name).astype(np.float64)
-        difference = np.abs(getattr(got[1], name) - reference)
+    for name, (reference, difference) in _differences(want, got).items():
         maps[name] = (float(difference.max()), float(difference.mean()))
         shares[name] = maps[name][0] / float(np.abs(reference).max() or 1)
     worst = max(shares, key=lambda name: np.inf if np.isnan(shares[name]) else shares[name])
@@ -143,6 +142,26 @@ def compare(variant: Variant, row: Row, side: int, want: tuple[Landmarks, Maps],
         worst_map=worst,
     )
     return replace(row, failure=_broken_limit(row, LIMITS[variant.precision]))
+
+
+Compared = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def _differences(want: tuple[Landmarks, Maps | Winners], got: tuple[Landmarks, Maps | Winners]) -> dict[str, Compared]:
+    """Map name -> (what is wanted, how far the other is from it), over the cells that both have values of."""
+    (wanted, first), (found, second) = want, got
+    if isinstance(first, Maps) and isinstance(second, Maps):
+        pairs = {name: (getattr(first, name), getattr(second, name)) for name in MAP_NAMES}
+    else:
+        ours = Winners.at(first, found.cell) if isinstance(first, Maps) else first
+        theirs = Winners.at(second, wanted.cell) if isinstance(second, Maps) else second
+        # Neither may have other cells than its own.
+        there = np.ones_like(found.cell) if ours is not first or theirs is not second else wanted.cell == found.cell
+        offsets = np.where(there[..., None, None], ours.offsets, theirs.offsets)
+        others = theirs.by_map()
+        pairs = {name: (value, others[name]) for name, value in Winners(ours.score, offsets).by_map().items()}
+    # float64, because maps can lie further apart than float32 reaches.
+    return {name: (a.astype(np.float64), np.abs(b.astype(np.float64) - a)) for name, (a, b) in pairs.items()}
 
 
 def _broken_limit(row: Row, limit: Limit) -> str | None:

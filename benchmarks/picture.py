@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import bundle as bundles
-from pipnet_edge import runtimes
+from pipnet_edge import host
 from pipnet_edge.benchmarks import drawing
+from pipnet_edge.choice import choose
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import Box, Rect, crop_rect, cut, read_picture
 from pipnet_edge.spec import CROPS
@@ -33,11 +34,14 @@ class Face:
 
 @dataclass(frozen=True)
 class Annotated:
-    """What `annotate` found and where it put it."""
+    """What `annotate` found and where it put it. cpus: those it kept to; note: whether that is as tuned."""
 
     image: str
     variant: str
     version: str
+    threads: int
+    cpus: tuple[int, ...]
+    note: str | None
     landmarks: int
     faces: tuple[Face, ...]
     picture: str
@@ -53,13 +57,14 @@ def annotate(
     boxes: Sequence[Box],
     policy: str | None,
     variant: str | None,
-    threads: int,
+    threads: int | None,
     output: Path | None,
 ) -> Annotated:
     """Landmarks of every box (the whole picture without boxes) in a worker; writes the drawing and the JSON beside it.
 
-    policy is the crop policy, the network's own by default; variant the first one whose runtime is installed. Raises
-    EdgeError for unreadable input, unknown variants and places that cannot be written.
+    policy is the crop policy, the network's own by default. Variant and threads are by default what the bundle was
+    tuned to for this machine, as are the worker's CPUs (see pipnet_edge.choice). Raises EdgeError for unreadable input,
+    unknown variants and places that cannot be written.
     """
     read = bundles.read(bundle)
     if policy not in (None, *CROPS):
@@ -67,9 +72,9 @@ def annotate(
     picture = read_picture(image)
     height, width = picture.shape[:2]
     rects = [crop_rect(box, width, height, policy or read.spec.crop) for box in boxes] or [Rect(0, 0, width, height)]
-    name = read.variant(variant).name if variant else first_installed(read)
+    chosen = choose(read, variant, threads, host.default_threads())
     crops = np.stack([cut(picture, rect, read.spec.input_size) for rect in rects])
-    inference = channel.infer(local.call, bundle, name, threads, crops)
+    inference = channel.infer(_keeping_to(chosen.cpus), bundle, chosen.variant, chosen.threads, crops)
     found = inference.landmarks
     points = np.stack([rect.to_picture(p) for rect, p in zip(rects, found.points, strict=True)])
     drawn = drawing.annotate(picture, points)
@@ -79,7 +84,16 @@ def annotate(
         for r, p, s in zip(rects, points.astype(float), found.score.astype(float), strict=True)
     )
     result = Annotated(
-        str(image), name, inference.version, read.spec.num_lms, faces, str(target), str(target.with_suffix(".json"))
+        str(image),
+        chosen.variant,
+        inference.version,
+        chosen.threads,
+        chosen.cpus,
+        chosen.note,
+        read.spec.num_lms,
+        faces,
+        str(target),
+        str(target.with_suffix(".json")),
     )
     write_picture(target, drawn)
     write(target.with_suffix(".json"), (json.dumps(result.to_json(), indent=1) + "\n").encode())
@@ -94,13 +108,9 @@ def draw_crops(bundle: bundles.Bundle, variant: str, crops: NDArray[np.uint8], o
     return output
 
 
-def first_installed(bundle: bundles.Bundle) -> str:
-    """The first variant whose runtime is there. Raises EdgeError naming the packages when none is."""
-    for variant in bundle.variants:
-        if not runtimes.is_missing(variant.runtime):
-            return variant.name
-    packages = {runtimes.ADAPTERS[variant.runtime][1] for variant in bundle.variants}
-    raise EdgeError(f"none of this bundle's runtimes is installed: pip install one of {', '.join(sorted(packages))}")
+def _keeping_to(cpus: Sequence[int]) -> channel.Call:
+    """Workers on this machine that keep to these CPUs (none: to no special ones)."""
+    return lambda job, listen=channel.ignore: local.call({**job, "cpus": list(cpus)}, listen)
 
 
 def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:

@@ -33,7 +33,7 @@ Verify = Callable[[Bundle], Mapping[str, Parity]]
 Judge = Callable[[Bundle, str, NDArray[np.uint8], Landmarks, NDArray[np.float64] | None], Mapping[str, float]]
 
 # sparse: networks end in a score map and features, and decode evaluates the offset heads where it has to.
-HEADS = ("dense", "sparse")
+HEADS = ("sparse", "dense")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Plan:
 
     destinations: tuple[str, ...]
     precisions: tuple[str, ...]
-    heads: str = "dense"
+    heads: str = "sparse"
 
     def __post_init__(self) -> None:
         known = {precision for precisions in runtimes.PRECISIONS.values() for precision in precisions} | set(recipes())

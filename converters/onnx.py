@@ -22,28 +22,38 @@ def convert(core: Core, precision: str, folder: Path) -> None:
     onnx.save(model, folder / "model.onnx")
 
 
-def take_crops(model: onnx.ModelProto, spec: ModelSpec) -> None:
-    """Puts the normalization before a core model, in place: its input becomes `crop` (1, S, S, 3) uint8 RGB."""
-    graph = model.graph
-    image = "crop_float"
-    head = [
-        # uint8 is moved before it is widened: a quarter of the bytes.
-        helper.make_node("Transpose", ["crop"], ["crop_chw"], perm=[0, 3, 1, 2]),
-        helper.make_node("Cast", ["crop_chw"], [image], to=TensorProto.FLOAT),
-    ]
+def take_crops(model: onnx.ModelProto, spec: ModelSpec, by_rows: bool = False) -> None:
+    """Puts the normalization before a core model, in place: its input becomes `crop` (1, S, S, 3) uint8 RGB.
+
+    by_rows: while channels are still last, with values for a whole row. Integer kernels read images that way, and ONNX
+    Runtime then would have moved the normalization there, where it repeats three values slowly.
+    """
+    graph, side = model.graph, spec.input_size
+    transposed = helper.make_node("Transpose", ["crop"], ["crop_chw"], perm=[0, 3, 1, 2])
+    shape, repeats = ((3 * side,), side) if by_rows else ((3, 1, 1), 1)
+    # uint8 is moved before it is widened: a quarter of the bytes.
+    head = [_reshape(graph, "crop", (1, side, 3 * side)) if by_rows else transposed]
+    head.append(helper.make_node("Cast", [head[-1].output[0]], ["crop_float"], to=TensorProto.FLOAT))
     steps = (
         ("Sub", "crop_mean", [255.0 * m for m in spec.mean], 0.0),
         ("Mul", "crop_scale", [1.0 / (255.0 * s) for s in spec.std], 1.0),
     )
     for operation, name, numbers, neutral in steps:
-        values = np.array(numbers, np.float32).reshape(3, 1, 1)
+        values = np.tile(np.array(numbers, np.float32), repeats).reshape(shape)
         if (values != neutral).any():
             graph.initializer.append(numpy_helper.from_array(values, name))
-            head.append(helper.make_node(operation, [image, name], [f"{name}_done"]))
-            image = f"{name}_done"
+            head.append(helper.make_node(operation, [head[-1].output[0], name], [f"{name}_done"]))
+    if by_rows:
+        head.append(_reshape(graph, head[-1].output[0], (1, side, side, 3)))
+        transposed.input[0] = head[-1].output[0]
+        head.append(transposed)
     head[-1].output[0] = "image"
     nodes = [*head, *graph.node]
     del graph.node[:], graph.input[:]
     graph.node.extend(nodes)
-    side = spec.input_size
     graph.input.append(helper.make_tensor_value_info("crop", TensorProto.UINT8, [1, side, side, 3]))
+
+
+def _reshape(graph: onnx.GraphProto, name: str, shape: tuple[int, ...]) -> onnx.NodeProto:
+    graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), f"{name}_shape"))
+    return helper.make_node("Reshape", [name, f"{name}_shape"], [f"{name}_reshaped"])

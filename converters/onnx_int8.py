@@ -39,7 +39,7 @@ def convert(core: Core, given: Quantized, bits: int, folder: Path) -> None:
     model = onnx.load(core.path)
     writer = _Writer(model, given, _stored(model, given) if bits else {})
     writer.write()
-    onnx_fp32.take_crops(model, core.spec)
+    onnx_fp32.take_crops(model, core.spec, by_rows=bool(bits))
     onnx.checker.check_model(model)
     onnx.save(model, folder / "model.onnx")
 

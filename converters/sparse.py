@@ -21,7 +21,9 @@ def split(net: nn.Module, num_lms: int) -> tuple[fx.GraphModule, Heads]:
     graph = quantized.trace(net)
     source, (score, *offsets) = _source(graph), maps(graph)
     if source is None:
-        raise EdgeError("--heads sparse needs heads that are 1x1 convolutions of the same features; take --heads dense")
+        raise EdgeError(
+            "--heads sparse, the default, needs 1x1 convolutions of the same features as heads; take --heads dense"
+        )
     layers = [graph.get_submodule(str(node.target)) for node in offsets]
     _output(graph).args = ((score, source),)
     graph.graph.eliminate_dead_code()

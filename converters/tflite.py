@@ -32,12 +32,14 @@ class FromCrop(nn.Module):
         super().__init__()
         self.net, self.outputs = net, outputs
         self.side = spec.input_size
-        self.register_buffer("mean", torch.tensor([255.0 * m for m in spec.mean]))
-        self.register_buffer("scale", torch.tensor([1.0 / (255.0 * s) for s in spec.std]))
+        # As long as a row: XNNPACK broadcasts over three values at a time slowly.
+        self.register_buffer("mean", torch.tensor([255.0 * m for m in spec.mean]).repeat(self.side))
+        self.register_buffer("scale", torch.tensor([1.0 / (255.0 * s) for s in spec.std]).repeat(self.side))
 
     def forward(self, crop: Tensor) -> dict[str, Tensor]:
-        image = (crop.float() - self.mean) * self.scale
-        found = dict(zip(self.outputs, self.net(image.permute(0, 3, 1, 2)), strict=True))
+        rows = (crop.reshape(1, self.side, -1).float() - self.mean) * self.scale
+        image = rows.reshape(crop.shape).permute(0, 3, 1, 2)
+        found = dict(zip(self.outputs, self.net(image), strict=True))
         return {name: value.permute(0, 2, 3, 1) if name == "features" else value for name, value in found.items()}
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipnet_edge.converters import align, child, tflite
+from pipnet_edge.converters import align, child, tflite, tflite_rewrite
 from pipnet_edge.converters.export import Core
 from pipnet_edge.converters.quantized import (
     LEVELS,
@@ -33,6 +33,7 @@ from pipnet_edge.converters.quantized import (
     weight_steps,
 )
 from pipnet_edge.converters.tflite_file import Operation, bias, out_first, read, weights
+from pipnet_edge.converters.tflite_write import dump, load
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 
 TOOLS = tflite.TOOLS
@@ -44,7 +45,6 @@ SAME = ("PAD", "PADV2", "MAX_POOL_2D", "AVERAGE_POOL_2D", "TRANSPOSE", "RESHAPE"
 FLOAT = ("HARD_SWISH", "MUL")
 # A tensor without a range of its own gets so much more than one face shows.
 MARGIN = 1.5
-ALIGNMENT = 16  # of weights in a file
 # Of the quantizer's 2**31, with room for rounding.
 MOST_BIAS = 0.999 * 2**31
 
@@ -92,6 +92,8 @@ def convert(core: Core, quantized: Quantized, activation_bits: int, folder: Path
     made = read(model)
     _check_weights(made, [layer for name, layer in layers.items() if name in integer])
     _check_steps(made, ranges, activation_bits)
+    if activation_bits == 8:
+        tflite_rewrite.rewrite(model)
 
 
 def _layers(operations: list[Operation], quantized: Quantized) -> dict[str, Layer]:
@@ -273,41 +275,9 @@ def _quantize(single: Path, plan: Path, model: Path) -> None:
         name: {"min": np.array(low, np.float32), "max": np.array(high, np.float32)}
         for name, (low, high) in wanted["statistics"].items()
     }
-    model.write_bytes(_shared(tool.quantize(statistics).quantized_model))
-
-
-def _shared(model: bytes) -> bytes:
-    """The same file with equal vectors kept once: weights and biases have a zero point of 8 bytes a channel, all 0.
-
-    Weights lie behind the flatbuffer, at offsets from the file's beginning, and move forward with its end.
-    """
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
-    class Builder(flatbuffers.Builder):  # type: ignore[misc]
-        def CreateNumpyVector(self, x: NDArray[Any]) -> int:
-            key = x.dtype.str, x.tobytes()
-            if key not in made:
-                made[key] = super().CreateNumpyVector(x)
-            return made[key]
-
-    def packed() -> bytes:
-        made.clear()
-        builder = Builder(len(model))
-        builder.Finish(net.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
-
-    made: dict[tuple[str, bytes], int] = {}
-    net = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model))
+    net = load(bytes(tool.quantize(statistics).quantized_model))
     _name_outputs(net)
-    outside = [buffer for buffer in net.buffers if buffer.offset]
-    if not outside:
-        return packed()
-    start = min(buffer.offset for buffer in outside)
-    gain = (start - len(packed())) // ALIGNMENT * ALIGNMENT
-    for buffer in outside:
-        buffer.offset -= gain
-    return packed().ljust(start - gain, b"\0") + model[start:]
+    model.write_bytes(dump(net))
 
 
 def _name_outputs(net: Any) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from pipnet_edge import bundle
 from pipnet_edge.bundle import GOLDEN, Bundle, File, Quantization, Source, Variant
-from pipnet_edge.converters import budget, calibration, export, golden, int8, layers, sensitivity, sparse
+from pipnet_edge.converters import budget, calibration, export, golden, int8, layers, sensitivity, sparse, tflite_heads
 from pipnet_edge.converters.calibration import Calibration, Face
 from pipnet_edge.converters.checkpoint import Network
 from pipnet_edge.converters.export import Core
@@ -53,7 +53,7 @@ class Workshop:
         work: Path,
         quantize: Quantize | None,
         simplify: bool = True,
-        heads: str = "dense",
+        heads: str = "sparse",
     ) -> None:
         self._network, self._folder, self._work = network, folder, work
         self._quantize, self._simplify = quantize, simplify
@@ -96,8 +96,8 @@ class Workshop:
             converter = importlib.import_module(f"pipnet_edge.converters.{destination}")
             converter.convert(self.core, precision, target)
             if self._heads:
-                sparse.write(self._heads, precision != "fp32", target)
-            return _described(self._folder, destination, precision, converter.TOOLS)
+                _add_heads(destination, self._heads, precision, target)
+            return _described(self._folder, destination, precision, converter.TOOLS, self._heads is not None)
         if self._jury:
             return self._within_budget(destination, precision, self._jury, progress)
         return self._quantized(destination, precision, self._folder)
@@ -110,14 +110,20 @@ class Workshop:
         target.mkdir(parents=True)
         recipe = recipes()[precision]
         reasons = dict.fromkeys(kept, "budget") | self._prepared.kinds(recipe.keep)
-        core, given, heads = self._core(frozenset(reasons), self._heads is not None and "heads" in recipe.keep)
+        is_sparse = self._heads is not None and "heads" in recipe.keep
+        inside = self._prepared.kinds(("heads",)) if is_sparse and destination == "tflite" else {}
+        # These have int8 weights, but no map is stored in 8 bits: that would be what costs accuracy.
+        reasons = {name: reason for name, reason in reasons.items() if name not in inside}
+        core, given, heads = self._core(frozenset(reasons), is_sparse)
+        given = replace(given, keep=given.keep | inside.keys())
         converter = importlib.import_module(f"pipnet_edge.converters.{destination}_int8")
         converter.convert(core, given, recipe.activations, target)
         if heads:
-            sparse.write(heads, True, target)
+            _add_heads(destination, heads, precision, target)
         methods, spec = self._quantize, given.spec
         how = Quantization(methods.ranges, methods.rounding, reasons, spec.mean, spec.std)
-        return replace(_described(folder, destination, precision, converter.TOOLS), quantization=how)
+        made = _described(folder, destination, precision, converter.TOOLS, is_sparse)
+        return replace(made, quantization=how)
 
     def _within_budget(self, destination: str, precision: str, jury: Jury, progress: Progress) -> Variant:
         assert self._quantize
@@ -212,8 +218,17 @@ def _outputs(heads: Heads | None) -> tuple[str, ...]:
     return FEATURE_NAMES if heads else MAP_NAMES
 
 
-def _described(folder: Path, destination: str, precision: str, tools: tuple[str, ...]) -> Variant:
+def _add_heads(destination: str, heads: Heads, precision: str, folder: Path) -> None:
+    """Puts the offset heads into a variant's model, where its runtime can evaluate them sparsely, or beside it."""
+    if destination == "tflite":
+        tflite_heads.append(folder / "model.tflite", heads, precision)
+    else:
+        sparse.write(heads, precision != "fp32", folder)
+
+
+def _described(folder: Path, destination: str, precision: str, tools: tuple[str, ...], is_sparse: bool) -> Variant:
     """What a variant's folder holds."""
     name = f"{destination}-{precision}"
     files = tuple(File.of(folder, path) for path in sorted((folder / name).iterdir()))
-    return Variant(name, destination, precision, files, tools={tool: version(tool) for tool in tools})
+    versions = {tool: version(tool) for tool in tools}
+    return Variant(name, destination, precision, files, versions, is_sparse=is_sparse)

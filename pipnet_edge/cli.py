@@ -43,9 +43,15 @@ def run(
         str | None, typer.Option(help="How a box is cut: test (x1.2) or demo (for a detector's box).")
     ] = None,
     variant: Annotated[
-        str | None, typer.Option(help="For example ncnn-fp32; the first one installed if not given.")
+        str | None, typer.Option(help="For example ncnn-fp32; as `bench --tune` found, else the first one installed.")
     ] = None,
-    threads: Threads = 0,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Threads of the runtime; as `bench --tune` found, else 0: as many as there are cores, at most 4.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The picture to draw; IMAGE-landmarks.png if not given.")
     ] = None,
@@ -57,9 +63,13 @@ def run(
         raise EdgeError(f"{len(paths)} paths; give [BUNDLE] IMAGE")
     bundle, image = (paths[0], paths[1]) if len(paths) == 2 else (DEFAULT_BUNDLE, paths[0])
     boxes: list[Box] = [_box(text) for text in box or ()]
-    found = picture.annotate(bundle, image, boxes, crop, variant, thread_count(threads), output)
+    found = picture.annotate(
+        bundle, image, boxes, crop, variant, None if threads is None else thread_count(threads), output
+    )
     lines = [
-        f"{counted(len(found.faces), 'face')}, {found.landmarks} landmarks each, by {found.variant} ({found.version})"
+        f"{counted(len(found.faces), 'face')}, {found.landmarks} landmarks each, by {found.variant} ({found.version}), "
+        f"{counted(found.threads, 'thread')}",
+        *([found.note] if found.note else []),
     ]
     return Output(found.to_json(), (*lines, f"picture    {found.picture}", f"landmarks  {found.json}"))
 

@@ -23,7 +23,10 @@ from pipnet_edge.errors import CHECK_FAILED, EdgeError
 from pipnet_edge.render import Output, Table
 
 if TYPE_CHECKING:
+    from pipnet_edge.benchmarks.bench import Plan
     from pipnet_edge.benchmarks.result import Result
+    from pipnet_edge.bundle import Bundle
+    from pipnet_edge.targets.places import Place
 
 
 @command
@@ -57,6 +60,12 @@ def bench(
         list[str] | None,
         typer.Option(help="For example p50<=20 (ms) or memory<=200 (MB); exit 3 if broken. Repeatable."),
     ] = None,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune", help="Find the fastest of --variant, --threads, --cores; keep it in the bundle for `run`."
+        ),
+    ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave what was pushed on the board for the next time.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the result here, as JSON.")] = None,
 ) -> Output:
@@ -72,9 +81,17 @@ def bench(
     earlier = results.read(compare) if compare else None
     where = places(target or (), host or (), emulate, predict)
     settings = results.Settings(warmup, sustain or seconds, count, rest)
+    if tune:
+        for option, given in {"--sustain": sustain, "--compare": compare, "--limit": limit, "-o": output}.items():
+            if given:
+                raise EdgeError(
+                    f"--tune with {option}; --tune writes into the bundle's manifest alone (and --json prints)"
+                )
     plan = benches.Plan(tuple(variant or ()), _counts(threads), _cpus(cores), settings)
     opened = bundles.read(bundle)
     progress = render.Progress()
+    if tune:
+        return _tune(opened, plan, where, progress, keep)
     with progress.shown():
         found, errors = benches.run(opened, plan, where, progress.step, keep)
     parts = tables.bench(found)
@@ -97,6 +114,23 @@ def bench(
         write(output, (json.dumps(render.envelope("bench", out), allow_nan=False) + "\n").encode())
         return Output(out.data, (*out.parts, f"result  {output}"), out.code, out.error)
     return out
+
+
+def _tune(bundle: Bundle, plan: Plan, where: list[Place], progress: render.Progress, keep: bool) -> Output:
+    from pipnet_edge.benchmarks import tune as tuning
+
+    with progress.shown():
+        found, errors = tuning.run(bundle, plan, where, progress.step, keep)
+    parts: list[Table | str] = [
+        tuning.table(found),
+        *(f"{each.target}: {warning}" for each in found for warning in each.warnings),
+        "",
+        "ms: picture in memory to landmarks; x fastest: median of ratios, in turns; px: distance to torch's landmarks.",
+        *(f"{each.target}  {each.tuned}, written for {each.machine}" for each in found),
+    ]
+    failed = [f"{name}: {error}" for name, error in errors.items()]
+    data = {"tuned": [each.to_json() for each in found]}
+    return Output(data, parts, CHECK_FAILED if failed else 0, failed[0] if failed else None)
 
 
 def _notes(found: Result) -> list[str]:

@@ -99,9 +99,16 @@ def inspect(
         from pipnet_edge import bundle as bundles
 
         bundle = bundles.read(path)
+        tuned = [f"tuned for {machine}: {tuned}" for machine, tuned in bundle.tuned.items()]
         return Output(
             bundle.to_json(),
-            (tables.network(bundle.spec, bundle.source), "", tables.variants(bundle), *tables.quantization(bundle)),
+            (
+                tables.network(bundle.spec, bundle.source),
+                "",
+                tables.variants(bundle),
+                *tables.quantization(bundle),
+                *tuned,
+            ),
         )
     from pipnet_edge.converters import checkpoint
 
@@ -134,10 +141,10 @@ def convert(
     heads: Annotated[
         str,
         typer.Option(
-            help="dense: the network gives all five maps; sparse: decode computes the offset heads, at each landmark's "
-            "cell alone."
+            help="sparse: offset heads are computed at each landmark's winning cell alone; dense: the network gives "
+            "all five maps, as other decoders need."
         ),
-    ] = "dense",
+    ] = "sparse",
     calibrate: Calibrate = None,
     calibrate_labels: CalibrateLabels = None,
     calibrate_count: CalibrateCount = 256,

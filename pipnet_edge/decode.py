@@ -38,14 +38,7 @@ class Maps:
 
         Raises EdgeError naming the output when one is missing or has another number of elements.
         """
-        shapes = map_shapes(spec)
-        missing = [name for name in MAP_NAMES if name not in outputs]
-        if missing:
-            raise EdgeError(f"the model has no output {missing[0]!r}, only {', '.join(sorted(outputs))}")
-        for name, shape in shapes.items():
-            if outputs[name].size != math.prod(shape):
-                raise EdgeError(f"output {name!r} has shape {outputs[name].shape}, {shape} is needed")
-        return Maps(**{n: np.ascontiguousarray(outputs[n], dtype=np.float32).reshape(s) for n, s in shapes.items()})
+        return Maps(**_arrays(outputs, map_shapes(spec)))
 
 
 MAP_NAMES = tuple(field.name for field in fields(Maps))
@@ -83,17 +76,66 @@ class Features:
 
 
 FEATURE_NAMES = tuple(field.name for field in fields(Features))
-Output = Maps | Features
 
 
-def outputs(names: Collection[str]) -> type[Maps] | type[Features]:
-    """What a model with outputs of these names gives. Raises EdgeError when it is neither maps nor features."""
-    for kind in (Maps, Features):
+@dataclass(frozen=True)
+class Winners:
+    """The output of a network that evaluates its offset heads at winning cells alone, float32; as a batch or not.
+
+    score: ([B,] L, H, W). offsets: ([B,] L, 2, 1 + N), x and y in grid units at the cell with the landmark's highest
+    score, the lowest index on ties: its own offset, then its neighbours'.
+    """
+
+    score: Array
+    offsets: Array
+
+    @staticmethod
+    def from_outputs(outputs: Mapping[str, NDArray[np.generic]], spec: ModelSpec) -> Winners:
+        """Winners from a runtime's named outputs for one crop, in any shape that holds exactly the elements needed.
+
+        Raises EdgeError naming the output when one is missing or has another number of elements.
+        """
+        return Winners(**_arrays(outputs, winner_shapes(spec)))
+
+    @staticmethod
+    def at(maps: Maps, cell: NDArray[np.intp]) -> Winners:
+        """What maps ([B,] L, ...) hold at these cells ([B,] L)."""
+        picked = [
+            np.take_along_axis(
+                part.reshape(*cell.shape, -1, math.prod(maps.score.shape[-2:])), cell[..., None, None], -1
+            )
+            for part in (maps.offset_x, maps.neighbor_x, maps.offset_y, maps.neighbor_y)
+        ]
+        return Winners(maps.score, np.concatenate(picked, axis=-2).reshape(*cell.shape, 2, -1))
+
+    def by_map(self) -> dict[str, Array]:
+        """Map name -> its values at the winning cells, ([B,] L) or, of neighbours, ([B,] L, N); all of the scores."""
+        x, y = self.offsets[..., 0, :], self.offsets[..., 1, :]
+        return dict(zip(MAP_NAMES, (self.score, x[..., 0], y[..., 0], x[..., 1:], y[..., 1:]), strict=True))
+
+
+WINNER_NAMES = tuple(field.name for field in fields(Winners))
+Output = Maps | Features | Winners
+
+
+def outputs(names: Collection[str]) -> type[Maps] | type[Features] | type[Winners]:
+    """What a model with outputs of these names gives. Raises EdgeError when it is none of the three."""
+    for kind in (Maps, Features, Winners):
         if set(names) >= {field.name for field in fields(kind)}:
             return kind
-    raise EdgeError(
-        f"outputs {', '.join(sorted(names))}; {', '.join(MAP_NAMES)} or {', '.join(FEATURE_NAMES)} are needed"
-    )
+    needed = " or ".join(", ".join(allowed) for allowed in (MAP_NAMES, FEATURE_NAMES, WINNER_NAMES))
+    raise EdgeError(f"outputs {', '.join(sorted(names))}; {needed} are needed")
+
+
+def _arrays(outputs: Mapping[str, NDArray[np.generic]], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Outputs by name, contiguous, float32 and in these shapes. Raises EdgeError naming one that does not fit."""
+    missing = [name for name in shapes if name not in outputs]
+    if missing:
+        raise EdgeError(f"the model has no output {missing[0]!r}, only {', '.join(sorted(outputs))}")
+    for name, shape in shapes.items():
+        if outputs[name].size != math.prod(shape):
+            raise EdgeError(f"output {name!r} has shape {outputs[name].shape}, {shape} is needed")
+    return {n: np.ascontiguousarray(outputs[n], dtype=np.float32).reshape(s) for n, s in shapes.items()}
 
 
 @dataclass(frozen=True)
@@ -126,6 +168,11 @@ def map_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     return {name: (*per_landmark.get(name, (spec.num_lms,)), *cells) for name in MAP_NAMES}
 
 
+def winner_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """The shape of each output of Winners of one crop."""
+    return {"score": map_shapes(spec)["score"], "offsets": (spec.num_lms, 2, 1 + spec.num_nb)}
+
+
 @dataclass(frozen=True)
 class Landmarks:
     """Decoded landmarks; a leading batch axis B is there when the maps had one.
@@ -140,14 +187,14 @@ class Landmarks:
 
 
 class Decoder:
-    """Decodes maps of one ModelSpec, or features if heads are given.
+    """Decodes maps or winners of one ModelSpec, or features if heads are given.
 
     Index tables are built once; calls share no state, so threads may share it.
     """
 
     def __init__(self, spec: ModelSpec, heads: Heads | None = None) -> None:
         self.spec = spec
-        self._shapes = map_shapes(spec)
+        self._shapes, self._winner_shapes = map_shapes(spec), winner_shapes(spec)
         cells = np.arange(spec.grid**2)
         self._origin = np.stack([cells % spec.grid, cells // spec.grid]).astype(np.float32)
         # A landmark's predictions lie together: its own at s * (1 + N), its k-th neighbour's at s * (1 + N) + 1 + k.
@@ -170,8 +217,11 @@ class Decoder:
         score = maps.score.reshape(rows, cells)
         cell = score.argmax(axis=1)
         winner = np.arange(0, rows * cells, cells) + cell
-        predicted = self._offsets(maps, cell) if isinstance(maps, Features) else self._select(maps, winner, cell)
-        predicted += self._origin.take(cell, axis=1)[:, :, None]
+        if isinstance(maps, Winners):
+            predicted = np.moveaxis(maps.offsets.reshape(rows, 2, -1), 1, 0)
+        else:
+            predicted = self._offsets(maps, cell) if isinstance(maps, Features) else self._select(maps, winner, cell)
+        predicted = np.add(predicted, self._origin.take(cell, axis=1)[:, :, None], order="C")
 
         # Fuse: the mean of the own prediction and of the neighbours' predictions about this landmark.
         fused = predicted.reshape(2, batch, -1).take(self._fused_from, axis=2).sum(axis=3)
@@ -201,12 +251,14 @@ class Decoder:
         seen = at[np.arange(len(row))[:, None], row, column]
         offsets = np.matmul(weight, seen[:, :, None, :, None]).reshape(*row.shape, -1)[..., : bias.shape[-1]]
         offsets = (offsets + bias).reshape(cell.size, 2, 1 + spec.num_nb)
-        return np.ascontiguousarray(np.moveaxis(offsets, 1, 0))
+        return np.moveaxis(offsets, 1, 0)
 
     def _check(self, maps: Output) -> None:
         lead = maps.score.shape[:-3]
         shapes = self._shapes
-        if isinstance(maps, Features):
+        if isinstance(maps, Winners):
+            shapes = self._winner_shapes
+        elif isinstance(maps, Features):
             if self._heads is None:
                 raise EdgeError("these are features, which only a decoder with heads can decode")
             shapes = {"score": shapes["score"], "features": (self._heads[0].shape[-1], *shapes["score"][1:])}

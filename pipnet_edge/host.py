@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +95,16 @@ def facts(root: Path = ROOT) -> dict[str, object]:
     return found
 
 
+def name(facts: Mapping[str, object]) -> str | None:
+    """What a kind of machine is called, to know one again: its board (else its CPU) and how many cores it has.
+
+    facts: its facts. None where they do not tell.
+    """
+    what = str(facts.get("board") or facts.get("cpu") or "")
+    what = " ".join("".join(c for c in what if c.isprintable()).split())
+    return f"{what[:100]}, {facts['cores']} cores" if what and "cores" in facts else None
+
+
 @dataclass(frozen=True)
 class Cluster:
     """CPUs that are alike, by number, and their highest clock in MHz (0 where the system does not tell)."""
@@ -116,6 +126,17 @@ def clusters(root: Path = ROOT) -> tuple[Cluster, ...]:
 def allowed_cpus() -> list[int]:
     """The numbers of the CPUs that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def cpu_list(cpus: Sequence[int]) -> str:
+    """CPU numbers as the kernel writes them: "0-3,6"."""
+    runs: list[list[int]] = []
+    for cpu in cpus:
+        if runs and cpu == runs[-1][-1] + 1:
+            runs[-1].append(cpu)
+        else:
+            runs.append([cpu])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 # Bits of the Raspberry Pi firmware's get_throttled, now; the same 16 bits higher: since the board was started.

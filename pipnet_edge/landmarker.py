@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import bundle as bundles
+from pipnet_edge.choice import choose
 from pipnet_edge.decode import Landmarks
 from pipnet_edge.preprocess import Box, Rect, crop_rect, cut
 
@@ -20,15 +21,20 @@ class Landmarker:
         with Landmarker("bundle", "ncnn-fp32", threads=4) as landmarker:
             points = landmarker.locate(picture, boxes=[(40, 60, 200, 200)])
 
+    Without variant and threads they are what `bench --tune` found for this machine (`variant` and `threads` tell); if
+    it never did, or not all of that is to be had here, the first variant that is installed and 1. The process is not
+    kept to the CPUs that tuning found: which ones it uses is for the program that it belongs to.
+
     It runs in this process; a model file that crashes its runtime takes the process with it, which the command line
     avoids by running a worker.
     """
 
-    def __init__(self, bundle: str | Path, variant: str, threads: int = 1) -> None:
+    def __init__(self, bundle: str | Path, variant: str | None = None, threads: int | None = None) -> None:
         read = bundles.read(Path(bundle))
-        self.spec = read.spec
-        self._session = read.open_session(variant, threads)
-        self._decode = read.decoder(variant)
+        chosen = choose(read, variant, threads, otherwise=1)
+        self.spec, self.variant, self.threads = read.spec, chosen.variant, chosen.threads
+        self._session = read.open_session(chosen.variant, chosen.threads)
+        self._decode = read.decoder(chosen.variant)
 
     def crop(self, crop: NDArray[np.uint8]) -> Landmarks:
         """Landmarks of one (S, S, 3) uint8 RGB crop, normalised to it."""

@@ -4,10 +4,11 @@ A runtime that crashes takes down a worker, not the command. Jobs (`do`):
 
     probe   runtime                                             a tiny inference
     facts                                                       facts of the machine and the runtimes there
-    infer   bundle, variant, threads, crops, out [, maps]       crops (n, S, S, 3) uint8 from a .npy file; landmarks
+    infer   bundle, variant, threads, crops, out [, maps, cpus] crops (n, S, S, 3) uint8 from a .npy file; landmarks
                                                                 and, if asked for, maps into an .npz file
     time    bundle, variant, threads, crops, warmup, seconds, count [, cpus]   the timing loop; every sample is written
     count   bundle, variant, frames [, crops]                   frames with marks between their stages
+    cpus                                                        which CPUs there are, alike ones together
 
 Without crops, those of the bundle's golden.npz are taken. Lines are {"event": …}: "loaded", "progress", "first",
 "samples", then "done" with the job's result, or "error" with an EdgeError's text and code.
@@ -49,11 +50,22 @@ def facts(_: Job) -> Iterator[Event]:
     yield {"event": "done", **host.facts(), "runtimes": found}
 
 
+def cpus(_: Job) -> Iterator[Event]:
+    """{"groups"}: numbers of the CPUs that a process may use, those that are alike together, the fastest first."""
+    yield {"event": "done", "groups": [group.cpus for group in host.clusters()]}
+
+
 def infer(job: Job) -> Iterator[Event]:
-    """Writes points (n, L, 2), score and cell (n, L) and, with "maps", map_score … into the .npz `out`."""
+    """Writes points (n, L, 2), score and cell (n, L) and, with "maps", map_score … into the .npz `out`.
+
+    Maps are those of decode.Maps, or of decode.Winners where the network gives no more.
+
+    cpus: what host.pin takes.
+    """
+    _keep_to_cpus(job)
     import numpy as np
 
-    from pipnet_edge.decode import MAP_NAMES, Features
+    from pipnet_edge.decode import Features
 
     bundle, crops, session, decode, loaded = _open(job)
     heads = bundle.read_heads(job["variant"]) if job.get("maps") else None
@@ -65,7 +77,7 @@ def infer(job: Job) -> Iterator[Event]:
         found = {"points": landmarks.points, "score": landmarks.score, "cell": landmarks.cell}
         if job.get("maps"):
             dense = heads.maps(maps) if heads and isinstance(maps, Features) else maps
-            found |= {f"map_{name}": getattr(dense, name) for name in MAP_NAMES}
+            found |= {f"map_{name}": value for name, value in vars(dense).items()}
         for name, value in found.items():
             arrays.setdefault(name, []).append(np.array(value))
         yield {"event": "progress", "done": index + 1, "of": len(crops)}
@@ -83,8 +95,7 @@ def timing(job: Job) -> Iterator[Event]:
     frames it runs for at least `seconds` and at least `count` frames over the crops in turn; "samples" events tell what
     was taken since the last one and the machine's state, between two frames. cpus: what host.pin takes.
     """
-    if job.get("cpus"):
-        host.pin(job["cpus"], job["threads"])  # before any thread is started
+    _keep_to_cpus(job)
     _, crops, session, decode, loaded = _open(job)
     frames, prepare = _frames(crops, job["threads"])
     yield loaded
@@ -148,6 +159,12 @@ def counting(job: Job) -> Iterator[Event]:
     yield {"event": "done"}
 
 
+def _keep_to_cpus(job: Job) -> None:
+    """Has to come before any thread is started."""
+    if job.get("cpus"):
+        host.pin(job["cpus"], job["threads"])
+
+
 def _frames(crops: Any, threads: int) -> tuple[list[Any], Callable[[Any], Any] | None]:
     """What a frame begins with, and how a crop is cut from it: pictures in which the face is half as large again.
 
@@ -197,6 +214,7 @@ JOBS: dict[str, Callable[[Job], Iterator[Event]]] = {
     "infer": infer,
     "time": timing,
     "count": counting,
+    "cpus": cpus,
 }
 
 

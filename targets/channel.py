@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.decode import MAP_NAMES, Landmarks, Maps
+from pipnet_edge.decode import MAP_NAMES, WINNER_NAMES, Landmarks, Maps, Winners
 from pipnet_edge.errors import EdgeError
 
 Job = Mapping[str, Any]
@@ -110,10 +110,13 @@ def machine(event: Mapping[str, Any]) -> Event:
 
 @dataclass(frozen=True)
 class Inference:
-    """landmarks and, if asked for, maps with a batch axis; version names the runtime that ran."""
+    """landmarks and, if asked for, maps with a batch axis; version names the runtime that ran.
+
+    A network that evaluates its offset heads at winning cells alone has no more than those to give.
+    """
 
     landmarks: Landmarks
-    maps: Maps | None
+    maps: Maps | Winners | None
     version: str
 
 
@@ -135,6 +138,11 @@ def infer(
         with np.load(out, allow_pickle=False) as arrays:
             return Inference(
                 Landmarks(arrays["points"], arrays["score"], arrays["cell"]),
-                Maps(**{name: arrays[f"map_{name}"] for name in MAP_NAMES}) if maps else None,
+                _maps(arrays) if maps else None,
                 done["loaded"]["version"],
             )
+
+
+def _maps(arrays: Mapping[str, NDArray[np.float32]]) -> Maps | Winners:
+    kind, names = (Winners, WINNER_NAMES) if "map_offsets" in arrays else (Maps, MAP_NAMES)
+    return kind(**{name: arrays[f"map_{name}"] for name in names})

@@ -81,7 +81,7 @@ def of(bundle: Bundle, variant: Variant) -> Cost:
     kept = set(variant.quantization.kept) if variant.quantization else set()
     if unknown := kept - {layer.name for layer in bundle.layers}:
         raise EdgeError(f"variant {variant.name!r} keeps layer {min(unknown)!r:.100} in float, which the bundle lacks")
-    layers = [layer for layer in bundle.layers if not (variant.heads and layer.is_offset_head)]
+    layers = [layer for layer in bundle.layers if not (variant.is_sparse and layer.is_offset_head)]
     return Cost(tuple(replace(_work_of(layer), in_float=layer.name in kept) for layer in layers))
 
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from pipnet_edge import converters, host, render
 from pipnet_edge.benchmarks import parity
+from pipnet_edge.bundle import Bundle, Parity
 from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.preprocess import Rect, cut, read_picture
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--frames", type=int, default=25)
+    parser.add_argument("--unverified", action="store_true", help="of a network that is hardly trained, time alone")
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +54,8 @@ def main() -> None:
     table = render.Table(columns, [[r["name"], str(r["threads"]), *map(_number, _figures(r))] for r in rows])
     render.emit("head_to_head", render.Output({}, (table,)), False)
     if given.output:
-        found = {"checkpoint": given.checkpoint.name, "machine": host.facts(), "rows": rows}
+        found = {"checkpoint": given.checkpoint.name, "machine": host.facts(), "verified": not given.unverified}
+        found |= {"rounds": given.rounds, "frames": given.frames, "rows": rows}
         given.output.write_text(json.dumps(found, indent=1) + "\n")
 
 
@@ -75,9 +78,10 @@ def prepare(given: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
     network = checkpoint.load(given.checkpoint, options)
     images = labels.image_folder(given.calibrate).images
     quantize = converters.Quantize({(path, None): None for path in images})
-    plan = converters.Plan(("onnx", "ncnn", "mnn", "tflite"), ("fp32", "int8"), "sparse")
-    best = converters.convert(given.checkpoint, work / "ours", plan, options, parity.verify, _say, quantize=quantize)
-    plan = converters.Plan(("ncnn", "mnn"), ("fp32",))
+    verify = _unverified if given.unverified else parity.verify
+    plan = converters.Plan(("onnx", "ncnn", "mnn", "tflite"), ("fp32", "int8"))
+    best = converters.convert(given.checkpoint, work / "ours", plan, options, verify, _say, quantize=quantize)
+    plan = converters.Plan(("ncnn", "mnn"), ("fp32",), "dense")
     dense = converters.convert(given.checkpoint, work / "dense", plan, options, parity.verify, _say)
     (work / "core").mkdir()
     core = export.export(network.net, network.spec, work / "core")
@@ -100,6 +104,10 @@ def prepare(given: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
     jobs |= {f"plain {r}": {"kind": "plain", "runtime": r, "model": str(path)} for r, path in places.items()}
     jobs |= {f"ours {v.name}": {"kind": "ours", "bundle": str(best.folder), "variant": v.name} for v in best.variants}
     return {name: {**common, **job} for name, job in jobs.items()}
+
+
+def _unverified(bundle: Bundle) -> dict[str, Parity]:
+    return {variant.name: Parity("nothing", 0, 0.0, 0.0, 0) for variant in bundle.variants}
 
 
 def _plain_tflite(work: Path, side: int) -> None:

@@ -16,7 +16,7 @@ from pipnet_edge.benchmarks import bench
 from pipnet_edge.benchmarks import result as results
 from pipnet_edge.benchmarks.bench import Plan
 from pipnet_edge.benchmarks.result import Measured, Settings
-from pipnet_edge.bundle import MANIFEST, Bundle, Parity, file_sha256
+from pipnet_edge.bundle import Bundle, Parity
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.runtimes import null
 from pipnet_edge.targets import channel, devices, local
@@ -205,7 +205,7 @@ def test_a_result_tells_where_it_comes_from(null_bundle: Bundle) -> None:
     assert [(run.target, run.variant) for run in found.measured] == [("local", "null-fp32"), ("local", "null-fp16")]
     assert (found.counted, found.predicted) == ((), ())
     assert found.facts == {"local": results.facts_of(host.facts())}
-    assert found.bundle == file_sha256(null_bundle.folder / MANIFEST)
+    assert found.bundle == null_bundle.sha256
     assert (found.version, found.tool, found.settings) == (results.VERSION, __version__, QUICK)
     assert found.network == "resnet18, 5 landmarks, 96 px"
     assert found.created.endswith("+00:00")

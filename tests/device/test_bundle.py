@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import types
 import typing
@@ -21,7 +22,21 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipnet_edge import bundle as bundles
-from pipnet_edge.bundle import GOLDEN, HEADS, MANIFEST, Bundle, File, Parity, Source, Variant, read, replacing
+from pipnet_edge.bundle import (
+    GOLDEN,
+    HEADS,
+    MANIFEST,
+    Bundle,
+    Calibration,
+    File,
+    Parity,
+    Quantization,
+    Source,
+    Tuned,
+    Variant,
+    read,
+    replacing,
+)
 from pipnet_edge.decode import MAP_NAMES, Decoder, Features, Heads, Maps, map_shapes
 from pipnet_edge.errors import USER_ERROR, EdgeError
 from pipnet_edge.targets import channel, local
@@ -98,6 +113,64 @@ def test_variants_are_found_by_name(null_bundle: Bundle, precision: str) -> None
         null_bundle.open_session("ncnn-fp32", 1)
 
 
+# --- What tells two bundles apart.
+
+
+def test_tuning_changes_how_a_bundle_is_run_but_not_what_it_is(bundle: Bundle) -> None:
+    sha256 = bundle.sha256
+    assert re.fullmatch("[0-9a-f]{64}", sha256)
+    fast = Tuned("null-fp16", 2, (4, 5), 1.5, "numpy 2", "2026-01-02T03:04:05+00:00")
+    for tuned in ({"board": fast}, {"board": replace(fast, ms=2.5), "another": fast}, {}):
+        made = replace(bundle, tuned=tuned)
+        made.write_manifest()
+        assert made.sha256 == read(bundle.folder).sha256 == sha256
+
+
+def test_a_bundle_is_the_same_wherever_it_lies_and_however_it_is_written(bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(bundle.folder, tmp_path / "copy")
+    manifest = json.loads((tmp_path / "copy" / MANIFEST).read_text())
+    (tmp_path / "copy" / MANIFEST).write_text(json.dumps(dict(reversed(manifest.items()))))
+    assert read(tmp_path / "copy").sha256 == bundle.sha256
+
+
+def test_anything_else_makes_another_bundle(bundle: Bundle) -> None:
+    """Every number, name and list in the manifest, one at a time."""
+    manifest, known = json.loads((bundle.folder / MANIFEST).read_text()), {bundle.sha256}
+    first = bundle.variants[0]
+    how = Quantization("minmax", "nearest", {"heads.score": "heads"}, (0.5,) * 3, (0.25,) * 3)
+    of_a_variant: dict[str, Any] = {
+        "files": (replace(first.files[0], sha256="3" * 64),),
+        "tools": {"numpy": "3"},
+        "parity": Parity("torch", 5, 0.1, 0.2, 0),
+        "quantization": how,
+        "is_sparse": True,
+    }
+    changed = [
+        replace(bundle, spec=replace(bundle.spec, clamp=True)),
+        replace(bundle, spec=replace(bundle.spec, mean=(0.5, 0.5, 0.5))),
+        replace(bundle, source=replace(bundle.source, file="other.pth")),
+        replace(bundle, golden=replace(bundle.golden, sha256="1" * 64)),
+        replace(bundle, layers=bundle.layers[:-1]),
+        replace(bundle, layers=(*bundle.layers[:-1], replace(bundle.layers[-1], is_offset_head=True))),
+        replace(bundle, variants=bundle.variants[::-1]),
+        replace(bundle, variants=bundle.variants[:1]),
+        replace(bundle, calibration=Calibration("2" * 64, ())),
+        *(
+            replace(bundle, variants=(replace(first, **{name: value}), *bundle.variants[1:]))
+            for name, value in of_a_variant.items()
+        ),
+    ]
+    for made in changed:
+        made.write_manifest()
+        assert read(bundle.folder).sha256 == made.sha256
+        known.add(made.sha256)
+    assert len(known) == 1 + len(changed)
+    # Every field of a manifest was changed, and of a variant all but the three that follow from each other.
+    fields_changed = {"spec", "source", "golden", "calibration", "layers", "variants"}
+    assert manifest.keys() - {"format", "version", "tuned"} == fields_changed
+    assert manifest["variants"][0].keys() - {"name", "runtime", "precision"} == of_a_variant.keys()
+
+
 # --- No manifest, or not one of ours.
 
 
@@ -142,10 +215,10 @@ def test_wrong_format(bundle: Bundle, edit_manifest: Edit, value: object) -> Non
     refused(bundle.folder, "is not a pipnet-edge-bundle manifest")
 
 
-@pytest.mark.parametrize("value", [0, 1, bundles.VERSION + 1, "2", None, [2], True, 2.5])
+@pytest.mark.parametrize("value", [0, 1, bundles.VERSION + 1, "3", None, [3], True, 3.5])
 def test_unknown_versions(bundle: Bundle, edit_manifest: Edit, value: object) -> None:
     edit_manifest(bundle.folder, ("version",), value)
-    refused(bundle.folder, "has version .*, this program reads version 2")
+    refused(bundle.folder, "has version .*, this program reads version 3")
 
 
 # --- Layers.
@@ -403,7 +476,8 @@ JSON = st.recursive(
 def test_any_manifest_reads_or_is_refused(
     data: st.DataObject, null_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    manifest: Any = json.loads(json.dumps(null_bundle.to_json()))
+    board = Tuned("null-fp32", 2, (4, 5), 1.5, "numpy 2", "2026-01-02T03:04:05+00:00")
+    manifest: Any = json.loads(json.dumps(replace(null_bundle, tuned={"board": board}).to_json()))
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.sampled_from(places(manifest)))
         if not place:
@@ -619,7 +693,7 @@ def test_replacing_keeps_the_old_bundle_when_the_last_rename_fails(bundle: Bundl
 def test_a_variant_is_checked_when_built_too() -> None:
     with pytest.raises(EdgeError, match="has no files"):
         Variant("null-fp32", "null", "fp32", ())
-    assert bundles.VERSION == 2
+    assert bundles.VERSION == 3
 
 
 def test_replacing_takes_back_the_folders_that_it_made(tmp_path: Path) -> None:
@@ -663,6 +737,21 @@ def test_variants_without_heads_decode_maps(bundle: Bundle) -> None:
     assert bundle.read_heads("null-fp32") is None
     _, maps = bundle.read_golden()
     np.testing.assert_array_equal(bundle.decoder("null-fp32")(maps).points, Decoder(bundle.spec)(maps).points)
+
+
+@pytest.mark.parametrize("is_sparse", [True, False])
+def test_sparse_variants_say_so(bundle: Bundle, edit_manifest: Edit, is_sparse: bool) -> None:
+    """With heads inside the model there is no file that would tell."""
+    first, second = bundle.variants
+    replace(bundle, variants=(replace(first, is_sparse=is_sparse), second)).write_manifest()
+    assert json.loads((bundle.folder / MANIFEST).read_text())["variants"][0]["is_sparse"] is is_sparse
+    again = read(bundle.folder)
+    assert [variant.is_sparse for variant in again.variants] == [is_sparse, False]
+    assert [variant.heads for variant in again.variants] == [None, None]
+    assert again.read_heads("null-fp32") is None
+    for value in (1, "true", None, []):
+        edit_manifest(bundle.folder, ("variants", 0, "is_sparse"), value)
+        refused(bundle.folder, "bool is needed")
 
 
 def test_heads_are_read_and_the_variant_is_opened(set_heads: SetHeads) -> None:

@@ -97,6 +97,10 @@ def test_costs_add_up(chosen: list[Layer], precision: str) -> None:
         assert whole.bytes(precision, winograd) == pytest.approx(sum(part.bytes(precision, winograd) for part in parts))
 
 
+HEADS = tuple(f"heads.{name}" for name in MAP_NAMES)
+KEPT = ("backbone", "heads.score")
+
+
 def variant(runtime: str, precision: str, *kept: str) -> Variant:
     how = Quantization("minmax", "nearest", dict.fromkeys(kept, "heads"), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     file = File(f"{runtime}-{precision}/model", "0" * 64, 1)
@@ -132,6 +136,21 @@ def test_what_a_variant_keeps_in_float_is_marked(null_bundle: Bundle) -> None:
     assert costs.of(null_bundle, variant("ncnn", "fp32")).part(in_float=True).layers == ()
     with pytest.raises(EdgeError, match="variant 'ncnn-int8' keeps layer 'tail' in float, which the bundle lacks"):
         costs.of(null_bundle, variant("ncnn", "int8", "tail"))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_sparse_variants_do_not_compute_their_offset_heads_in_every_cell(null_bundle: Bundle, inside: bool) -> None:
+    """Whether the model evaluates them or decode does, with a file of them; what else there is, is as in dense ones."""
+    layers = tuple(replace(layer, is_offset_head=layer.name in HEADS[1:]) for layer in null_bundle.layers)
+    bundle, dense = replace(null_bundle, layers=layers), variant("tflite", "int8", *HEADS[:1])
+    files = dense.files if inside else (*dense.files, File("tflite-int8/heads.npz", "0" * 64, 1))
+    found = costs.of(bundle, replace(dense, files=files, is_sparse=True)).layers
+    assert found == tuple(
+        layer for layer, described in zip(costs.of(bundle, dense).layers, layers, strict=True) if described.name in KEPT
+    )
+    assert [layer.in_float for layer in found] == [False, True]
+    # A file of heads that nothing needs does not make a variant sparse.
+    assert len(costs.of(bundle, replace(dense, files=files)).layers) == len(layers)
 
 
 # --- The fit.
@@ -393,7 +412,6 @@ def test_what_cannot_be_predicted_is_refused(runtime: str, precision: str, threa
 
 # --- Variants of a bundle.
 
-HEADS = tuple(f"heads.{name}" for name in MAP_NAMES)
 VARIANTS = (
     *(variant(runtime, precision) for runtime in ("onnx", "ncnn", "tflite") for precision in ("fp32", "fp16", "w8")),
     *(variant(runtime, "int8", *HEADS) for runtime in ("onnx", "ncnn", "mnn", "tflite")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from pipnet_edge import bundle as bundles
 from pipnet_edge.benchmarks import result as results
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.errors import CHECK_FAILED
@@ -110,6 +112,16 @@ def wait_for_a_worker(clean: Clean) -> None:
     while not any("pipnet_edge.worker" in line for line in clean.processes().values()):
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_tuning_a_board_is_kept_here(clean: Clean, bundle: Bundle, start: Any, tmp_path: Path) -> None:
+    here = shutil.copytree(bundle.folder, tmp_path / "bundle")
+    words = ("--variant", "null-fp32", "--threads", 1, "--seconds", 0, "--count", 5, "--json")
+    code, out, err = finish(start("bench", here, "--tune", "--host", "board", *words))
+    assert (code, err) == (0, "")
+    (found,) = json.loads(out)["result"]["tuned"]
+    assert (found["target"], found["tried"][0]["chosen"]) == ("board", True)
+    assert set(bundles.read(here).tuned) == {found["device"]}
 
 
 def test_parity_and_doctor(clean: Clean, bundle: Bundle, start: Any) -> None:

@@ -20,7 +20,7 @@ import pytest
 from pipnet_edge import bundle as bundles
 from pipnet_edge.benchmarks import parity
 from pipnet_edge.converters import export, golden, nets
-from pipnet_edge.decode import MAP_NAMES, Maps
+from pipnet_edge.decode import MAP_NAMES, Features, Maps, Winners
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets import channel, local
 
@@ -69,6 +69,17 @@ def test_manifest_tells_what_was_made(demo_bundle):
         assert sizes[f"{runtime}-fp16"] < 0.55 * sizes[f"{runtime}-fp32"]
     assert all(variant.tools and variant.parity for variant in bundle.variants)
     assert sorted(path.name for path in demo_bundle.iterdir()) == sorted([*VARIANTS, "golden.npz", "manifest.json"])
+
+
+def test_heads_are_sparse_unless_somebody_wants_them_dense(demo_bundle):
+    """TFLite has them inside; with the others they lie beside the model."""
+    bundle = bundles.read(demo_bundle)
+    assert all(variant.is_sparse for variant in bundle.variants)
+    crop = bundle.read_golden()[0][0]
+    for name in ("onnx-fp32", "ncnn-int8", "mnn-fp16", "tflite-fp32", "tflite-fp16", "tflite-int8"):
+        inside = name.startswith("tflite")
+        assert (bundle.variant(name).heads is None) == (not (demo_bundle / name / "heads.npz").exists()) == inside
+        assert [type(bundle.open_session(name, 1).run(crop))] == [Winners if inside else Features]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -179,14 +190,17 @@ def test_corrupted_model_with_fitting_hash(tmp_path, demo_bundle, cli, file, how
     assert f"pipnet-edge parity: {variant}: " in one_line(done.stderr)
 
 
-def test_swapped_outputs_fail_parity(tmp_path, demo_bundle, cli):
-    """x and y have the same shape: only the values tell that a model's outputs are named wrongly."""
+def test_swapped_heads_fail_parity(tmp_path, demo_bundle, cli):
+    """x and y have the same shape: only the values tell. Networks with such maps: tests/workstation/test_sparse.py."""
     folder = tmp_path / "b"
     shutil.copytree(demo_bundle, folder)
-    param = folder / "ncnn-fp32" / "model.param"
-    swap = {"offset_x": "offset_y", "offset_y": "offset_x"}
-    lines = [" ".join(swap.get(word, word) for word in line.split()) for line in param.read_text().splitlines()]
-    param.write_text("\n".join(lines) + "\n")
+    path = folder / "ncnn-fp32" / "heads.npz"
+    with np.load(path) as arrays:
+        heads = dict(arrays)
+    for array in heads.values():
+        # The landmarks' own offsets, not their neighbours'.
+        array[:, :, 0] = array[:, ::-1, 0].copy()
+    np.savez(path, **heads)
     rehash(folder)
     done = cli("parity", folder, "--variant", "ncnn-fp32")
     assert done.returncode == 3

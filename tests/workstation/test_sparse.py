@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
 from pipnet_edge.benchmarks import parity
-from pipnet_edge.bundle import HEADS, Bundle, File, Source
-from pipnet_edge.converters import Plan, Quantize, checkpoint, convert, golden, nets, quantized, sparse
+from pipnet_edge.bundle import HEADS, Bundle, File, Source, read
+from pipnet_edge.converters import (
+    Plan,
+    Quantize,
+    checkpoint,
+    convert,
+    golden,
+    nets,
+    quantized,
+    sparse,
+    tflite_file,
+    tflite_write,
+)
 from pipnet_edge.converters.checkpoint import Network
 from pipnet_edge.converters.workshop import Workshop
-from pipnet_edge.decode import MAP_NAMES, Decoder, Features, Landmarks, Maps
+from pipnet_edge.decode import MAP_NAMES, Decoder, Features, Landmarks, Maps, Output, Winners
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec, mean_faces
-from pipnet_edge.targets import cost
+from pipnet_edge.targets import channel, cost, local
 
 # tests/golden/README.md: the input of every case.
 IMAGE = torch.from_numpy(np.random.RandomState(7).standard_normal((1, 3, 256, 256)).astype(np.float32))
 OFFSET_HEADS = {f"heads.{name}" for name in MAP_NAMES[1:]}
-# What splits, in every runtime that has it; and what stays whole.
+# What splits, in every runtime that has it, with the heads in a file beside the model or inside it; what stays whole.
 FLOAT = [(runtime, "fp32") for runtime in ("onnx", "ncnn", "mnn", "tflite")]
+INSIDE = [("tflite", "fp32"), ("tflite", "int8")]
 SPLIT = [*FLOAT, ("onnx", "int8"), ("tflite", "int8")]
 WHOLE = [("onnx", "int8-full"), ("onnx", "w8")]
 
@@ -142,7 +157,9 @@ def test_networks_that_cannot_be_split(
         lambda: sparse.split(net, 5),
         lambda: Workshop(Network(tiny_spec, net, 0), tmp_path, tmp_path, None, True, "sparse"),
     ):
-        with pytest.raises(EdgeError, match="--heads sparse needs heads that are 1x1 convolutions") as refusal:
+        with pytest.raises(
+            EdgeError, match="--heads sparse, the default, needs 1x1 convolutions"
+        ) as refusal:
             work()
         assert "\n" not in str(refusal.value)
     assert list(tmp_path.iterdir()) == []
@@ -150,7 +167,7 @@ def test_networks_that_cannot_be_split(
 
 @pytest.mark.parametrize("heads", ["other", "", "Sparse"])
 def test_unknown_heads(heads: str) -> None:
-    with pytest.raises(EdgeError, match=rf"^--heads {heads}; allowed: dense, sparse$"):
+    with pytest.raises(EdgeError, match=rf"^--heads {heads}; allowed: sparse, dense$"):
         Plan(("onnx",), ("fp32",), heads)
 
 
@@ -213,7 +230,7 @@ def names(variants: Variants) -> list[str]:
     return [f"{runtime}-{precision}" for runtime, precision in variants]
 
 
-def outputs_of(bundle: Bundle, name: str, crops: np.ndarray) -> list[Maps | Features]:
+def outputs_of(bundle: Bundle, name: str, crops: np.ndarray) -> list[Output]:
     session = bundle.open_session(name, 1)
     found = [session.run(crop) for crop in crops]
     session.close()
@@ -227,7 +244,10 @@ def landmarks_of(bundle: Bundle, name: str, crops: np.ndarray) -> Landmarks:
 
 
 def test_which_variants_have_heads_of_their_own(split_bundle: Bundle, whole_bundle: Bundle) -> None:
-    for bundle, with_heads in ((split_bundle, names(SPLIT)), (whole_bundle, [])):
+    beside = names([each for each in SPLIT if each not in INSIDE])
+    for bundle, sparse_ones, with_heads in ((split_bundle, names(SPLIT), beside), (whole_bundle, [], [])):
+        for told in (bundle, read(bundle.folder)):
+            assert [variant.name for variant in told.variants if variant.is_sparse] == sparse_ones
         assert [variant.name for variant in bundle.variants if variant.heads] == with_heads
         for variant in bundle.variants:
             assert (bundle.folder / variant.name / HEADS).is_file() == (variant.name in with_heads)
@@ -241,12 +261,83 @@ def test_split_variants_pass_parity(split_bundle: Bundle) -> None:
     assert all(set(row.maps or ()) == set(MAP_NAMES) for row in rows)
 
 
+@pytest.mark.parametrize(("first", "second"), [("fp32", "fp32"), ("int8", "fp32"), ("fp32", "int8")])
+def test_networks_with_their_heads_inside_are_compared_at_winning_cells(
+    split_bundle: Bundle, tiny_faces: np.ndarray, first: str, second: str
+) -> None:
+    """With each other, where neither has maps of all cells; a limit of what this small network drifts by."""
+    crops, folder = tiny_faces[:6], split_bundle.folder
+    both = [channel.infer(local.call, folder, f"tflite-{kind}", 1, crops, maps=True) for kind in (first, second)]
+    assert all(isinstance(ran.maps, Winners) for ran in both)
+    row = parity.Row("tflite-int8", "tflite-fp32", len(crops), 5)
+    want, got = ((ran.landmarks, ran.maps) for ran in both)
+    found = parity.compare(split_bundle.variant("tflite-int8"), row, 64, want, got)
+    assert found.failure is None
+    largest = max(largest for largest, _ in found.maps.values())
+    assert (largest == 0) == (first == second)
+
+
+@pytest.mark.parametrize("reference", ["tflite", "mnn"])
+def test_pictures_are_compared_with_either_kind_of_reference(split_bundle: Bundle, reference: str) -> None:
+    """The first fp32 variant, which has maps of all cells or not, against one that has and one that has not."""
+    order = sorted(split_bundle.variants, key=lambda variant: variant.runtime != reference)
+    pictures = parity.pictures_in(golden.FACES)[:3]
+    rows = parity.check(replace(split_bundle, variants=tuple(order)), ["ncnn-fp32", "tflite-fp32"], images=pictures)
+    assert [(row.reference, row.failure) for row in rows] == [(f"{reference}-fp32", None)] * 2
+    assert all(set(row.maps or ()) == set(MAP_NAMES) for row in rows)
+
+
+def changed(bundle: Bundle, name: str, file: str, change: Callable[[Path], None], folder: Path) -> Bundle:
+    """A copy with a file of one variant changed, and a manifest that vouches for it."""
+    shutil.copytree(bundle.folder, folder)
+    path = folder / name / file
+    change(path)
+    variants = (
+        replace(v, files=tuple(File.of(folder, folder / f.path) for f in v.files)) if v.name == name else v
+        for v in bundle.variants
+    )
+    made = replace(bundle, folder=folder, variants=tuple(variants))
+    made.write_manifest()
+    return made
+
+
+def test_swapped_outputs_fail_parity(whole_bundle: Bundle, tmp_path: Path) -> None:
+    """x and y have the same shape: only the values tell that a model's outputs are named wrongly."""
+
+    def swap(path: Path) -> None:
+        others = {"offset_x": "offset_y", "offset_y": "offset_x"}
+        lines = [" ".join(others.get(word, word) for word in line.split()) for line in path.read_text().splitlines()]
+        path.write_text("\n".join(lines) + "\n")
+
+    (row,) = parity.check(changed(whole_bundle, "ncnn-fp32", "model.param", swap, tmp_path / "b"), ["ncnn-fp32"])
+    assert row.failure
+    assert row.worst_map in ("offset_x", "offset_y")
+
+
+def test_swapped_heads_inside_fail_parity(split_bundle: Bundle, tmp_path: Path) -> None:
+    """The same of a model that has no maps: rows of the convolution that gives the landmarks' own offsets."""
+
+    def swap(path: Path) -> None:
+        model = tflite_write.load(path.read_bytes())
+        (graph,) = model.subgraphs
+        (weight,) = (tensor for tensor in graph.tensors if tuple(tensor.shape) == (30, 1, 1, 16))
+        rows = np.frombuffer(bytes(model.buffers[weight.buffer].data), np.float32).reshape(5, 2, 3, 16).copy()
+        rows[:, :, 0] = rows[:, ::-1, 0].copy()
+        model.buffers[weight.buffer].data = np.frombuffer(rows.tobytes(), np.uint8)
+        path.write_bytes(tflite_write.dump(model))
+
+    (row,) = parity.check(changed(split_bundle, "tflite-fp32", "model.tflite", swap, tmp_path / "b"), ["tflite-fp32"])
+    assert row.failure
+    assert row.worst_map in ("offset_x", "offset_y")
+
+
 @pytest.mark.parametrize("name", [*names(FLOAT), "onnx-int8"])
 def test_split_and_whole_variants_give_the_same_landmarks(
     split_bundle: Bundle, whole_bundle: Bundle, tiny_faces: np.ndarray, name: str
 ) -> None:
     crops, both = tiny_faces[:6], ((split_bundle, name), (whole_bundle, name.replace("tflite", "onnx")))
-    assert [type(outputs_of(*each, crops[:1])[0]) for each in both] == [Features, Maps]
+    kind = Winners if name in names(INSIDE) else Features
+    assert [type(outputs_of(*each, crops[:1])[0]) for each in both] == [kind, Maps]
     ours, theirs = (landmarks_of(*each, crops) for each in both)
     np.testing.assert_array_equal(ours.cell, theirs.cell)
     np.testing.assert_allclose(ours.score, theirs.score, rtol=1e-5)
@@ -269,16 +360,57 @@ def test_int8_features_are_what_the_heads_read(
             assert np.abs(getattr(dense, part) - want).max() <= 1e-3 * np.abs(want).max(), part
 
 
-def test_int8_features_are_the_same_in_tflite(split_bundle: Bundle, tiny_faces: np.ndarray) -> None:
-    """Which quantizes them and reads them inside too, but gives them back in float, channels last."""
-    for ours, theirs in zip(
-        *(outputs_of(split_bundle, name, tiny_faces[:6]) for name in ("tflite-int8", "onnx-int8")), strict=True
-    ):
-        assert ours.features.shape == theirs.features.shape == (16, 4, 4)
-        assert ours.features.dtype == np.float32
-        for part in ("score", "features"):
+def test_int8_winners_are_the_same_in_tflite(split_bundle: Bundle, tiny_faces: np.ndarray) -> None:
+    """Which has the same features inside, and makes offsets of them with weights and features in int8."""
+    heads = split_bundle.read_heads("onnx-int8")
+    assert heads
+    both = (outputs_of(split_bundle, name, tiny_faces[:6]) for name in ("tflite-int8", "onnx-int8"))
+    for ours, features in zip(*both, strict=True):
+        cells = Decoder(split_bundle.spec, heads)(features).cell
+        theirs = Winners.at(heads.maps(features), cells)
+        assert ours.offsets.shape == theirs.offsets.shape == (5, 2, 3)
+        for part, most in (("score", 0.01), ("offsets", 0.02)):
             got, want = getattr(ours, part), getattr(theirs, part)
-            assert np.sqrt(np.mean((got - want) ** 2)) <= 0.01 * want.std()
+            assert got.dtype == np.float32
+            assert np.sqrt(np.mean((got - want) ** 2)) <= most * want.std()
+
+
+def test_int8_heads_inside_lie_on_the_grid_that_rounding_chose(split_bundle: Bundle) -> None:
+    """They are the very integers, and steps, of the variant whose heads are int8 layers like all others."""
+    stored = tflite_file.weights(tflite_file.read(split_bundle.folder / "tflite-int8" / "model.tflite"))
+    inside = {len(tensor.data): tensor for _, tensor in stored if tensor.data.shape[1:] == (1, 1, 16)}
+    model = onnx.load(split_bundle.folder / "onnx-int8-full" / "model.onnx")
+    every = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+    def of_a_landmark(head: str, part: str) -> np.ndarray:
+        return every[f"heads.{head}.weight{part}"].reshape(5, -1, 1 if part else 16)
+
+    def offsets(part: str) -> np.ndarray:
+        axes = [[of_a_landmark(f"{kind}_{axis}", part) for kind in ("offset", "neighbor")] for axis in ("x", "y")]
+        return np.stack([np.concatenate(axis, axis=1) for axis in axes], axis=1)
+
+    for rows, wanted in ((5, lambda part: of_a_landmark("score", part)), (30, offsets)):
+        assert inside[rows].kind == np.int8
+        np.testing.assert_array_equal(inside[rows].data.ravel(), wanted("").ravel())
+        np.testing.assert_allclose(inside[rows].scale, wanted("/step").ravel(), rtol=1e-6)
+
+
+def test_what_int8_variants_keep_in_float(split_bundle: Bundle) -> None:
+    """Heads inside have int8 weights, the score's too; with others decode computes them in float."""
+    kept = {name: split_bundle.variant(name).quantization.kept for name in ("onnx-int8", "tflite-int8")}
+    assert kept["onnx-int8"] == dict.fromkeys((*OFFSET_HEADS, "heads.score"), "heads")
+    assert kept["tflite-int8"] == {}
+
+
+def test_winners_travel_from_a_worker(split_bundle: Bundle, tiny_faces: np.ndarray) -> None:
+    crops = tiny_faces[:4]
+    found = channel.infer(local.call, split_bundle.folder, "tflite-int8", 1, crops, maps=True)
+    assert isinstance(found.maps, Winners)
+    for index, output in enumerate(outputs_of(split_bundle, "tflite-int8", crops)):
+        np.testing.assert_array_equal(found.maps.score[index], output.score)
+        np.testing.assert_array_equal(found.maps.offsets[index], output.offsets)
+    again = landmarks_of(split_bundle, "tflite-int8", crops)
+    np.testing.assert_array_equal(found.landmarks.points, again.points)
 
 
 def test_split_variants_cost_less_by_their_heads(split_bundle: Bundle) -> None:
@@ -328,10 +460,10 @@ def test_int8_full_stays_whole_whatever_a_budget_keeps(
     assert not made["int8-full"].heads
 
 
-@pytest.mark.parametrize(("heads", "files"), [((), False), (("sparse",), True)])
+@pytest.mark.parametrize(("heads", "files"), [((), True), (("dense",), False)])
 def test_a_plan_says_what_is_made(cases, save_checkpoint, tmp_path: Path, heads: tuple[str, ...], files: bool) -> None:
     name = "lapa_mobilenet_v3_s32"
     options = checkpoint.Options(data=cases[name].data, input_size=64)
     made = convert(save_checkpoint(name), tmp_path / "b", Plan(("onnx",), ("fp32",), *heads), options, parity.verify)
     assert (made.folder / "onnx-fp32" / HEADS).is_file() == files
-    assert (made.variants[0].heads is not None) == files
+    assert (made.variants[0].heads is not None) == made.variants[0].is_sparse == files

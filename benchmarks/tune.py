@@ -1,0 +1,293 @@
+"""Tuning: which variant, with how many threads on which CPUs, runs a bundle fastest on a machine."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import accumulate
+from statistics import median
+from typing import Any
+
+from pipnet_edge import bundle as bundles
+from pipnet_edge import host
+from pipnet_edge.benchmarks import bench
+from pipnet_edge.benchmarks import result as results
+from pipnet_edge.benchmarks.bench import Plan, Step
+from pipnet_edge.benchmarks.result import Measured
+from pipnet_edge.bundle import Bundle, Tuned
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.render import Table, counted
+from pipnet_edge.targets import channel, places
+from pipnet_edge.targets.places import Place
+
+COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+# Rounds of all variants, of what the best of them are tried with, and of the finalists.
+COARSE, FINE, FINAL = 2, 1, 5
+VARIANTS, FINALISTS = 3, 6
+NEAR = 1.25  # how much slower than the fastest a finalist may have been before
+# What counts as equally fast: this much, or as much as the rounds differ, but no more than that.
+LEVEL, NOISE = 0.03, 0.10
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a bundle: cpus are the numbers of those to keep to, ascending."""
+
+    variant: str
+    threads: int
+    cpus: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.variant}, {counted(self.threads, 'thread')} on CPUs {host.cpu_list(self.cpus)}"
+
+
+@dataclass
+class Trial:
+    """What came of a candidate. times: median milliseconds of a frame, by the number of the round."""
+
+    candidate: Candidate
+    times: dict[int, float] = field(default_factory=dict)
+    failure: str | None = None
+
+    @property
+    def ms(self) -> float:
+        """The median of its last rounds; infinite for one that failed."""
+        return math.inf if self.failure else median(list(self.times.values())[-FINAL:])
+
+    @property
+    def best(self) -> float:
+        """Its fastest round: other work on the machine only ever slows it down."""
+        return math.inf if self.failure else min(self.times.values())
+
+    def ratios(self, other: Trial) -> list[float]:
+        """How often as long it took as another one, in each of the last rounds that both were in."""
+        common = [number for number in self.times if number in other.times][-FINAL:]
+        return [self.times[number] / other.times[number] for number in common] or [self.ms / other.ms]
+
+
+Clock = Callable[[Candidate], float]
+
+
+class Trials:
+    """All that was tried, timed by a clock that gives milliseconds or raises EdgeError."""
+
+    def __init__(self, clock: Clock, step: Step) -> None:
+        self.tried: dict[Candidate, Trial] = {}
+        self._clock, self._step, self._rounds = clock, step, 0
+
+    def run(self, candidates: Iterable[Candidate], rounds: int) -> None:
+        """So many rounds of all candidates in turns, there and back. One that fails is not tried again."""
+        trials = [self.tried.setdefault(candidate, Trial(candidate)) for candidate in candidates]
+        for turn in range(rounds):
+            self._rounds += 1
+            for index, trial in enumerate(reversed(trials) if turn % 2 else trials):
+                if trial.failure:
+                    continue
+                self._step(str(trial.candidate), turn * len(trials) + index, rounds * len(trials))
+                try:
+                    trial.times[self._rounds] = self._clock(trial.candidate)
+                except channel.Lost:
+                    raise
+                except EdgeError as e:
+                    trial.failure = " ".join(str(e).split())
+
+    def ranked(self) -> list[Trial]:
+        """Those that did not fail, by their fastest round. Raises the first failure when there are none."""
+        found = sorted((trial for trial in self.tried.values() if not trial.failure), key=lambda trial: trial.best)
+        if not found:
+            raise EdgeError(next(trial.failure for trial in self.tried.values() if trial.failure))
+        return found
+
+
+def search(
+    variants: Sequence[str],
+    groups: Sequence[Sequence[int]],
+    counts: Sequence[int],
+    clock: Clock,
+    step: Step = lambda *_: None,
+) -> tuple[Candidate, list[Trial]]:
+    """The candidate to take and all trials, the fastest first and failures last.
+
+    groups: numbers of CPUs that are alike, the fastest first. counts: of threads (none: COUNTS), each tried on the
+    fewest of the fastest groups that have so many CPUs, and on all. First all variants with the fewest and the most
+    threads of the fastest group; then all counts with the best VARIANTS of them; then the FINALISTS in FINAL rounds.
+    """
+    reach = [tuple(sorted(cpus)) for cpus in accumulate(map(tuple, groups))]
+    most = len(reach[-1])
+    counts = sorted(set(counts or (*(count for count in COUNTS if count < most), most)))
+    if counts[-1] > most:
+        raise EdgeError(f"{counts[-1]} threads to try on {most} CPUs ({host.cpu_list(reach[-1])}); at most one a CPU")
+
+    def home(count: int) -> tuple[int, ...]:
+        return next(cpus for cpus in reach if count <= len(cpus))
+
+    trials = Trials(clock, step)
+    extremes = dict.fromkeys((counts[0], max((c for c in counts if c <= len(reach[0])), default=counts[0])))
+    trials.run([Candidate(name, count, home(count)) for name in variants for count in extremes], COARSE)
+    leading = list(dict.fromkeys(trial.candidate.variant for trial in trials.ranked()))[:VARIANTS]
+    wider = [
+        Candidate(name, c, cpus) for name in leading for c in counts for cpus in dict.fromkeys((home(c), reach[-1]))
+    ]
+    trials.run([candidate for candidate in wider if candidate not in trials.tried], FINE)
+    ranked = trials.ranked()
+    finalists = [trial for trial in ranked[:FINALISTS] if trial.best <= NEAR * ranked[0].best]
+    trials.run([trial.candidate for trial in finalists], FINAL)
+    finalists = [trial for trial in finalists if not trial.failure] or trials.ranked()[:1]
+    fastest = min(finalists, key=lambda trial: trial.ms)
+    others = [trial for trial in trials.tried.values() if trial is not fastest]
+    others.sort(key=lambda trial: math.inf if trial.failure else median(trial.ratios(fastest)))
+    return settle(finalists, fastest).candidate, [fastest, *others]
+
+
+def settle(finalists: Sequence[Trial], fastest: Trial) -> Trial:
+    """Of those that are as fast as the fastest, as far as its rounds can tell, the one with the fewest threads."""
+    level = []
+    for trial in finalists:
+        ratios = trial.ratios(fastest)
+        middle = median(ratios)
+        spread = median(abs(ratio - middle) for ratio in ratios)
+        if middle - 1 <= min(max(LEVEL, spread), NOISE):
+            level.append(trial)
+    return min(level, key=lambda trial: (trial.candidate.threads, trial.ms))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What tuning found on a target. machine: what host.name calls it. trials: the fastest first, failures last; the
+    one chosen may be another than the fastest.
+
+    px: each variant's parity from the manifest. warnings: why the timings should not be trusted.
+    """
+
+    target: str
+    machine: str
+    tuned: Tuned
+    chosen: Candidate
+    trials: Sequence[Trial]
+    px: Mapping[str, float | None]
+    warnings: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        fastest = self.trials[0]
+        tried = [
+            {
+                **asdict(trial.candidate),
+                "ms": None if trial.failure else trial.ms,
+                "ratio": None if trial.failure else median(trial.ratios(fastest)),
+                "chosen": trial.candidate == self.chosen,
+                "failure": trial.failure,
+            }
+            for trial in self.trials
+        ]
+        found = {"target": self.target, "device": self.machine, "tuned": asdict(self.tuned), "tried": tried}
+        return found | {"warnings": list(self.warnings)}
+
+
+def tune(
+    call: channel.Call, target: str, bundle: Bundle, plan: Plan, machine: str, facts: Mapping[str, Any], step: Step
+) -> Found:
+    """Tunes a bundle for the machine behind `call`, of these facts (a worker's).
+
+    A plan's variants and threads restrict what is tried; its cpus, unless "big", are all that is used. Each round
+    takes a share of its seconds and count, so that finalists get all of them.
+    """
+    settings = plan.settings
+    quick = replace(settings, seconds=settings.seconds / FINAL, count=math.ceil(settings.count / FINAL), rest=0.0)
+    groups = call({"do": "cpus"})["groups"]
+    everything = tuple(sorted(cpu for group in groups for cpu in group))
+    if plan.cpus != "big":
+        groups = [sorted(set(plan.cpus or everything))]
+    if not set(groups[0]) <= set(everything):
+        allowed = host.cpu_list(everything)
+        raise EdgeError(f"CPUs {host.cpu_list(groups[0])} are not all on {target}; allowed: {allowed}")
+    names = [variant.name for variant in plan.chosen(bundle, facts["runtimes"])]
+    runs: dict[Candidate, Measured] = {}
+
+    def clock(candidate: Candidate) -> float:
+        if runs and settings.rest:
+            time.sleep(settings.rest)
+        one = Plan((candidate.variant,), (candidate.threads,), candidate.cpus, quick)
+        (run,) = bench.sweep(call, target, bundle, one, facts, lambda *_: None)
+        if run.failure:
+            call({"do": "facts"})  # raises when the connection is lost
+            raise EdgeError(run.failure)
+        runs[candidate] = run
+        return run.frame(0.5)
+
+    chosen, trials = search(names, groups, plan.threads, clock, lambda what, *at: step(f"{target} {what}", *at))
+    (ms,) = (trial.ms for trial in trials if trial.candidate == chosen)
+    run, created = runs[chosen], datetime.now(UTC).isoformat(timespec="seconds")
+    cpus = () if chosen.cpus == everything else chosen.cpus
+    tuned = Tuned(chosen.variant, chosen.threads, cpus, round(ms, 4), run.runtime or "", created)
+    px = {variant.name: variant.parity.px_mean if variant.parity else None for variant in bundle.variants}
+    return Found(target, machine, tuned, chosen, trials, px, results.warnings(run, results.facts_of(facts)))
+
+
+def run(
+    bundle: Bundle, plan: Plan, where: Sequence[Place], step: Step = lambda *_: None, keep: bool = False
+) -> tuple[list[Found], Mapping[str, EdgeError]]:
+    """Tunes a bundle for every place, one after the other, and writes what was found into its manifest at the end.
+
+    keep: boards keep what was pushed. Returns what was found and the errors of places where nothing was; raises the
+    first of those if it was nowhere, and where nothing can be timed or written.
+    """
+    for place in where:
+        if place.kind != "measured":
+            raise EdgeError(f"--tune needs a machine to time; {place.name} is {place.kind}: give --host USER@HOST")
+    if not os.access(bundle.folder, os.W_OK):
+        raise EdgeError(f"cannot write into {bundle.folder}, where --tune keeps what it finds")
+    found: list[Found] = []
+    errors: dict[str, EdgeError] = {}
+    for place in where:
+        try:
+            with places.calling(place, keep) as call:
+                facts = call({"do": "facts"})
+                machine = _name(facts, place, found)
+                found.append(tune(call, place.name, bundle, plan, machine, facts, step))
+        except EdgeError as e:
+            errors[place.name] = e
+    if not found:
+        raise next(iter(errors.values()))
+    write(bundle, {each.machine: each.tuned for each in found})
+    return found, errors
+
+
+def _name(facts: Mapping[str, object], place: Place, before: Sequence[Found]) -> str:
+    machine = host.name(facts)
+    if machine is None:
+        raise EdgeError(f"{place.name} tells neither its board nor its CPU, so that nothing could be kept for it")
+    for other in before:
+        if other.machine == machine:
+            raise EdgeError(f"{place.name} is a {machine} like {other.target}, whose tuning counts for both")
+    return machine
+
+
+def write(bundle: Bundle, tuned: Mapping[str, Tuned]) -> None:
+    """Adds what was tuned, by machine, to the manifest that lies there now, which may have been tuned meanwhile.
+
+    Raises EdgeError when it is another bundle's by now.
+    """
+    now = bundles.read(bundle.folder)
+    if replace(now, tuned=bundle.tuned) != bundle:
+        raise EdgeError(f"{bundle.folder} was changed while it was tuned; nothing was written, tune it again")
+    replace(now, tuned={**now.tuned, **tuned}).write_manifest()
+
+
+def table(found: Sequence[Found]) -> Table:
+    """All that was tried, the fastest first; ratios to the fastest, in turns."""
+    rows = []
+    for each in found:
+        fastest = each.trials[0]
+        for trial in each.trials:
+            candidate = trial.candidate
+            px = each.px[candidate.variant]
+            numbers = ["", ""] if trial.failure else [f"{trial.ms:.2f}", f"{median(trial.ratios(fastest)):.2f}"]
+            word = f"FAIL: {trial.failure}" if trial.failure else "chosen" if candidate == each.chosen else ""
+            where = [str(candidate.threads), host.cpu_list(candidate.cpus)]
+            accuracy = "" if px is None else f"{px:.3f}"
+            rows.append([candidate.variant, *where, *numbers, accuracy, each.target, "measured", word])
+    return Table(["variant", ">threads", "CPUs", ">p50 ms", ">x fastest", ">px", "target", "kind", ""], rows)

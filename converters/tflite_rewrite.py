@@ -1,0 +1,68 @@
+"""Rewrites of an int8 TFLite file after which it computes the very same in less time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipnet_edge.converters.tflite_write import Editor
+
+
+def rewrite(path: Path) -> None:
+    """Applies all of them to the file at `path`, each where it fits."""
+    file = Editor(path)
+    pad_with_zeros(file)
+    pair_pixels(file)
+    file.save()
+
+
+def pad_with_zeros(file: Editor) -> None:
+    """PADV2 with what stands for zero becomes PAD, which XNNPACK has; the pool behind a ReLU has such a border."""
+    for operation in file.operations("PADV2"):
+        image, paddings, border = map(int, operation.inputs)
+        zero = file.zero_point(image)
+        if zero is not None and file.values(border).tolist() == zero:
+            file.change(operation, "PAD", (image, paddings))
+
+
+def pair_pixels(file: Editor) -> None:
+    """Has the first convolution see two pixels of three channels as one of six, at half the width.
+
+    XNNPACK's int8 kernels round the channels of every tap up to eight, so that taps of six waste a quarter where taps
+    of three wasted five eighths. It fits a convolution with a stride of two over a padded image of even width.
+    """
+    for operation in file.operations("CONV_2D"):
+        weight = file.values(int(operation.inputs[1]))
+        (pad,) = file.makers(int(operation.inputs[0]), "PAD") or (None,)
+        options = operation.builtinOptions
+        if weight.shape[3:] != (3,) or weight.dtype != np.int8 or pad is None or options.strideW != 2:
+            continue
+        image, borders = int(pad.inputs[0]), file.values(int(pad.inputs[1]))
+        _, height, width, _ = file.shape(image)
+        (left, right), reach = borders[2].tolist(), weight.shape[2]
+        if width % 2 or borders[1].tolist() != [left, right] or reach != left + right + 1:
+            continue
+        paired, before, after = in_pairs(weight, left)
+        seen = file.reshape(image, (1, height, width // 2, 6), before=pad)
+        borders = np.array([[0, 0], borders[1].tolist(), [before, after], [0, 0]], np.int32)
+        file.change(
+            pad, "PAD", (seen, file.constant(borders)), (1, height + left + right, width // 2 + before + after, 6)
+        )
+        file.replace_values(int(operation.inputs[1]), paired)
+        options.strideW = 1
+
+
+def in_pairs(weight: NDArray[np.int8], left: int) -> tuple[NDArray[np.int8], int, int]:
+    """A weight (out, height, width, 3) that starts `left` pixels before every second one, over pairs of pixels.
+
+    Returned are a weight (out, height, pairs, 6) and how many pairs lie before and after the one with that pixel.
+    """
+    out, height, width, channels = weight.shape
+    before, after = -(-left // 2), (width - 1 - left) // 2
+    pairs = before + 1 + after
+    paired = np.zeros((out, height, 2 * pairs, channels), weight.dtype)
+    first = 2 * before - left
+    paired[:, :, first : first + width] = weight
+    return paired.reshape(out, height, pairs, 2 * channels), before, after

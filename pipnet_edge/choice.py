@@ -1,0 +1,61 @@
+"""How a bundle runs where nobody says how: as it was tuned for this kind of machine, else its first variant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipnet_edge import host, runtimes
+from pipnet_edge.bundle import Bundle, Tuned
+from pipnet_edge.errors import EdgeError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """cpus: numbers of those to keep to, none: all. note: whether this is as tuned, or why it is not."""
+
+    variant: str
+    threads: int
+    cpus: tuple[int, ...] = ()
+    note: str | None = None
+
+
+def choose(bundle: Bundle, variant: str | None, threads: int | None, otherwise: int) -> Choice:
+    """What is given counts; the rest is as `bench --tune` found for this machine.
+
+    Without that, or where it cannot be followed, it is the first variant installed and `otherwise` threads. CPUs are
+    chosen with variant and threads as tuned alone. Raises EdgeError for unknown variants and when none is installed.
+    """
+    if variant:
+        bundle.variant(variant)
+    machine = None if variant and threads is not None else host.name(host.facts())
+    count = otherwise if threads is None else threads
+    tuned = bundle.tuned.get(machine) if machine else None
+    note = None
+    if tuned and variant in (None, tuned.variant):
+        obstacle = _obstacle(bundle, tuned)
+        if not obstacle and threads in (None, tuned.threads):
+            return Choice(tuned.variant, tuned.threads, tuned.cpus, f"as tuned for {machine}")
+        if not obstacle:
+            return Choice(tuned.variant, count)
+        note = f"not as tuned for {machine}: {obstacle}"
+    return Choice(variant or first_installed(bundle), count, note=note)
+
+
+def first_installed(bundle: Bundle) -> str:
+    """The first variant whose runtime is there. Raises EdgeError naming the packages when none is."""
+    for variant in bundle.variants:
+        if not runtimes.is_missing(variant.runtime):
+            return variant.name
+    packages = {runtimes.ADAPTERS[variant.runtime][1] for variant in bundle.variants}
+    raise EdgeError(f"none of this bundle's runtimes is installed: pip install one of {', '.join(sorted(packages))}")
+
+
+def _obstacle(bundle: Bundle, tuned: Tuned) -> str | None:
+    """Why it cannot run as tuned here."""
+    allowed = host.allowed_cpus()
+    if runtimes.is_missing(bundle.variant(tuned.variant).runtime):
+        return f"the runtime of {tuned.variant} is not installed"
+    if not set(tuned.cpus) <= set(allowed) or tuned.threads > len(allowed):
+        wanted = f"CPUs {host.cpu_list(tuned.cpus)}" if tuned.cpus else f"{tuned.threads} CPUs"
+        return f"it takes {wanted}, and this process may use {host.cpu_list(allowed)}"
+    return None

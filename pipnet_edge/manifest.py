@@ -1,0 +1,298 @@
+"""The manifest: what a bundle says of itself, in types, and how it is read and written.
+
+A manifest is untrusted when read: what is missing, unknown, of another type or out of bounds is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipnet_edge import runtimes, strict
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.host import cpu_list
+from pipnet_edge.render import counted
+from pipnet_edge.spec import ModelSpec
+
+FORMAT, VERSION = "pipnet-edge-bundle", 3
+MANIFEST, GOLDEN, HEADS = "manifest.json", "golden.npz", "heads.npz"
+PRECISIONS = ("fp32", "fp16", "int8", "int8-full", "int16x8", "w8")
+# Short plain names: nothing that a file system, a shell or another system reads in a way of its own.
+SAFE_PATH = re.compile(r"[A-Za-z0-9._-]{1,100}(/[A-Za-z0-9._-]{1,100}){0,3}")
+# Convolutions and transposed convolutions, as layers call themselves; and the largest number a layer may have.
+CONV, TRANSPOSED = "conv", "transposed"
+LAYER_LIMIT = 1 << 20
+# More CPUs than any machine has that this runs on.
+CPU_LIMIT = 4096
+# A list of numbers, one on each line. Strings in JSON have no line breaks.
+NUMBERS = re.compile(r"\[\n([\d\s,.e+-]+)\]")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the bundle: path relative to the bundle's folder (with "/"), sha256 in hex, size in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+    def __post_init__(self) -> None:
+        path = PurePosixPath(self.path)
+        if path.is_absolute() or not path.parts or ".." in path.parts or not SAFE_PATH.fullmatch(self.path):
+            raise EdgeError(f"manifest names the path {self.path!r:.100}, which leaves the bundle or is no plain path")
+
+    @classmethod
+    def of(cls, folder: Path, path: Path) -> File:
+        """Hashes a file that lies in the bundle at `folder`."""
+        return cls(path.relative_to(folder).as_posix(), file_sha256(path), path.stat().st_size)
+
+    def verified(self, folder: Path) -> Path:
+        """The file's path in `folder`. Raises EdgeError when it is missing, leads outside or is not the one hashed."""
+        path = folder / self.path
+        if not path.is_file():
+            raise EdgeError(f"bundle {folder} lacks {self.path}")
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise EdgeError(f"{self.path} in bundle {folder} is a link that leaves the bundle")
+        if path.stat().st_size != self.size or file_sha256(path) != self.sha256:
+            raise EdgeError(f"{self.path} in bundle {folder} was changed after it was written (sha256 differs)")
+        return path
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What a variant differed from the float network by when the bundle was written (see benchmarks/parity.py).
+
+    px_mean, px_max: landmark differences in pixels of the crop over so many images. flips: landmarks in another cell.
+    """
+
+    reference: str
+    images: int
+    px_mean: float
+    px_max: float
+    flips: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a bundle was made from: the file, its parameters, ONNX nodes and bytes (before, after) simplification."""
+
+    file: str
+    sha256: str
+    parameters: int
+    onnx_nodes: tuple[int, int]
+    onnx_bytes: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the network, which all variants share: what passes over memory of its own.
+
+    op: CONV, TRANSPOSED or the name of what else it does, such as "add". inputs and output: shapes (channels, height,
+    width). kernel and stride (height, width) and groups are those of convolutions, else 1. is_offset_head: not computed
+    in every cell by variants that are sparse.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[tuple[int, int, int], ...]
+    output: tuple[int, int, int]
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    groups: int = 1
+    is_offset_head: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = (*(n for shape in (*self.inputs, self.output) for n in shape), *self.kernel, *self.stride)
+        if not all(1 <= number <= LAYER_LIMIT for number in (*numbers, self.groups)):
+            raise EdgeError(f"layer {self.name!r:.100} has a number that is not from 1 to {LAYER_LIMIT}")
+        if self.is_convolution and (len(self.inputs) != 1 or self.inputs[0][0] % self.groups):
+            raise EdgeError(f"layer {self.name!r:.100} has not one input whose channels {self.groups} groups divide")
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it has weights; its one input is inputs[0] then."""
+        return self.op in (CONV, TRANSPOSED)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The faces that quantized variants were calibrated with: one hash of all pixels, and one of every image file."""
+
+    sha256: str
+    images: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What it took to keep a variant's drift within a limit such as "0.5px".
+
+    layers: those put back to float, the most sensitive first. drift (in the limit's unit), milliseconds (crop to
+    landmarks, one thread, on the machine that converted) and size in bytes: without and with them. images: so many
+    faces were judged by, none of them a calibration face.
+    """
+
+    limit: str
+    layers: tuple[str, ...]
+    images: int
+    drift: tuple[float, float]
+    milliseconds: tuple[float, float]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a variant was quantized.
+
+    ranges and rounding name the methods. kept: layers that stayed in float, and why. mean and std, for values in [0,
+    1], take the place of the spec's: with them the image is whole numbers.
+    """
+
+    ranges: str
+    rounding: str
+    kept: Mapping[str, str]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    budget: Budget | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One runtime's form of the network.
+
+    precision is one of PRECISIONS. tools are the versions that made it. is_sparse: its offset heads are evaluated at
+    each landmark's winning cell alone, inside the model, or by decode if there is a file of them.
+    """
+
+    name: str
+    runtime: str
+    precision: str
+    files: tuple[File, ...]
+    tools: Mapping[str, str] = field(default_factory=dict)
+    parity: Parity | None = None
+    quantization: Quantization | None = None
+    is_sparse: bool = False
+
+    def __post_init__(self) -> None:
+        if self.runtime not in runtimes.ADAPTERS:
+            raise EdgeError(f"variant {self.name!r} is for {self.runtime!r}; known: {', '.join(runtimes.DESTINATIONS)}")
+        if self.precision not in PRECISIONS:
+            raise EdgeError(f"variant {self.name!r} has precision {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
+        if self.name != f"{self.runtime}-{self.precision}":
+            raise EdgeError(f"variant {self.name!r} should be named {self.runtime}-{self.precision}")
+        if not self.files:
+            raise EdgeError(f"variant {self.name!r} has no files")
+
+    @property
+    def heads(self) -> File | None:
+        """The offset heads of a variant whose network ends in decode.Features, None where it has them inside."""
+        return next((file for file in self.files if PurePosixPath(file.path).name == HEADS), None)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The fastest way that `bench --tune` found to run a bundle on one kind of machine.
+
+    cpus: numbers of those to keep to, none where all are as good. ms: median from picture to landmarks. runtime: name
+    and version of what ran. created: when, ISO 8601.
+    """
+
+    variant: str
+    threads: int
+    cpus: tuple[int, ...]
+    ms: float
+    runtime: str
+    created: str
+
+    def __post_init__(self) -> None:
+        what, cpus = f"tuning to {self.variant!r:.100}", self.cpus
+        most = len(cpus) or CPU_LIMIT
+        if list(cpus) != sorted(set(cpus)) or not all(0 <= cpu < CPU_LIMIT for cpu in cpus):
+            raise EdgeError(f"{what} has CPUs {cpus!r:.100}; ascending numbers from 0 to {CPU_LIMIT - 1} are needed")
+        if not 1 <= self.threads <= most:
+            raise EdgeError(f"{what} has {self.threads} threads; 1 to {most} are allowed, at most one a CPU")
+        if not self.ms > 0:
+            raise EdgeError(f"{what} has frames of {self.ms} ms; more than 0 is needed")
+
+    def __str__(self) -> str:
+        where = f" on CPUs {cpu_list(self.cpus)}" if self.cpus else ""
+        how = f"{self.variant}, {counted(self.threads, 'thread')}{where}"
+        return f"{how}: {self.ms:.2f} ms ({self.runtime}, {self.created[:10]})"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a manifest says; a bundle is this and a folder. tuned: by what host.name calls a machine."""
+
+    spec: ModelSpec
+    source: Source
+    golden: File
+    variants: tuple[Variant, ...]
+    layers: tuple[Layer, ...]
+    calibration: Calibration | None = None
+    tuned: Mapping[str, Tuned] = field(default_factory=dict)
+
+
+def read(folder: Path) -> Manifest:
+    """Reads and checks the manifest in a folder. Raises EdgeError for anything that is not one of this version."""
+    path = folder / MANIFEST
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise EdgeError(f"there is no bundle at {folder} (no {MANIFEST}); `pipnet-edge convert` makes one") from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise EdgeError(f"{path} is not readable: {runtimes.one_line(e)}") from e
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise EdgeError(f"{path} is not a {FORMAT} manifest")
+    if type(data.get("version")) is not int or data["version"] != VERSION:
+        raise EdgeError(f"{path} has version {data.get('version')!r}, this program reads version {VERSION}")
+    parts = {name: value for name, value in data.items() if name not in ("format", "version")}
+    return strict.read(Manifest, parts, str(path))
+
+
+def to_json(manifest: Manifest) -> dict[str, Any]:
+    """What is written."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "spec": asdict(manifest.spec),
+        "source": asdict(manifest.source),
+        "golden": asdict(manifest.golden),
+        "calibration": asdict(manifest.calibration) if manifest.calibration else None,
+        "layers": [asdict(layer) for layer in manifest.layers],
+        "variants": [asdict(variant) for variant in manifest.variants],
+        "tuned": {name: asdict(tuned) for name, tuned in manifest.tuned.items()},
+    }
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """Writes a folder's manifest whole or not at all. Raises EdgeError with the system's reason."""
+    path = folder / MANIFEST
+    text = json.dumps(to_json(manifest), indent=1)
+    scratch = path.with_name(f".{MANIFEST}.{os.getpid()}")
+    try:
+        try:
+            scratch.write_text(NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
+            scratch.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
+    except OSError as e:
+        raise EdgeError(f"cannot write {path}: {e.strerror}") from e
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

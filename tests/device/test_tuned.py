@@ -1,0 +1,401 @@
+"""What tuning finds on machines that are not here, how it is kept, and who follows it."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import pytest
+
+from pipnet_edge import Landmarker, host
+from pipnet_edge import bundle as bundles
+from pipnet_edge.benchmarks import picture, tune
+from pipnet_edge.benchmarks.tune import Candidate, Trial
+from pipnet_edge.bundle import MANIFEST, Bundle, Tuned
+from pipnet_edge.choice import Choice, choose
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.targets import channel, local
+
+Edit = Callable[[Path, tuple[str | int, ...], object], None]
+HERE = host.name(host.facts())
+CPUS = tuple(host.allowed_cpus())
+FP16 = Tuned("null-fp16", 1, (), 1.5, "numpy 2", "2026-01-02T03:04:05+00:00")
+BIG, LITTLE = (4, 5, 6, 7), (0, 1, 2, 3)
+
+pytestmark = pytest.mark.skipif(HERE is None, reason="needs a machine that tells its board or CPU")
+
+
+def tuned(bundle: Bundle, entry: Tuned = FP16, machine: str | None = HERE) -> Bundle:
+    """The bundle, written with an entry for a machine."""
+    assert machine
+    made = replace(bundle, tuned={machine: entry})
+    made.write_manifest()
+    return made
+
+
+def command(*words: object, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-P", "-m", "pipnet_edge.cli", *map(str, words)]
+    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=120, env=env)
+
+
+def quiet(text: str) -> str:
+    """stderr without its lines of progress."""
+    return "\n".join(line for line in text.splitlines() if not line.startswith("["))
+
+
+# --- In the manifest.
+
+
+def test_what_was_tuned_is_read_again(bundle: Bundle) -> None:
+    cpus = replace(FP16, threads=2, cpus=(4, 5, 9))
+    made = replace(bundle, tuned={"Raspberry Pi 5, 4 cores": FP16, "ä, 8 cores": cpus})
+    made.write_manifest()
+    assert bundles.read(bundle.folder) == made
+    assert str(FP16) == "null-fp16, 1 thread: 1.50 ms (numpy 2, 2026-01-02)"
+    assert str(cpus) == "null-fp16, 2 threads on CPUs 4-5,9: 1.50 ms (numpy 2, 2026-01-02)"
+
+
+def test_a_bundle_that_was_never_tuned_says_so(bundle: Bundle) -> None:
+    assert json.loads((bundle.folder / MANIFEST).read_text())["tuned"] == {}
+    assert bundles.read(bundle.folder).tuned == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("variant", "null-int8", "has no variant 'null-int8', tuned for some board"),
+        ("variant", None, "str is needed"),
+        ("threads", 0, "has 0 threads; 1 to 4096 are allowed"),
+        ("threads", 4097, "has 4097 threads"),
+        ("threads", True, "int is needed"),
+        ("cpus", [0, 4096], "ascending numbers from 0 to 4095"),
+        ("cpus", [-1], "ascending numbers"),
+        ("cpus", [1, 1], "ascending numbers"),
+        ("cpus", [2, 1], "ascending numbers"),
+        ("cpus", "0-3", "list is needed"),
+        ("ms", 0, "more than 0 is needed"),
+        ("ms", float("nan"), "a finite number is needed"),
+        ("runtime", "a\nb", "cannot be printed"),
+        ("colour", "red", "unknown field 'colour'"),
+    ],
+)
+def test_an_entry_is_as_untrusted_as_the_rest(
+    bundle: Bundle, edit_manifest: Edit, field: str, value: object, message: str
+) -> None:
+    tuned(bundle, machine="some board")
+    edit_manifest(bundle.folder, ("tuned", "some board", field), value)
+    with pytest.raises(EdgeError, match=message) as caught:
+        bundles.read(bundle.folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_more_threads_than_cpus_to_keep_to() -> None:
+    with pytest.raises(EdgeError, match="has 3 threads; 1 to 2 are allowed, at most one a CPU"):
+        replace(FP16, threads=3, cpus=(4, 5))
+
+
+def test_a_manifest_that_cannot_be_written_stays_as_it_was(bundle: Bundle) -> None:
+    before = (bundle.folder / MANIFEST).read_bytes()
+    most, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(EdgeError, match=r"^cannot write .*manifest\.json: File too large$"):
+            tuned(bundle)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    assert (bundle.folder / MANIFEST).read_bytes() == before
+    assert [path.name for path in bundle.folder.iterdir() if path.name.startswith(".")] == []
+
+
+def test_what_others_tuned_meanwhile_stays(bundle: Bundle) -> None:
+    tuned(bundle, machine="another")
+    tune.write(bundle, {"this": FP16})
+    assert set(bundles.read(bundle.folder).tuned) == {"another", "this"}
+
+
+def test_another_bundle_in_its_place_is_not_written_to(bundle: Bundle, edit_manifest: Edit) -> None:
+    edit_manifest(bundle.folder, ("source", "parameters"), 1)
+    with pytest.raises(EdgeError, match="was changed while it was tuned; nothing was written"):
+        tune.write(bundle, {"this": FP16})
+    assert bundles.read(bundle.folder).tuned == {}
+
+
+# --- Which machine it is.
+
+
+@pytest.mark.parametrize(
+    ("facts", "name"),
+    [
+        (
+            {"board": "Raspberry Pi 4 Model B Rev 1.4", "cpu": "Cortex-A72", "cores": 4},
+            "Raspberry Pi 4 Model B Rev 1.4",
+        ),
+        ({"cpu": "AMD  EPYC\x07 9", "cores": 4}, "AMD EPYC 9"),
+        ({"board": "", "cpu": "x", "cores": 4}, "x"),
+        ({"cores": 4}, None),
+        ({"cpu": "x"}, None),
+        ({}, None),
+    ],
+)
+def test_a_machine_s_name(facts: Mapping[str, object], name: str | None) -> None:
+    assert host.name(facts) == (name and f"{name}, 4 cores")
+
+
+@pytest.mark.parametrize(
+    ("cpus", "text"), [((), ""), ((3,), "3"), ((0, 1, 2, 3), "0-3"), ((0, 2, 3, 7), "0,2-3,7"), ((4, 5), "4-5")]
+)
+def test_cpus_as_text(cpus: Sequence[int], text: str) -> None:
+    assert host.cpu_list(cpus) == text
+
+
+def test_a_worker_tells_its_cpus() -> None:
+    groups = local.call({"do": "cpus"})["groups"]
+    assert sorted(cpu for group in groups for cpu in group) == list(CPUS)
+    assert groups == [list(group.cpus) for group in host.clusters()]
+
+
+# --- Who follows it.
+
+
+def test_what_is_not_given_is_as_tuned(bundle: Bundle) -> None:
+    made = tuned(bundle, replace(FP16, cpus=CPUS[-1:]))
+    assert choose(made, None, None, 3) == Choice("null-fp16", 1, CPUS[-1:], f"as tuned for {HERE}")
+    assert choose(made, "null-fp16", None, 3) == choose(made, None, 1, 3) == choose(made, None, None, 3)
+
+
+def test_what_is_given_wins_and_cpus_go_with_the_whole_alone(bundle: Bundle) -> None:
+    made = tuned(bundle, replace(FP16, cpus=CPUS[-1:]))
+    assert choose(made, None, 2, 3) == Choice("null-fp16", 2)
+    assert choose(made, "null-fp16", 2, 3) == Choice("null-fp16", 2)
+    assert choose(made, "null-fp32", None, 3) == Choice("null-fp32", 3)
+    with pytest.raises(EdgeError, match="has no variant 'x'"):
+        choose(made, "x", None, 3)
+
+
+def test_other_machines_have_the_defaults(bundle: Bundle) -> None:
+    assert choose(bundle, None, None, 3) == Choice("null-fp32", 3)
+    assert choose(tuned(bundle, machine=f"{HERE}."), None, None, 3) == Choice("null-fp32", 3)
+
+
+def test_what_cannot_be_followed_here_is_said(bundle: Bundle) -> None:
+    far = choose(tuned(bundle, replace(FP16, cpus=(4095,))), None, None, 3)
+    assert far == Choice("null-fp32", 3, (), far.note)
+    assert (far.note or "").startswith(f"not as tuned for {HERE}: it takes CPUs 4095, and this process may use ")
+    many = choose(tuned(bundle, replace(FP16, threads=4096)), None, None, 3)
+    assert "it takes 4096 CPUs" in (many.note or "")
+
+
+def test_the_first_variant_runs_where_the_runtime_of_the_tuned_one_is_absent(
+    bundle: Bundle, image: Path, tmp_path: Path, without: Callable[..., dict[str, str]]
+) -> None:
+    first, second = bundle.variants
+    other = replace(bundle, variants=(first, replace(second, name="ncnn-fp16", runtime="ncnn")))
+    tuned(other, replace(FP16, variant="ncnn-fp16"))
+    done = command("run", bundle.folder, image, "-o", tmp_path / "out.png", env=without("ncnn"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "by null-fp32" in done.stdout
+    assert f"\nnot as tuned for {HERE}: the runtime of ncnn-fp16 is not installed\n" in done.stdout
+
+
+def test_the_library_follows_but_leaves_the_process_where_it_is(bundle: Bundle) -> None:
+    tuned(bundle, replace(FP16, cpus=CPUS[-1:]))
+    with Landmarker(bundle.folder) as landmarker:
+        assert (landmarker.variant, landmarker.threads) == ("null-fp16", 1)
+        assert tuple(host.allowed_cpus()) == CPUS
+    with Landmarker(bundle.folder, "null-fp32") as landmarker:
+        assert (landmarker.variant, landmarker.threads) == ("null-fp32", 1)
+    with pytest.raises(EdgeError, match="0 threads; at least 1 is needed"):
+        Landmarker(bundle.folder, threads=0)
+
+
+@pytest.fixture
+def image(bundle: Bundle, tmp_path: Path) -> Path:
+    cv2.imwrite(str(tmp_path / "face.png"), bundle.read_golden()[0][0][:, :, ::-1])
+    return tmp_path / "face.png"
+
+
+def test_run_follows_it_and_says_so(bundle: Bundle, image: Path, tmp_path: Path) -> None:
+    tuned(bundle, replace(FP16, cpus=CPUS[-1:]))
+    words = ("run", bundle.folder, image, "-o", tmp_path / "out.png")
+    done = command(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "by null-fp16 (null" in done.stdout
+    assert f", 1 thread\nas tuned for {HERE}\n" in done.stdout
+    found = json.loads(command(*words, "--threads", "2", "--json").stdout)["result"]
+    assert (found["variant"], found["threads"], found["cpus"], found["note"]) == ("null-fp16", 2, [], None)
+    assert (
+        f"tuned for {HERE}: null-fp16, 1 thread on CPUs {CPUS[-1]}: 1.50 ms" in command("inspect", bundle.folder).stdout
+    )
+
+
+def test_the_worker_of_run_keeps_to_the_cpus(bundle: Bundle, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this process could use a CPU that the worker then does not find."""
+    tuned(bundle, replace(FP16, cpus=(4095,)))
+    monkeypatch.setattr(host, "allowed_cpus", lambda: [*CPUS, 4095])
+    with pytest.raises(EdgeError, match="CPUs 4095 are not all here"):
+        picture.annotate(bundle.folder, image, (), None, None, None, image.with_name("out.png"))
+
+
+# --- The search, on machines whose times are known.
+
+
+def machine(
+    base: Mapping[str, float], clustered: bool = True, wobble: float = 0.0
+) -> tuple[tune.Clock, list[Candidate]]:
+    """A clock and what it was asked. Threads share the work as far as they gain; little CPUs hold all others up."""
+    asked: list[Candidate] = []
+
+    def clock(candidate: Candidate) -> float:
+        asked.append(candidate)
+        if candidate.variant not in base:
+            raise EdgeError(f"{candidate.variant} crashed")
+        ms = base[candidate.variant] * (0.3 + 0.7 / candidate.threads)
+        mixed = clustered and not set(candidate.cpus) <= set(BIG)
+        return ms * (2 if mixed else 1) * (1 + wobble * (-1) ** len(asked))
+
+    return clock, asked
+
+
+def test_the_fast_cluster_is_found() -> None:
+    clock, asked = machine({"a": 10, "b": 8, "c": 20, "d": 30, "e": 40})
+    chosen, trials = tune.search(list("abcde"), [BIG, LITTLE], (), clock)
+    assert chosen == trials[0].candidate == Candidate("b", 4, BIG)
+    assert Candidate("b", 8, tuple(range(8))) in asked
+    assert Candidate("b", 4, tuple(range(8))) in asked
+    assert {candidate.threads for candidate in asked if candidate.variant == "e"} == {1, 4}
+    assert max(asked.count(candidate) for candidate in set(asked)) == tune.COARSE + tune.FINAL
+    assert [trial.ms for trial in trials] == sorted(trial.ms for trial in trials)
+
+
+def test_all_cpus_where_they_are_alike() -> None:
+    chosen, trials = tune.search(["a"], [range(8)], (), machine({"a": 10}, clustered=False)[0])
+    assert chosen == Candidate("a", 8, tuple(range(8)))
+    assert {trial.candidate.threads for trial in trials} == {1, 2, 3, 4, 6, 8}
+
+
+def test_threads_that_are_asked_for_are_all_that_is_tried() -> None:
+    chosen, trials = tune.search(["a"], [BIG, LITTLE], (3, 2), machine({"a": 10})[0])
+    assert chosen == Candidate("a", 3, BIG)
+    assert {trial.candidate.threads for trial in trials} == {2, 3}
+    with pytest.raises(EdgeError, match=r"9 threads to try on 8 CPUs \(0-7\); at most one a CPU"):
+        tune.search(["a"], [BIG, LITTLE], (9,), machine({"a": 10})[0])
+
+
+def test_rounds_are_in_turns() -> None:
+    clock, asked = machine({"a": 10, "b": 10.2})
+    tune.search(["a", "b"], [(0,)], (), clock)
+    assert [candidate.variant for candidate in asked[:4]] == ["a", "b", "b", "a"]
+    assert [candidate.variant for candidate in asked[4:]] == ["a", "b", "b", "a", "a", "b", "b", "a", "a", "b"]
+
+
+def test_a_variant_that_fails_is_told_and_not_tried_again() -> None:
+    clock, asked = machine({"a": 10})
+    chosen, trials = tune.search(["broken", "a"], [(0,)], (), clock)
+    assert chosen.variant == "a"
+    assert (trials[-1].candidate.variant, trials[-1].failure) == ("broken", "broken crashed")
+    assert [candidate.variant for candidate in asked].count("broken") == 1
+    with pytest.raises(EdgeError, match=r"^broken crashed$"):
+        tune.search(["broken"], [(0,)], (), clock)
+
+
+def test_a_lost_connection_ends_it() -> None:
+    def lost(_: Candidate) -> float:
+        raise channel.Lost("gone")
+
+    with pytest.raises(channel.Lost):
+        tune.search(["a", "b"], [(0,)], (), lost)
+
+
+def rounds(threads: int, *times: float) -> Trial:
+    return Trial(Candidate("a", threads, (0, 1, 2, 3)), dict(enumerate(times)))
+
+
+@pytest.mark.parametrize(
+    ("fewer", "threads"),
+    [
+        ((1.02, 1.02, 1.02, 1.02, 1.02), 1),  # nothing that matters
+        ((1.05, 1.05, 1.05, 1.05, 1.05), 2),  # little, but in every round
+        ((1.00, 1.12, 0.97, 1.06, 1.15), 1),  # within what the rounds differ by
+        ((1.00, 1.40, 1.20, 1.60, 0.90), 2),  # too much, however they differ
+    ],
+)
+def test_differences_within_noise_prefer_fewer_threads(fewer: Sequence[float], threads: int) -> None:
+    fastest = rounds(2, 1, 1, 1, 1, 1)
+    assert tune.settle([fastest, rounds(1, *fewer)], fastest).candidate.threads == threads
+
+
+def test_a_noisy_round_does_not_decide() -> None:
+    chosen, _ = tune.search(["a", "b"], [(0, 1)], (), machine({"a": 10, "b": 13}, clustered=False, wobble=0.05)[0])
+    assert chosen == Candidate("a", 2, (0, 1))
+
+
+# --- The command.
+
+QUICK = ("--variant", "null-fp16", "--threads", "1", "--seconds", "0", "--count", "5", "--warmup", "1")
+
+
+def test_tune_writes_what_run_then_does(bundle: Bundle, image: Path, tmp_path: Path) -> None:
+    done = command("bench", bundle.folder, "--tune", *QUICK)
+    assert (done.returncode, quiet(done.stderr)) == (0, "")
+    (entry,) = bundles.read(bundle.folder).tuned.items()
+    assert entry[0] == HERE
+    assert (entry[1].variant, entry[1].threads) == ("null-fp16", 1)
+    assert f"local  {entry[1]}, written for {HERE}\n" in done.stdout
+    (row,) = (line.split() for line in done.stdout.splitlines() if line.startswith("null-fp16"))
+    assert row[1] == "1"
+    assert row[-1] == "chosen"
+    found = command("run", bundle.folder, image, "-o", tmp_path / "out.png")
+    assert "by null-fp16" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--target", "rpi4", "--emulate"), "--tune needs a machine to time; rpi4 is emulated: give --host USER@HOST"),
+        (("--target", "rpi5", "--predict"), "--tune needs a machine to time; rpi5 is predicted"),
+        (("--sustain", "5"), "--tune with --sustain"),
+        (("--limit", "p50<=1"), "--tune with --limit"),
+        (("-o", "x.json"), "--tune with -o"),
+        (("--cores", "4095"), "CPUs 4095 are not all on local; allowed: "),
+        (("--threads", "999"), "999 threads to try on "),
+        (("--variant", "x"), "has no variant 'x'"),
+    ],
+)
+def test_refusals(null_bundle: Bundle, words: Sequence[str], message: str) -> None:
+    done = command("bench", null_bundle.folder, "--tune", *words)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_interrupt_leaves_the_manifest_as_it_was(bundle: Bundle) -> None:
+    before = (bundle.folder / MANIFEST).read_bytes()
+    line = [sys.executable, "-P", "-m", "pipnet_edge.cli", "bench", str(bundle.folder), "--tune", "--seconds", "600"]
+    running = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    assert running.stderr.readline().startswith("[1/")
+    time.sleep(0.5)  # the worker is at it
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, out) == (130, "")
+    assert quiet(err) == "pipnet-edge bench: interrupted; nothing half-written was left"
+    assert (bundle.folder / MANIFEST).read_bytes() == before
+    assert sorted(os.listdir(bundle.folder)) == ["golden.npz", MANIFEST, "null-fp16", "null-fp32"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(bundle: Bundle, isolated: tuple[str, ...]) -> None:
+    words = [sys.executable, "-P", "-m", "pipnet_edge.cli", "bench", str(bundle.folder), "--tune"]
+    script = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"'
+    line = [*isolated, "sh", "-c", script, "sh", str(bundle.folder), *words]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr == f"pipnet-edge bench: cannot write into {bundle.folder}, where --tune keeps what it finds\n"
