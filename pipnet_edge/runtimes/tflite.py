@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,26 +33,34 @@ def version() -> str:
 
 
 class Session:
-    """Signature with input `crop` (1, S, S, 3) uint8 RGB and outputs named as in decode, features channels last."""
+    """Signature with input `crop` (1, S, S, 3) uint8 RGB and outputs named as in decode."""
 
     def __init__(self, folder: Path, spec: ModelSpec, precision: str, threads: int) -> None:
         self._spec = spec
-        interpreter = Interpreter(str(folder / FILES[0]), num_threads=threads)
+        self._interpreter = interpreter = Interpreter(str(folder / FILES[0]), num_threads=threads)
         signatures = interpreter.get_signature_list()
         key = next(iter(signatures), None)
         if key is None or signatures[key]["inputs"] != ["crop"]:
             raise EdgeError(f"{folder / FILES[0]} has no signature that takes 'crop'")
         self._kind = outputs(signatures[key]["outputs"])
-        self._run = interpreter.get_signature_runner(key)
+        # Called by its tensors: the signature's runner would set their shapes anew for every crop, and while there is
+        # one the interpreter allocates nothing.
+        self._crop = _indexes(interpreter.get_signature_runner(key).get_input_details())["crop"]
+        self._outputs = _indexes(interpreter.get_signature_runner(key).get_output_details())
+        interpreter.allocate_tensors()
 
     def run(self, crop: NDArray[np.uint8]) -> Output:
-        found = self._run(crop=crop[None])
-        if "features" in found:
-            found["features"] = np.moveaxis(found["features"], 3, 1)
+        self._interpreter.set_tensor(self._crop, crop[None])
+        self._interpreter.invoke()
+        found = {name: self._interpreter.get_tensor(index) for name, index in self._outputs.items()}
         return self._kind.from_outputs(found, self._spec)
 
     def close(self) -> None:
-        del self._run
+        del self._interpreter
+
+
+def _indexes(details: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    return {name: tensor["index"] for name, tensor in details.items()}
 
 
 def tiny(folder: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
