@@ -170,7 +170,7 @@ def map_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 def winner_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """The shape of each output of Winners of one crop."""
-    return {"score": map_shapes(spec)["score"], "offsets": (spec.num_lms, 2, 1 + spec.num_nb)}
+    return {"score": (spec.num_lms, spec.grid, spec.grid), "offsets": (spec.num_lms, 2, 1 + spec.num_nb)}
 
 
 @dataclass(frozen=True)
@@ -218,14 +218,14 @@ class Decoder:
         cell = score.argmax(axis=1)
         winner = np.arange(0, rows * cells, cells) + cell
         if isinstance(maps, Winners):
-            predicted = np.moveaxis(maps.offsets.reshape(rows, 2, -1), 1, 0)
+            predicted = maps.offsets.reshape(rows, 2, -1).transpose(1, 0, 2)
         else:
             predicted = self._offsets(maps, cell) if isinstance(maps, Features) else self._select(maps, winner, cell)
         predicted = np.add(predicted, self._origin.take(cell, axis=1)[:, :, None], order="C")
 
         # Fuse: the mean of the own prediction and of the neighbours' predictions about this landmark.
         fused = predicted.reshape(2, batch, -1).take(self._fused_from, axis=2).sum(axis=3)
-        points = np.moveaxis(fused * self._scale, 0, 2)
+        points = (fused * self._scale).transpose(1, 2, 0)
         if spec.clamp:
             points = points.clip(0.0, 1.0)
         shape = maps.score.shape[:-2]
@@ -268,11 +268,17 @@ class Decoder:
                 raise EdgeError(
                     f"map {name!r} has shape {values.shape}, needed is {shape}, or with one batch axis before it"
                 )
-            # max and min are finite only if everything is (both carry NaN); one vectorised pass each, no temporary.
-            if not math.isfinite(
-                float(np.maximum.reduce(values, axis=None)) - float(np.minimum.reduce(values, axis=None))
-            ):
+            if not _is_finite(values):
                 raise EdgeError(f"map {name!r} holds NaN or infinity")
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _is_finite(values: Array) -> bool:
+    """Whether all are: vectorised passes without a temporary."""
+    # A finite sum has finite terms. One that is not may have overflowed, which max and min tell; both carry NaN.
+    return math.isfinite(float(np.add.reduce(values, axis=None))) or math.isfinite(
+        float(np.maximum.reduce(values, axis=None)) - float(np.minimum.reduce(values, axis=None))
+    )
 
 
 # A matrix of fewer values is multiplied on the calling thread by every OpenBLAS; larger ones wake all cores.
