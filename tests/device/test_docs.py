@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -57,3 +58,10 @@ def test_datasets_and_extras_named_in_the_readme_exist():
     project = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text()
     for extra in ("onnxruntime", "ncnn", "mnn", "tflite", "runtimes", "convert", "test"):
         assert f"\n{extra} = [" in project
+
+
+def test_the_table_beside_others_is_that_of_the_committed_results():
+    folder = Path(__file__).resolve().parents[2] / "benchmarks"
+    page = runpy.run_path(str(folder / "head_to_head" / "page.py"))
+    names = ("resnet18", "mobilenet_v2", "mobilenet_v3")
+    assert page["table"](folder / "results" / f"head_to_head_{name}.json" for name in names) in README

@@ -157,9 +157,7 @@ def test_networks_that_cannot_be_split(
         lambda: sparse.split(net, 5),
         lambda: Workshop(Network(tiny_spec, net, 0), tmp_path, tmp_path, None, True, "sparse"),
     ):
-        with pytest.raises(
-            EdgeError, match="--heads sparse, the default, needs 1x1 convolutions"
-        ) as refusal:
+        with pytest.raises(EdgeError, match="--heads sparse, the default, needs 1x1 convolutions") as refusal:
             work()
         assert "\n" not in str(refusal.value)
     assert list(tmp_path.iterdir()) == []
