@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,13 +46,20 @@ def pair_pixels(file: Editor) -> None:
         if width % 2 or borders[1].tolist() != [left, right] or reach != left + right + 1:
             continue
         paired, before, after = in_pairs(weight, left)
-        seen = file.reshape(image, (1, height, width // 2, 6), before=pad)
+        seen = file.reshape(_quantized_flat(file, image, pad), (1, height, width // 2, 6), before=pad)
         borders = np.array([[0, 0], borders[1].tolist(), [before, after], [0, 0]], np.int32)
         file.change(
             pad, "PAD", (seen, file.constant(borders)), (1, height + left + right, width // 2 + before + after, 6)
         )
         file.replace_values(int(operation.inputs[1]), paired)
         options.strideW = 1
+
+
+def _quantized_flat(file: Editor, image: int, before: Any) -> int:
+    """The image as it was before it got its shape, if it was quantized after that: in int8 a shape is set faster."""
+    shaped = file.before("QUANTIZE", image)
+    flat = file.before("RESHAPE", shaped)
+    return image if flat == shaped else file.quantize(flat, image, before)
 
 
 def in_pairs(weight: NDArray[np.int8], left: int) -> tuple[NDArray[np.int8], int, int]:

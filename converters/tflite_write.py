@@ -162,10 +162,11 @@ class Editor:
         options.newShape = list(shape)
         made = self._like(tensor, shape)
         self._add("RESHAPE", [tensor, self.constant(np.array(shape, np.int32))], made, options)
-        if before is not None:
-            operators = self._graph.operators
-            operators.insert(operators.index(before), operators.pop())
-        return made
+        return self._moved(made, before)
+
+    def quantize(self, tensor: int, like: int, before: Any) -> int:
+        """A float tensor on the grid of another tensor; before: the operation that this has to come before."""
+        return self._moved(self._add("QUANTIZE", [tensor], self._like(like, self.shape(tensor)), None), before)
 
     def arg_max(self, tensor: int, axis: int) -> int:
         """The lowest index of the largest value along an axis of a matrix, int32."""
@@ -221,6 +222,13 @@ class Editor:
         """A tensor of the same type and quantization."""
         made, source = self._tensor(shape, np.dtype(np.float32)), self._graph.tensors[tensor]
         self._graph.tensors[made].type, self._graph.tensors[made].quantization = source.type, source.quantization
+        return made
+
+    def _moved(self, made: int, before: Any) -> int:
+        """What the last operation makes, which moves up to come before another one, if there is one."""
+        operators = self._graph.operators
+        if before is not None:
+            operators.insert(operators.index(before), operators.pop())
         return made
 
     def _add(self, kind: str, inputs: list[int], output: int, options: Any, version: int = 1) -> int:
