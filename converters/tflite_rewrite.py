@@ -14,8 +14,9 @@ from pipnet_edge.converters.tflite_write import Editor
 def rewrite(path: Path) -> None:
     """Applies all of them to the file at `path`, each where it fits."""
     file = Editor(path)
-    pad_with_zeros(file)
     pair_pixels(file)
+    pool_past_the_edge(file)
+    pad_with_zeros(file)
     file.save()
 
 
@@ -60,6 +61,40 @@ def _quantized_flat(file: Editor, image: int, before: Any) -> int:
     shaped = file.before("QUANTIZE", image)
     flat = file.before("RESHAPE", shaped)
     return image if flat == shaped else file.quantize(flat, image, before)
+
+
+def pool_past_the_edge(file: Editor) -> None:
+    """Has a pool of 3x3 with a stride of two leave out the border that it was padded with, which takes a copy.
+
+    What TFLite's SAME leaves out lies on both sides only where the size is odd. So the convolution before makes a row
+    and a column more, at the end; they meet a window that is cut off again. It fits a border lower than any value.
+    """
+    for pool in file.operations("MAX_POOL_2D"):
+        size = pool.builtinOptions
+        if (size.filterHeight, size.filterWidth, size.strideH, size.strideW) != (3, 3, 2, 2):
+            continue
+        for pad in file.makers(int(pool.inputs[0]), "PADV2"):
+            image, around, border = map(int, pad.inputs)
+            lowest = file.values(border).tolist() == np.iinfo(np.int8).min
+            if lowest and file.values(around).tolist() == [[0, 0], [1, 1], [1, 1], [0, 0]]:
+                _one_more(file, image, pool)
+
+
+def _one_more(file: Editor, image: int, pool: Any) -> None:
+    """Has a padded convolution make a row and a column more, where this image of even size is for the pool alone."""
+    _, height, width, channels = file.shape(image)
+    if len(file.readers(image)) > 1 or height % 2 or width % 2:
+        return
+    for layer in file.makers(image, "CONV_2D"):
+        for edge in file.makers(int(layer.inputs[0]), "PAD"):
+            source, borders = int(edge.inputs[0]), file.values(int(edge.inputs[1])).copy()
+            kernel, step = file.shape(int(layer.inputs[1]))[1:3], layer.builtinOptions
+            _, high, wide, depth = file.shape(source)
+            needed = kernel[0] + step.strideH * height, kernel[1] + step.strideW * width
+            borders[1:3, 1] = needed[0] - high - borders[1, 0], needed[1] - wide - borders[2, 0]
+            file.change(edge, "PAD", (source, file.constant(borders)), (1, *needed, depth))
+            file.reshape_in_place(image, (1, height + 1, width + 1, channels))
+            file.pool_and_cut(pool, image)
 
 
 def in_pairs(weight: NDArray[np.int8], left: int) -> tuple[NDArray[np.int8], int, int]:

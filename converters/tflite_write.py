@@ -128,7 +128,26 @@ class Editor:
         operation.opcodeIndex, operation.inputs = self._code(kind, 2), np.array(inputs, np.int32)
         operation.builtinOptions, operation.builtinOptionsType = None, 0
         if shape:
-            self._graph.tensors[operation.outputs[0]].shape = np.array(shape, np.int32)
+            self.reshape_in_place(int(operation.outputs[0]), shape)
+
+    def readers(self, tensor: int) -> list[Any]:
+        """The operations that read a tensor."""
+        return [operation for operation in self._graph.operators if tensor in operation.inputs]
+
+    def reshape_in_place(self, tensor: int, shape: tuple[int, ...]) -> None:
+        self._graph.tensors[tensor].shape = np.array(shape, np.int32)
+
+    def pool_and_cut(self, pool: Any, image: int) -> None:
+        """Has a pool read another image, padded as SAME has it, and cuts what it then makes to the size it had."""
+        made = int(pool.outputs[0])
+        _, height, width, channels = self.shape(made)
+        larger = self._like(made, (1, height + 1, width + 1, channels))
+        pool.inputs, pool.outputs = np.array([image], np.int32), np.array([larger], np.int32)
+        pool.builtinOptions.padding = self._schema.Padding.SAME
+        start, size = (self.constant(np.array(n, np.int32)) for n in ((0, 0, 0, 0), self.shape(made)))
+        self._add("SLICE", [larger, start, size], made, self._schema.SliceOptionsT(), 2)
+        operators = self._graph.operators
+        operators.insert(operators.index(pool) + 1, operators.pop())
 
     def zero_point(self, tensor: int) -> int | None:
         """The integer that stands for zero, None in float."""

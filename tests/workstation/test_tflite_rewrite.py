@@ -86,13 +86,17 @@ def run(path: Path, crop: np.ndarray) -> np.ndarray:
     return found
 
 
+LAST = {ZERO: ["PAD", "MAX_POOL_2D"], -128: ["MAX_POOL_2D", "SLICE"]}
+
+
+@pytest.mark.parametrize("border", LAST)
 @pytest.mark.parametrize("kernel", [3, 5, 7])
-def test_rewritten_files_give_the_very_same(tmp_path: Path, kernel: int) -> None:
-    before = file(tmp_path / "before.tflite", kernel)
+def test_rewritten_files_give_the_very_same(tmp_path: Path, kernel: int, border: int) -> None:
+    before = file(tmp_path / "before.tflite", kernel, border=border)
     after = Path(shutil.copy(before, tmp_path / "after.tflite"))
     tflite_rewrite.rewrite(after)
     assert kinds(before) == ["PAD", "CONV_2D", "PADV2", "MAX_POOL_2D"]
-    assert kinds(after) == ["RESHAPE", "PAD", "CONV_2D", "PAD", "MAX_POOL_2D"]
+    assert kinds(after) == ["RESHAPE", "PAD", "CONV_2D", *LAST[border]]
     (convolution,) = Editor(after).operations("CONV_2D")
     assert Editor(after).shape(int(convolution.inputs[1]))[3] == 6
     crops = np.random.default_rng(0).integers(-128, 128, (4, 1, SIDE, SIDE, 3)).astype(np.int8)
@@ -107,7 +111,8 @@ def test_rewritten_files_give_the_very_same(tmp_path: Path, kernel: int) -> None
         ({"channels": 4}, ["PAD", "CONV_2D", "PAD", "MAX_POOL_2D"]),
         ({"width": 15}, ["PAD", "CONV_2D", "PAD", "MAX_POOL_2D"]),
         ({"stride": 1}, ["PAD", "CONV_2D", "PAD", "MAX_POOL_2D"]),
-        ({"border": -128}, ["RESHAPE", "PAD", "CONV_2D", "PADV2", "MAX_POOL_2D"]),
+        ({"border": -100}, ["RESHAPE", "PAD", "CONV_2D", "PADV2", "MAX_POOL_2D"]),
+        ({"border": -128, "width": 14}, ["RESHAPE", "PAD", "CONV_2D", "PADV2", "MAX_POOL_2D"]),
     ],
 )
 def test_what_does_not_fit_is_left(tmp_path: Path, change: dict[str, int], left: list[str]) -> None:
