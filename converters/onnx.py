@@ -32,7 +32,7 @@ def take_crops(model: onnx.ModelProto, spec: ModelSpec, by_rows: bool = False) -
     transposed = helper.make_node("Transpose", ["crop"], ["crop_chw"], perm=[0, 3, 1, 2])
     shape, repeats = ((3 * side,), side) if by_rows else ((3, 1, 1), 1)
     # uint8 is moved before it is widened: a quarter of the bytes.
-    head = [_reshape(graph, "crop", (1, side, 3 * side)) if by_rows else transposed]
+    head = [_reshape(graph, "crop", (0, side, 3 * side)) if by_rows else transposed]
     head.append(helper.make_node("Cast", [head[-1].output[0]], ["crop_float"], to=TensorProto.FLOAT))
     steps = (
         ("Sub", "crop_mean", [255.0 * m for m in spec.mean], 0.0),
@@ -44,7 +44,7 @@ def take_crops(model: onnx.ModelProto, spec: ModelSpec, by_rows: bool = False) -
             graph.initializer.append(numpy_helper.from_array(values, name))
             head.append(helper.make_node(operation, [head[-1].output[0], name], [f"{name}_done"]))
     if by_rows:
-        head.append(_reshape(graph, head[-1].output[0], (1, side, side, 3)))
+        head.append(_reshape(graph, head[-1].output[0], (0, side, side, 3)))
         transposed.input[0] = head[-1].output[0]
         head.append(transposed)
     head[-1].output[0] = "image"
@@ -55,5 +55,6 @@ def take_crops(model: onnx.ModelProto, spec: ModelSpec, by_rows: bool = False) -
 
 
 def _reshape(graph: onnx.GraphProto, name: str, shape: tuple[int, ...]) -> onnx.NodeProto:
+    """0 keeps a dimension as it is."""
     graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), f"{name}_shape"))
     return helper.make_node("Reshape", [name, f"{name}_shape"], [f"{name}_reshaped"])
