@@ -32,7 +32,7 @@ Verify = Callable[[Bundle], Mapping[str, Parity]]
 # drift as "px" and, with labels, "nme" (see budget.Budget), and the milliseconds a crop takes as "ms".
 Judge = Callable[[Bundle, str, NDArray[np.uint8], Landmarks, NDArray[np.float64] | None], Mapping[str, float]]
 
-# sparse: networks end in a score map and features, and decode evaluates the offset heads where it has to.
+# sparse: offset heads are evaluated at winning cells alone, by decode or, in TFLite, inside the model.
 HEADS = ("sparse", "dense")
 
 

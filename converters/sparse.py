@@ -1,4 +1,4 @@
-"""Networks without their offset heads, which decode then evaluates at each landmark's winning cell alone."""
+"""Networks without their offset heads, which are then evaluated at each landmark's winning cell alone."""
 
 from __future__ import annotations
 

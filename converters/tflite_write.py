@@ -145,9 +145,9 @@ class Editor:
         pool.inputs, pool.outputs = np.array([image], np.int32), np.array([larger], np.int32)
         pool.builtinOptions.padding = self._schema.Padding.SAME
         start, size = (self.constant(np.array(n, np.int32)) for n in ((0, 0, 0, 0), self.shape(made)))
+        after = self._graph.operators[self._graph.operators.index(pool) + 1 :]
         self._add("SLICE", [larger, start, size], made, self._schema.SliceOptionsT(), 2)
-        operators = self._graph.operators
-        operators.insert(operators.index(pool) + 1, operators.pop())
+        self._moved(made, next(iter(after), None))
 
     def zero_point(self, tensor: int) -> int | None:
         """The integer that stands for zero, None in float."""

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from pipnet_edge import converters, host, render
 from pipnet_edge.benchmarks import parity
-from pipnet_edge.bundle import Bundle, Parity
 from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.preprocess import Rect, cut, read_picture
 
@@ -72,13 +71,13 @@ def prepare(given: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
     import torch
 
     from pipnet_edge.benchmarks import labels
-    from pipnet_edge.converters import checkpoint, export
+    from pipnet_edge.converters import checkpoint, export, variations
 
     options = checkpoint.Options(data=given.data)
     network = checkpoint.load(given.checkpoint, options)
     images = labels.image_folder(given.calibrate).images
     quantize = converters.Quantize({(path, None): None for path in images})
-    verify = _unverified if given.unverified else parity.verify
+    verify = variations.unchecked if given.unverified else parity.verify
     plan = converters.Plan(("onnx", "ncnn", "mnn", "tflite"), ("fp32", "int8"))
     best = converters.convert(given.checkpoint, work / "ours", plan, options, verify, _say, quantize=quantize)
     plan = converters.Plan(("ncnn", "mnn"), ("fp32",), "dense")
@@ -104,10 +103,6 @@ def prepare(given: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
     jobs |= {f"plain {r}": {"kind": "plain", "runtime": r, "model": str(path)} for r, path in places.items()}
     jobs |= {f"ours {v.name}": {"kind": "ours", "bundle": str(best.folder), "variant": v.name} for v in best.variants}
     return {name: {**common, **job} for name, job in jobs.items()}
-
-
-def _unverified(bundle: Bundle) -> dict[str, Parity]:
-    return {variant.name: Parity("nothing", 0, 0.0, 0.0, 0) for variant in bundle.variants}
 
 
 def _plain_tflite(work: Path, side: int) -> None:
