@@ -129,13 +129,15 @@ def outputs(names: Collection[str]) -> type[Maps] | type[Features] | type[Winner
 
 def _arrays(outputs: Mapping[str, NDArray[np.generic]], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
     """Outputs by name, contiguous, float32 and in these shapes. Raises EdgeError naming one that does not fit."""
-    missing = [name for name in shapes if name not in outputs]
-    if missing:
-        raise EdgeError(f"the model has no output {missing[0]!r}, only {', '.join(sorted(outputs))}")
+    found = {}
     for name, shape in shapes.items():
-        if outputs[name].size != math.prod(shape):
-            raise EdgeError(f"output {name!r} has shape {outputs[name].shape}, {shape} is needed")
-    return {n: np.ascontiguousarray(outputs[n], dtype=np.float32).reshape(s) for n, s in shapes.items()}
+        if name not in outputs:
+            raise EdgeError(f"the model has no output {name!r}, only {', '.join(sorted(outputs))}")
+        try:
+            found[name] = np.ascontiguousarray(outputs[name], np.float32).reshape(shape)
+        except ValueError:
+            raise EdgeError(f"output {name!r} has shape {outputs[name].shape}, {shape} is needed") from None
+    return found
 
 
 @dataclass(frozen=True)
@@ -196,51 +198,54 @@ class Decoder:
         self.spec = spec
         self._shapes, self._winner_shapes = map_shapes(spec), winner_shapes(spec)
         cells = np.arange(spec.grid**2)
-        self._origin = np.stack([cells % spec.grid, cells // spec.grid]).astype(np.float32)
-        # A landmark's predictions lie together: its own at s * (1 + N), its k-th neighbour's at s * (1 + N) + 1 + k.
-        own = np.arange(spec.num_lms, dtype=np.intp)[:, None] * (1 + spec.num_nb)
-        table = neighbour_table(spec.mean_face, spec.num_nb)
-        about = table + table // spec.num_nb + 1
+        count = 1 + spec.num_nb
+        # A cell's corner once for every prediction: (cells, 2, 1 + N), as offsets lie.
+        corner = np.stack([cells % spec.grid, cells // spec.grid], axis=1).astype(np.float32)
+        self._corner = corner[:, :, None].repeat(count, axis=2)
+        own = 2 * count * np.arange(spec.num_lms, dtype=np.intp)
+        table = neighbour_table(spec.mean_face, spec.num_nb).T
+        about = 2 * count * (table // spec.num_nb) + table % spec.num_nb + 1
         # A landmark that is nobody's neighbour has its own prediction alone.
-        self._fused_from = np.concatenate([own, np.where(table < 0, own, about)], axis=1)
-        self._scale = np.float32(1.0 / (spec.grid * self._fused_from.shape[1]))
+        x = np.concatenate([own[None], np.where(table < 0, own, about)])
+        # (predictions about a landmark, 2 L), x and y of each: a mean is a product with these.
+        self._fused_from = np.ascontiguousarray(np.stack([x, x + count], axis=2).reshape(len(x), -1))
+        self._mean = np.full(len(x), 1.0 / (spec.grid * len(x)), np.float32)
+        self._first = np.arange(0, spec.num_lms * len(cells), len(cells))
         self._heads = _blocks(heads, spec) if heads else None
 
     def __call__(self, maps: Output) -> Landmarks:
         """Landmarks of one crop or of a batch. Raises EdgeError for wrong shapes and for NaN or infinity in any map."""
-        spec, cells = self.spec, self.spec.grid**2
+        # Between two runs of a network little of this is left in the processor's cache: few calls make it fast.
+        spec, shape = self.spec, maps.score.shape[:-2]
         self._check(maps)
-        rows = maps.score.size // cells
-        batch = rows // spec.num_lms
 
         # Select: the winning cell (lowest index on ties), and what every landmark predicts from its own winning cell.
-        score = maps.score.reshape(rows, cells)
+        score = maps.score.reshape(-1, spec.grid**2)
         cell = score.argmax(axis=1)
-        winner = np.arange(0, rows * cells, cells) + cell
+        winner = cell + (np.arange(0, score.size, score.shape[1]) if len(shape) > 1 else self._first)
         if isinstance(maps, Winners):
-            predicted = maps.offsets.reshape(rows, 2, -1).transpose(1, 0, 2)
+            offsets = maps.offsets.reshape(-1, 2, 1 + spec.num_nb)
         else:
-            predicted = self._offsets(maps, cell) if isinstance(maps, Features) else self._select(maps, winner, cell)
-        predicted = np.add(predicted, self._origin.take(cell, axis=1)[:, :, None], order="C")
+            offsets = self._offsets(maps, cell) if isinstance(maps, Features) else self._select(maps, winner, cell)
+        predicted = offsets + self._corner.take(cell, axis=0)
 
         # Fuse: the mean of the own prediction and of the neighbours' predictions about this landmark.
-        fused = predicted.reshape(2, batch, -1).take(self._fused_from, axis=2).sum(axis=3)
-        points = (fused * self._scale).transpose(1, 2, 0)
+        about = predicted.reshape(*shape[:-1], -1).take(self._fused_from, axis=-1)
+        points = (self._mean @ about).reshape(*shape, 2)
         if spec.clamp:
             points = points.clip(0.0, 1.0)
-        shape = maps.score.shape[:-2]
-        return Landmarks(points.reshape(*shape, 2), score.take(winner).reshape(shape), cell.reshape(shape))
+        return Landmarks(points, score.take(winner).reshape(shape), cell.reshape(shape))
 
     def _select(self, maps: Maps, winner: NDArray[np.intp], cell: NDArray[np.intp]) -> Array:
-        """Offsets (2, rows, 1 + N) at the winning cells: the landmark's own, then its neighbours'."""
+        """Offsets (rows, 2, 1 + N) at the winning cells: the landmark's own, then its neighbours'."""
         spec, cells, rows = self.spec, self.spec.grid**2, len(cell)
         neighbour = np.arange(0, rows * spec.num_nb * cells, cells).reshape(rows, spec.num_nb) + cell[:, None]
-        predicted = np.empty((2, rows, 1 + spec.num_nb), dtype=np.float32)
-        predicted[0, :, 0] = maps.offset_x.take(winner)
-        predicted[1, :, 0] = maps.offset_y.take(winner)
-        predicted[0, :, 1:] = maps.neighbor_x.take(neighbour)
-        predicted[1, :, 1:] = maps.neighbor_y.take(neighbour)
-        return predicted
+        offsets = np.empty((rows, 2, 1 + spec.num_nb), dtype=np.float32)
+        offsets[:, 0, 0] = maps.offset_x.take(winner)
+        offsets[:, 1, 0] = maps.offset_y.take(winner)
+        offsets[:, 0, 1:] = maps.neighbor_x.take(neighbour)
+        offsets[:, 1, 1:] = maps.neighbor_y.take(neighbour)
+        return offsets
 
     def _offsets(self, found: Features, cell: NDArray[np.intp]) -> Array:
         """The same, computed by the heads at the winning cells alone."""
@@ -250,8 +255,7 @@ class Decoder:
         at = np.moveaxis(found.features.reshape(-1, *found.features.shape[-3:]), 1, 3)
         seen = at[np.arange(len(row))[:, None], row, column]
         offsets = np.matmul(weight, seen[:, :, None, :, None]).reshape(*row.shape, -1)[..., : bias.shape[-1]]
-        offsets = (offsets + bias).reshape(cell.size, 2, 1 + spec.num_nb)
-        return np.moveaxis(offsets, 1, 0)
+        return np.asarray(offsets + bias).reshape(cell.size, 2, 1 + spec.num_nb)
 
     def _check(self, maps: Output) -> None:
         lead = maps.score.shape[:-3]
@@ -273,16 +277,20 @@ class Decoder:
 
 
 @np.errstate(over="ignore", invalid="ignore")
+def _sum(values: Array) -> float:
+    return float(np.add.reduce(values, axis=None))
+
+
 def _is_finite(values: Array) -> bool:
     """Whether all are: vectorised passes without a temporary."""
     # A finite sum has finite terms. One that is not may have overflowed, which max and min tell; both carry NaN.
-    return math.isfinite(float(np.add.reduce(values, axis=None))) or math.isfinite(
-        float(np.maximum.reduce(values, axis=None)) - float(np.minimum.reduce(values, axis=None))
-    )
+    total = float(np.vdot(values, values)) if values.size <= ONE_THREAD_DOT else _sum(values)
+    return math.isfinite(total) or math.isfinite(float(values.max()) - float(values.min()))
 
 
-# A matrix of fewer values is multiplied on the calling thread by every OpenBLAS; larger ones wake all cores.
-ONE_THREAD = 2304 * 4
+# A matrix of fewer values, and a vector of no more than these, every OpenBLAS multiplies on the calling thread; larger
+# ones wake all cores.
+ONE_THREAD, ONE_THREAD_DOT = 2304 * 4, 10_000
 
 
 def _blocks(heads: Heads, spec: ModelSpec) -> tuple[Array, Array]:
