@@ -149,6 +149,17 @@ class Editor:
         self._add("SLICE", [larger, start, size], made, self._schema.SliceOptionsT(), 2)
         self._moved(made, next(iter(after), None))
 
+    def kind(self, tensor: int) -> np.dtype[Any]:
+        """What a tensor holds."""
+        kind: np.dtype[Any] = self._types[self._graph.tensors[tensor].type]
+        return kind
+
+    def store(self, tensor: int, step: float, zero: int) -> None:
+        """Tells of a tensor of integers that they stand for (integer - zero) * step."""
+        quantization = self._schema.QuantizationParametersT()
+        quantization.scale, quantization.zeroPoint = np.array([step], np.float32), np.array([zero], np.int64)
+        self._graph.tensors[tensor].quantization = quantization
+
     def zero_point(self, tensor: int) -> int | None:
         """The integer that stands for zero, None in float."""
         quantization = self._graph.tensors[tensor].quantization

@@ -167,7 +167,7 @@ def test_image_is_stored_with_a_step_of_exactly_one(convert: Convert) -> None:
 def test_nothing_but_a_subtraction_is_left_before_the_image_is_stored(convert: Convert) -> None:
     """In rows, which changes no value."""
     kinds = [operation.kind for operation in read(convert(8) / "model.tflite")]
-    assert kinds[: kinds.index("CONV_2D")] == ["RESHAPE", "CAST", "SUB", "QUANTIZE", "RESHAPE", "PAD"]
+    assert kinds[: kinds.index("CONV_2D")] == ["RESHAPE", "DEQUANTIZE", "SUB", "QUANTIZE", "RESHAPE", "PAD"]
 
 
 def test_ranges_clip(core: Core, quantized: q.Quantized, tmp_path: Path) -> None:

@@ -18,8 +18,19 @@ from pipnet_edge.converters.tflite_write import Editor  # noqa: E402
 SIDE, STEP, ZERO = 16, 0.5, -7
 
 
-def file(path: Path, kernel: int, channels: int = 3, width: int = SIDE, stride: int = 2, border: int = ZERO) -> Path:
-    """An int8 image, a padded convolution of stride 2 and a pool behind a PADV2, as converters write them."""
+def file(
+    path: Path,
+    kernel: int,
+    channels: int = 3,
+    width: int = SIDE,
+    stride: int = 2,
+    border: int = ZERO,
+    pixels: type | None = None,
+) -> Path:
+    """An int8 image, a padded convolution of stride 2 and a pool behind a PADV2, as converters write them.
+
+    pixels: the type of what the image is cast and quantized from.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
     net, graph = schema.ModelT(), schema.SubGraphT()
@@ -40,7 +51,15 @@ def file(path: Path, kernel: int, channels: int = 3, width: int = SIDE, stride: 
         return index
 
     random, reach = np.random.default_rng(kernel), kernel // 2
+    if pixels:
+        whole = made._tensor((1, SIDE, width, channels), np.dtype(pixels))
+        floats = made._tensor((1, SIDE, width, channels), np.dtype(np.float32))
+        options = schema.CastOptionsT()
+        options.inDataType, options.outDataType = graph.tensors[whole].type, graph.tensors[floats].type
+        made._add("CAST", [whole], floats, options)
     crop = tensor((1, SIDE, width, channels))
+    if pixels:
+        made._add("QUANTIZE", [floats], crop, schema.QuantizeOptionsT())
     borders = made.constant(np.array([[0, 0], [reach, reach], [reach, reach], [0, 0]], np.int32))
     padded = made._add(
         "PAD", [crop, borders], tensor((1, SIDE + 2 * reach, width + 2 * reach, channels)), schema.PadOptionsT(), 2
@@ -103,6 +122,21 @@ def test_rewritten_files_give_the_very_same(tmp_path: Path, kernel: int, border:
     wanted = [run(before, crop) for crop in crops]
     assert len({each.tobytes() for each in wanted}) == 4
     np.testing.assert_array_equal([run(after, crop) for crop in crops], wanted)
+
+
+def test_pixels_become_floats_by_an_operation_that_xnnpack_has(tmp_path: Path) -> None:
+    before = file(tmp_path / "before.tflite", 3, pixels=np.uint8)
+    after = Path(shutil.copy(before, tmp_path / "after.tflite"))
+    tflite_rewrite.rewrite(after)
+    assert kinds(before)[:2] == ["CAST", "QUANTIZE"]
+    assert kinds(after)[:2] == ["DEQUANTIZE", "QUANTIZE"]
+    crops = np.random.default_rng(0).integers(0, 256, (4, 1, SIDE, SIDE, 3)).astype(np.uint8)
+    wanted = [run(before, crop) for crop in crops]
+    assert len({each.tobytes() for each in wanted}) == 4
+    np.testing.assert_array_equal([run(after, crop) for crop in crops], wanted)
+    int32 = file(tmp_path / "int32.tflite", 3, pixels=np.int32)
+    tflite_rewrite.rewrite(int32)
+    assert kinds(int32)[0] == "CAST"
 
 
 @pytest.mark.parametrize(
