@@ -27,19 +27,19 @@ def append(path: Path, heads: Heads, precision: str) -> None:
     """
     file = Editor(path)
     num_lms, axes, count, channels = heads.weight.shape
+    score, features = file.output("score"), file.output("features")
     # Channels last, and in int8 where they are quantized.
-    score, features = file.before("TRANSPOSE", file.output("score")), file.output("features")
     features = file.before("DEQUANTIZE", features)
     cells = math.prod(file.shape(features)[:3])
 
-    winner = file.arg_max(file.reshape(score, (cells, num_lms)), axis=0)
+    winner = file.arg_max(file.reshape(score, (num_lms, cells)), axis=1)
     seen = file.to_float(file.gather(file.reshape(features, (cells, channels)), winner))
     weight = heads.weight.reshape(-1, 1, 1, channels)
     if precision in ("fp32", "fp16"):
         matrix = file.to_float(file.constant(weight.astype(np.float32 if precision == "fp32" else np.float16)))
     else:
         matrix = _integers(file, weight)
-        for layer in file.makers(score, "CONV_2D"):
+        for layer in file.makers(file.before("TRANSPOSE", score), "CONV_2D"):
             image, read, bias = map(int, layer.inputs)
             file.reread(layer, (image, _integers(file, file.values(read)), bias))
     found = file.convolve(file.reshape(seen, (1, 1, 1, num_lms * channels)), matrix, file.constant(heads.bias.ravel()))
