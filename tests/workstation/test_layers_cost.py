@@ -33,7 +33,7 @@ def bundle_of(net: nn.Module, spec: ModelSpec, *kept: str) -> Bundle:
     """A bundle of which only the manifest is there."""
     golden, source = File("golden.npz", "0" * 64, 1), Source("net.pth", "0" * 64, 1, (1, 1), (1, 1))
     variants = variant("fp32"), variant("int8", *kept)
-    return Bundle(Path("nowhere"), spec, source, golden, variants, layers.of(net, spec.input_size))
+    return Bundle(spec, source, golden, variants, layers.of(net, spec.input_size), folder=Path("nowhere"))
 
 
 def ran(net: nn.Module, side: int) -> dict[str, tuple[int, int, int]]:

@@ -39,8 +39,8 @@ IMAGE = torch.from_numpy(np.random.RandomState(7).standard_normal((1, 3, 256, 25
 OFFSET_HEADS = {f"heads.{name}" for name in MAP_NAMES[1:]}
 # What splits, in every runtime that has it, with the heads in a file beside the model or inside it; what stays whole.
 FLOAT = [(runtime, "fp32") for runtime in ("onnx", "ncnn", "mnn", "tflite")]
-INSIDE = [("tflite", "fp32"), ("tflite", "int8")]
-SPLIT = [*FLOAT, ("onnx", "int8"), ("tflite", "int8")]
+INSIDE = [("tflite", "fp32"), ("tflite", "int8"), ("tflite", "int16x8")]
+SPLIT = [*FLOAT, ("onnx", "int8"), *INSIDE[1:]]
 WHOLE = [("onnx", "int8-full"), ("onnx", "w8")]
 
 Make = Callable[[], nn.Module]
@@ -196,7 +196,13 @@ def make(tiny_spec: ModelSpec, quantize: Quantize, tmp_path_factory: pytest.Temp
         made = tuple(shop.variant(runtime, precision, lambda *_: None) for runtime, precision in variants)
         source = Source("tiny.pth", "0" * 64, 1, (1, 1), (1, 1))
         bundle = Bundle(
-            folder, tiny_spec, source, File.of(folder, folder / "golden.npz"), made, shop.layers, shop.calibration
+            tiny_spec,
+            source,
+            File.of(folder, folder / "golden.npz"),
+            made,
+            shop.layers,
+            shop.calibration,
+            folder=folder,
         )
         bundle.write_manifest()
         return bundle
@@ -342,6 +348,17 @@ def test_split_and_whole_variants_give_the_same_landmarks(
     # Half-precision heads beside int8 networks move landmarks a little.
     limit = 1e-4 if name.endswith("fp32") else 0.05
     assert np.abs(ours.points - theirs.points).max() * split_bundle.spec.input_size <= limit
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("int8", 0.5), ("int16x8", 0.35)])
+def test_landmarks_of_quantized_networks_with_their_heads_inside(
+    split_bundle: Bundle, tiny_faces: np.ndarray, precision: str, limit: float
+) -> None:
+    ours, exact = (landmarks_of(split_bundle, f"tflite-{each}", tiny_faces) for each in (precision, "fp32"))
+    same = ours.cell == exact.cell
+    assert same.mean() > 0.85
+    off = np.linalg.norm(ours.points - exact.points, axis=-1)[same.all(axis=1)] * split_bundle.spec.input_size
+    assert 0 < off.mean() < limit
 
 
 def test_int8_features_are_what_the_heads_read(
