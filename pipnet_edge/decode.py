@@ -207,9 +207,9 @@ class Decoder:
         about = 2 * count * (table // spec.num_nb) + table % spec.num_nb + 1
         # A landmark that is nobody's neighbour has its own prediction alone.
         x = np.concatenate([own[None], np.where(table < 0, own, about)])
-        # (predictions about a landmark, 2 L), x and y of each: a mean is a product with these.
+        # (predictions about a landmark, 2 L), x and y of each, so that a mean is a sum of whole rows.
         self._fused_from = np.ascontiguousarray(np.stack([x, x + count], axis=2).reshape(len(x), -1))
-        self._mean = np.full(len(x), 1.0 / (spec.grid * len(x)), np.float32)
+        self._scale = np.float32(1.0 / (spec.grid * len(x)))
         self._first = np.arange(0, spec.num_lms * len(cells), len(cells))
         self._heads = _blocks(heads, spec) if heads else None
 
@@ -231,7 +231,8 @@ class Decoder:
 
         # Fuse: the mean of the own prediction and of the neighbours' predictions about this landmark.
         about = predicted.reshape(*shape[:-1], -1).take(self._fused_from, axis=-1)
-        points = (self._mean @ about).reshape(*shape, 2)
+        # Not a product, in which every BLAS rounds in its own way: maps have the same landmarks on every machine.
+        points = (np.add.reduce(about, axis=-2) * self._scale).reshape(*shape, 2)
         if spec.clamp:
             points = points.clip(0.0, 1.0)
         return Landmarks(points, score.take(winner).reshape(shape), cell.reshape(shape))
