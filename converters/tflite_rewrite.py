@@ -36,7 +36,7 @@ def dequantize_pixels(file: Editor) -> None:
         pixels = int(cast.inputs[0])
         if file.kind(pixels) == np.uint8:
             for tensor in (pixels, file.before("RESHAPE", pixels)):
-                file.store(tensor, 1, 0)
+                file.store(tensor, np.ones(1, np.float32))
             file.change(cast, "DEQUANTIZE", (pixels,))
 
 

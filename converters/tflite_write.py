@@ -154,10 +154,10 @@ class Editor:
         kind: np.dtype[Any] = self._types[self._graph.tensors[tensor].type]
         return kind
 
-    def store(self, tensor: int, step: float, zero: int) -> None:
-        """Tells of a tensor of integers that they stand for (integer - zero) * step."""
+    def store(self, tensor: int, steps: NDArray[np.float32], zero: int = 0) -> None:
+        """Tells of a tensor of integers that they stand for (integer - zero) * step; steps: (1,) or (out,)."""
         quantization = self._schema.QuantizationParametersT()
-        quantization.scale, quantization.zeroPoint = np.array([step], np.float32), np.array([zero], np.int64)
+        quantization.scale, quantization.zeroPoint = steps, np.full(len(steps), zero, np.int64)
         self._graph.tensors[tensor].quantization = quantization
 
     def zero_point(self, tensor: int) -> int | None:
@@ -172,7 +172,7 @@ class Editor:
         data = self._net.buffers[found.buffer].data
         if data is None:
             return np.empty(0)
-        return np.frombuffer(bytes(data), self._types[found.type]).reshape(found.shape)
+        return np.frombuffer(bytes(data), self.kind(tensor)).reshape(found.shape)
 
     def replace_values(self, tensor: int, values: NDArray[Any]) -> None:
         """Gives a constant that no other operation reads other values, with the quantization it has."""
@@ -181,7 +181,7 @@ class Editor:
             found.buffer = len(self._net.buffers)
             self._net.buffers.append(self._schema.BufferT())
         self._net.buffers[found.buffer].data = np.frombuffer(values.tobytes(), np.uint8)
-        found.shape = np.array(values.shape, np.int32)
+        self.reshape_in_place(tensor, values.shape)
 
     def shape(self, tensor: int) -> tuple[int, ...]:
         return tuple(map(int, self._graph.tensors[tensor].shape))
@@ -212,7 +212,7 @@ class Editor:
 
     def to_float(self, tensor: int) -> int:
         """The tensor in float: dequantized if it is quantized."""
-        if self._graph.tensors[tensor].type == self._schema.TensorType.FLOAT32:
+        if self.kind(tensor) == np.float32:
             return tensor
         made = self._tensor(self.shape(tensor), np.dtype(np.float32))
         return self._add("DEQUANTIZE", [tensor], made, None, 2)
@@ -229,9 +229,7 @@ class Editor:
         """steps: (out,), of values whose first axis is the output channel."""
         made = self._tensor(values.shape, values.dtype, values)
         if steps is not None:
-            quantization = self._schema.QuantizationParametersT()
-            quantization.scale, quantization.zeroPoint = steps, np.zeros(len(steps), np.int64)
-            self._graph.tensors[made].quantization = quantization
+            self.store(made, steps)
         return made
 
     def _named(self, name: str) -> Any:

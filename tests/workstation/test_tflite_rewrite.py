@@ -45,9 +45,7 @@ def file(
 
     def tensor(shape: tuple[int, ...]) -> int:
         index = made._tensor(shape, np.dtype(np.int8))
-        quantization = schema.QuantizationParametersT()
-        quantization.scale, quantization.zeroPoint = np.array([STEP], np.float32), np.array([ZERO])
-        graph.tensors[index].quantization = quantization
+        made.store(index, np.array([STEP], np.float32), ZERO)
         return index
 
     random, reach = np.random.default_rng(kernel), kernel // 2
