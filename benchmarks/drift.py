@@ -1,12 +1,14 @@
 """What variants lose on a folder of faces, against a float variant and against labels if there are any.
 
 Faces are cut and run in chunks, several worker processes at a time; every finished chunk is kept in `cache`, named by
-what it depends on, so that an interrupted run goes on where it was.
+all that its landmarks depend on, so that an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import platform
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge import runtimes
+from pipnet_edge import __version__, host, runtimes
 from pipnet_edge.benchmarks import bench, drawing, metrics
 from pipnet_edge.benchmarks.labels import Labels
 from pipnet_edge.benchmarks.picture import write, write_picture
@@ -200,10 +202,7 @@ def draw(
 
 
 def _cached(bundle: Bundle, variant: Variant, crops: NDArray[np.uint8], cache: Path) -> Landmarks | EdgeError:
-    key = hashlib.sha256(crops.tobytes())
-    for file in variant.files:
-        key.update(file.sha256.encode())
-    path = cache / f"{key.hexdigest()[:32]}.npy"
+    path = cache / f"{_key(variant, crops)}.npy"
     try:
         if not path.is_file():
             found = channel.infer(local.call, bundle.folder, variant.name, 1, crops).landmarks
@@ -214,6 +213,15 @@ def _cached(bundle: Bundle, variant: Variant, crops: NDArray[np.uint8], cache: P
         return e
     points, score, cell = table[..., :2], table[..., 2], table[..., 3]
     return Landmarks(points.astype(np.float32), score.astype(np.float32), cell.astype(np.intp))
+
+
+def _key(variant: Variant, crops: NDArray[np.uint8]) -> str:
+    """What landmarks depend on: crops and files, and what runs them: program, runtime and the CPU's features."""
+    # The features choose a runtime's kernels, and those how it rounds.
+    runs = [__version__, runtimes.installed(variant.runtime), platform.machine(), host.features(), np.__version__]
+    key = hashlib.sha256(json.dumps([runs, [file.sha256 for file in variant.files]]).encode())
+    key.update(crops.tobytes())
+    return key.hexdigest()[:32]
 
 
 def _npy(array: NDArray[np.float64]) -> bytes:

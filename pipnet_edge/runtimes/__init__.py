@@ -7,6 +7,7 @@ and `tiny(folder, image)`, which runs the model of runtimes/probe.py.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,3 +97,19 @@ def one_line(error: BaseException) -> str:
 def is_missing(destination: str) -> bool:
     """Whether the runtime's package is not installed at all (one that is broken counts as there)."""
     return not any(importlib.util.find_spec(module) for module in PACKAGES[destination])
+
+
+def installed(destination: str) -> str | None:
+    """The package that would run and its version, told without importing it. None where the runtime is missing.
+
+    A package that no installer has recorded is told by its file, and by when that was written.
+    """
+    for module in PACKAGES[destination]:
+        if found := importlib.util.find_spec(module):
+            package = module.replace("_", "-")
+            try:
+                return f"{package} {importlib.metadata.version(package)}"
+            except importlib.metadata.PackageNotFoundError:
+                place = Path(found.origin or "")
+                return f"{place} {place.stat().st_mtime_ns if place.is_file() else ''}"
+    return None
