@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,8 +59,8 @@ def demo(
         )
         labelled = labels.read_labels(golden.FACES / "labels.txt", golden.FACES, num_lms=bundle.spec.num_lms)
         faces = drift.Faces(labelled, bundle.spec.input_size)
-        rows, _ = drift.run(bundle, faces, drift.choose(bundle, (), None), output / "cache", 1, progress.step)
-        shutil.rmtree(output / "cache")
+        with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as cache:
+            rows, _ = drift.run(bundle, faces, drift.choose(bundle, (), None), Path(cache), 1, progress.step)
         crops, _ = bundle.read_golden()
         timings = []
         for index, variant in enumerate(bundle.variants):
