@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.preprocess import Rect, read_picture
+from pipnet_edge.preprocess import PICTURE_SUFFIXES, Rect, pictures_in, read_picture
 
 Array = NDArray[np.float64]
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png")
 # A face's extent tells normalised coordinates from pixels; between the two nothing is guessed.
 NORMALISED_MOST, PIXELS_LEAST = 2.0, 16.0
 
@@ -64,7 +63,7 @@ def image_folder(images: Path) -> Labels:
     """All images in a folder and below, sorted by path, without labels. Raises EdgeError when there are none."""
     found = tuple(_find_images(images).values())
     if not found:
-        raise EdgeError(f"no image in {images}; {', '.join(IMAGE_SUFFIXES)} are read")
+        raise EdgeError(f"no image in {images}; {', '.join(PICTURE_SUFFIXES)} are read")
     return Labels(found)
 
 
@@ -139,8 +138,7 @@ def _find_images(folder: Path) -> dict[str, Path]:
     """Every image in a folder and below, sorted, by its path relative to the folder."""
     if not folder.is_dir():
         raise EdgeError(f"there is no image folder {folder}")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    return {path.relative_to(folder).as_posix(): path for path in paths}
+    return {path.relative_to(folder).as_posix(): path for path in pictures_in(folder, below=True)}
 
 
 def _locate(face: Face, available: dict[str, Path], by_name: dict[str, list[Path]]) -> Path | None:

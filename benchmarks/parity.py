@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipnet_edge.bundle import Bundle, Parity, Variant
 from pipnet_edge.decode import MAP_NAMES, Decoder, Landmarks, Maps, Winners
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
-from pipnet_edge.preprocess import Rect, cut, read_picture
+from pipnet_edge.preprocess import PICTURE_SUFFIXES, Rect, cut, pictures_in, read_picture
 from pipnet_edge.targets import channel, local
 
 
@@ -206,14 +206,11 @@ def first_failure(rows: Sequence[Row]) -> EdgeError | None:
     return EdgeError(f"{failed[0].variant}: {failed[0].failure}{more}", CHECK_FAILED)
 
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-
-
-def pictures_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     """The pictures in a folder, by name. Raises EdgeError when there are none."""
-    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = pictures_in(folder)
     if not found:
-        raise EdgeError(f"{folder} holds no pictures ({', '.join(IMAGE_SUFFIXES)})")
+        raise EdgeError(f"{folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
     return found
 
 

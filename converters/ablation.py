@@ -21,7 +21,7 @@ from pipnet_edge.converters.calibration import Calibration
 from pipnet_edge.converters.checkpoint import Network
 from pipnet_edge.converters.quantized import Quantized, Range
 from pipnet_edge.decode import Decoder
-from pipnet_edge.preprocess import Rect, cut, read_picture
+from pipnet_edge.preprocess import Rect, cut, pictures_in, read_picture
 
 # Equalised, ranges, rounding; None stands for no int8 at all of that kind.
 SCHEMES: tuple[tuple[bool, str | None, str | None], ...] = (
@@ -71,8 +71,8 @@ def main() -> None:
     given = parser.parse_args()
     network = checkpoint.load(given.checkpoint, checkpoint.Options(data=given.data))
     side = network.spec.input_size
-    faces = calibration.choose([(path, None) for path in _pictures(given.calibration)], side)
-    crops = np.stack([_whole(path, side) for path in _pictures(given.test)])
+    faces = calibration.choose([(path, None) for path in pictures_in(given.calibration, below=True)], side)
+    crops = np.stack([_whole(path, side) for path in pictures_in(given.test, below=True)])
     for name, graph, scheme in schemes(network, faces):
         truth = sensitivity.simulate(graph, scheme, crops, only=frozenset())
         if scheme.ranges:
@@ -83,10 +83,6 @@ def main() -> None:
         px = np.linalg.norm(drifted.points - truth.points, axis=-1) * side
         flips = 100 * (drifted.cell != truth.cell).mean()
         print(f"{name:<60} px {px.mean():.3f}  p95 {np.percentile(px, 95):.3f}  flips {flips:.2f} %", flush=True)
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".png"))
 
 
 def _whole(path: Path, side: int) -> NDArray[np.uint8]:

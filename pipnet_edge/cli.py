@@ -97,7 +97,7 @@ def parity(
     opened = bundles.read(bundle)
     progress = render.Progress()
     with progress.shown(), calling(place) as call:
-        pictures = check.pictures_in(images) if images else ()
+        pictures = check.images_in(images) if images else ()
         rows = check.check(opened, variant or (), thread_count(threads), pictures, progress.step, call, crops)
     failed = check.first_failure(rows)
     where = "" if place.way == "local" else f", {place.kind} on {place.name}"

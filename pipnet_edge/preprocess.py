@@ -19,6 +19,9 @@ from pipnet_edge.spec import CROPS
 
 Box = tuple[float, float, float, float]
 
+# How the names of pictures end, in any case.
+PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+
 # As lib/demo.py computes it, a little less than 0.1: it decides where a product falls on a whole pixel.
 DEMO_MARGIN = (1.2 - 1) / 2
 
@@ -78,6 +81,23 @@ def cut(picture: NDArray[np.uint8], rect: Rect, side: int) -> NDArray[np.uint8]:
     import cv2
 
     return np.asarray(cv2.resize(crop, (side, side), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+
+
+def pictures_in(folder: Path, below: bool = False) -> list[Path]:
+    """The pictures in a folder, and with `below` in the folders in it, by their path; told by their names alone.
+
+    Names that begin with a dot are left out, and folders called __MACOSX: they hold what systems note about files.
+    """
+
+    def is_picture(path: Path) -> bool:
+        parts = path.relative_to(folder).parts
+        return (
+            path.suffix.lower() in PICTURE_SUFFIXES
+            and not any(part.startswith(".") or part == "__MACOSX" for part in parts)
+            and path.is_file()
+        )
+
+    return sorted(path for path in (folder.rglob("*") if below else folder.glob("*")) if is_picture(path))
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:

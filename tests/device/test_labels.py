@@ -309,7 +309,7 @@ def test_image_folder_without_labels() -> None:
         assert labels == Labels(labels.images)
         assert labels.notes() == []
         (root / "empty").mkdir()
-        with pytest.raises(EdgeError, match=r"no image in .*empty; \.bmp, \.jpeg, \.jpg, \.png are read"):
+        with pytest.raises(EdgeError, match=r"no image in .*empty; \.bmp, \.jpeg, \.jpg, \.png, \.webp are read"):
             image_folder(root / "empty")
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipnet_edge.errors import USER_ERROR, EdgeError
-from pipnet_edge.preprocess import Box, Rect, crop_rect, cut, read_picture
+from pipnet_edge.preprocess import Box, Rect, crop_rect, cut, pictures_in, read_picture
 
 Corners = tuple[int, int, int, int]
 
@@ -276,3 +276,14 @@ def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.png", tmp_path):
         with pytest.raises(EdgeError, match="there is no image"):
             read_picture(path)
+
+
+def test_pictures_are_told_by_their_names(tmp_path: Path) -> None:
+    below = ("z/a.webp", "z/__MACOSX/b.png", ".hidden/c.png", "z/._a.jpg")
+    for name in ("b.PNG", "a.jpeg", "c.webp", "d.Bmp", "e.jpg", "._b.png", ".jpg", "notes.txt", "png", *below):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    names = ["a.jpeg", "b.PNG", "c.webp", "d.Bmp", "e.jpg"]
+    assert [path.name for path in pictures_in(tmp_path)] == names
+    assert pictures_in(tmp_path, below=True) == [tmp_path / name for name in (*names, "z/a.webp")]

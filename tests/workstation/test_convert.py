@@ -86,7 +86,7 @@ def test_heads_are_sparse_unless_somebody_wants_them_dense(demo_bundle):
 def test_pictures_of_real_faces(demo_bundle, variant):
     """All 25 embedded faces, not only those that the bundle was checked on, against ONNX Runtime."""
     bundle = bundles.read(demo_bundle)
-    (row,) = parity.check(bundle, [variant], images=parity.pictures_in(golden.FACES))
+    (row,) = parity.check(bundle, [variant], images=parity.images_in(golden.FACES))
     assert row.failure is None
     assert (row.images, row.reference) == (25, "onnx-fp32")
 

@@ -146,7 +146,7 @@ def test_heads_inside_are_those_beside_others_rounded(demo_bundle):
 
 def test_drift_on_faces_that_nobody_has_seen(demo_bundle):
     bundle = bundles.read(demo_bundle)
-    crops = parity.crops_of(parity.pictures_in(golden.FACES), bundle.spec.input_size)
+    crops = parity.crops_of(parity.images_in(golden.FACES), bundle.spec.input_size)
     truth = channel.infer(local.call, demo_bundle, "onnx-fp32", 1, crops).landmarks
     found = {name: channel.infer(local.call, demo_bundle, f"{name}-int8", 1, crops).landmarks for name in RUNTIMES}
     px = {name: distance(landmarks, truth, bundle) for name, landmarks in found.items()}

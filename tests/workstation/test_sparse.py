@@ -285,7 +285,7 @@ def test_networks_with_their_heads_inside_are_compared_at_winning_cells(
 def test_pictures_are_compared_with_either_kind_of_reference(split_bundle: Bundle, reference: str) -> None:
     """The first fp32 variant, which has maps of all cells or not, against one that has and one that has not."""
     order = sorted(split_bundle.variants, key=lambda variant: variant.runtime != reference)
-    pictures = parity.pictures_in(golden.FACES)[:3]
+    pictures = parity.images_in(golden.FACES)[:3]
     rows = parity.check(replace(split_bundle, variants=tuple(order)), ["ncnn-fp32", "tflite-fp32"], images=pictures)
     assert [(row.reference, row.failure) for row in rows] == [(f"{reference}-fp32", None)] * 2
     assert all(set(row.maps or ()) == set(MAP_NAMES) for row in rows)
