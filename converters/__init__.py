@@ -22,7 +22,7 @@ from pipnet_edge.errors import EdgeError
 
 if TYPE_CHECKING:
     from pipnet_edge.converters.calibration import Face
-    from pipnet_edge.converters.checkpoint import Options
+    from pipnet_edge.converters.checkpoint.read import Options
     from pipnet_edge.converters.export import Core
     from pipnet_edge.converters.sensitivity import LayerSensitivity
 
@@ -121,10 +121,11 @@ def convert(
         work = Path(tempfile.mkdtemp(prefix="work-", dir=folder.parent))
         try:
             step("load", 0, total)
-            from pipnet_edge.converters import checkpoint, golden
+            from pipnet_edge.converters import golden
+            from pipnet_edge.converters.checkpoint import read
             from pipnet_edge.converters.workshop import Workshop
 
-            network = checkpoint.load(source, options)
+            network = read.load(source, options)
             step("export", 1, total)
             workshop = Workshop(network, folder, work, quantize if plan.quantizes else None, simplify, plan.heads)
             golden.write(folder / GOLDEN, network)
@@ -170,7 +171,8 @@ def sensitivities(
     allowed = [name for name, recipe in recipes().items() if recipe.activations == 8]
     if precision not in allowed:
         raise EdgeError(f"--precision {precision}; allowed: {', '.join(allowed)}")
-    from pipnet_edge.converters import calibration, checkpoint, int8, sensitivity
+    from pipnet_edge.converters import calibration, int8, sensitivity
+    from pipnet_edge.converters.checkpoint import read
 
     methods = int8.Options(quantize.ranges, quantize.rounding)
     faces, held = calibration.split(list(quantize.faces), quantize.count, quantize.seed)
@@ -178,7 +180,7 @@ def sensitivities(
         raise EdgeError(
             f"{count} faces to measure on; {len(held)} of the {len(quantize.faces)} faces are held out for it"
         )
-    network = checkpoint.load(source, options)
+    network = read.load(source, options)
     side = network.spec.input_size
     crops = calibration.choose(held, side, len(held)).crops[:count]
     chosen = calibration.choose(faces, side, quantize.count, quantize.seed)

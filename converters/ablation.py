@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from pipnet_edge.converters import calibration, checkpoint, equalise, golden, quantized, ranges, rounding, sensitivity
+from pipnet_edge.converters import calibration, equalise, golden, quantized, ranges, rounding, sensitivity
 from pipnet_edge.converters.calibration import Calibration
-from pipnet_edge.converters.checkpoint import Network
+from pipnet_edge.converters.checkpoint import read
+from pipnet_edge.converters.checkpoint.read import Network
 from pipnet_edge.converters.quantized import Quantized, Range
 from pipnet_edge.decode import Decoder
 from pipnet_edge.preprocess import Rect, cut, pictures_in, read_picture
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument("test", type=Path)
     parser.add_argument("--data")
     given = parser.parse_args()
-    network = checkpoint.load(given.checkpoint, checkpoint.Options(data=given.data))
+    network = read.load(given.checkpoint, read.Options(data=given.data))
     side = network.spec.input_size
     faces = calibration.choose([(path, None) for path in pictures_in(given.calibration, below=True)], side)
     crops = np.stack([_whole(path, side) for path in pictures_in(given.test, below=True)])

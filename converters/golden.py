@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipnet_edge.converters.checkpoint import Network
-from pipnet_edge.converters.nets import HEAD_KEYS
+from pipnet_edge.converters.checkpoint.nets import HEAD_KEYS
+from pipnet_edge.converters.checkpoint.read import Network
 from pipnet_edge.decode import Maps
 from pipnet_edge.preprocess import Rect, cut, read_picture
 from pipnet_edge.spec import ModelSpec

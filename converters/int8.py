@@ -23,7 +23,7 @@ from torch import fx
 
 from pipnet_edge.converters import equalise, quantized, ranges, rounding
 from pipnet_edge.converters.calibration import Calibration
-from pipnet_edge.converters.checkpoint import Network
+from pipnet_edge.converters.checkpoint.read import Network
 from pipnet_edge.converters.quantized import Quantized, Range
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from pipnet_edge import converters
 from pipnet_edge.bundle import Bundle
-from pipnet_edge.converters import calibration, checkpoint, golden, nets
+from pipnet_edge.converters import calibration, golden
+from pipnet_edge.converters.checkpoint import nets, read
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.manifest import Parity
 from pipnet_edge.spec import ModelSpec, mean_faces
@@ -54,7 +55,7 @@ def state(backbone: str, data: str) -> State:
 def make(job: Mapping[str, Any]) -> Bundle:
     """A bundle at `out`. Raises EdgeError as converters.convert does, but not for variants that fail parity."""
     plan = converters.Plan((job["to"],), tuple(job["precisions"]), job["heads"])
-    options = checkpoint.Options(data=job["data"], input_size=job["side"])
+    options = read.Options(data=job["data"], input_size=job["side"])
     quantize = converters.Quantize(_faces(), count=FACES, ranges="minmax", rounding="nearest")
     with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as folder:
         source = Path(folder, f"{job['backbone']}.pth")

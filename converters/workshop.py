@@ -16,9 +16,10 @@ from torch import nn
 
 from pipnet_edge import bundle
 from pipnet_edge.bundle import GOLDEN, Bundle, File, Quantization, Source, Variant
-from pipnet_edge.converters import budget, calibration, export, golden, int8, layers, sensitivity, sparse, tflite_heads
+from pipnet_edge.converters import budget, calibration, export, golden, int8, sensitivity, sparse, tflite_heads
 from pipnet_edge.converters.calibration import Calibration, Face
-from pipnet_edge.converters.checkpoint import Network
+from pipnet_edge.converters.checkpoint import layers
+from pipnet_edge.converters.checkpoint.read import Network
 from pipnet_edge.converters.export import Core
 from pipnet_edge.converters.quantized import Quantized
 from pipnet_edge.converters.recipe import recipes

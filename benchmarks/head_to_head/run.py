@@ -71,10 +71,11 @@ def prepare(given: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
     import torch
 
     from pipnet_edge.benchmarks import labels
-    from pipnet_edge.converters import checkpoint, export, variations
+    from pipnet_edge.converters import export, variations
+    from pipnet_edge.converters.checkpoint import read
 
-    options = checkpoint.Options(data=given.data)
-    network = checkpoint.load(given.checkpoint, options)
+    options = read.Options(data=given.data)
+    network = read.load(given.checkpoint, options)
     images = labels.image_folder(given.calibrate).images
     quantize = converters.Quantize({(path, None): None for path in images})
     verify = variations.unchecked if given.unverified else parity.verify

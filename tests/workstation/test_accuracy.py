@@ -12,7 +12,8 @@ import torch
 from pipnet_edge.benchmarks.labels import read_labels
 from pipnet_edge.benchmarks.metrics import measure, summarise
 from pipnet_edge.benchmarks.parity import crops_of
-from pipnet_edge.converters import checkpoint, golden, nets
+from pipnet_edge.converters import golden
+from pipnet_edge.converters.checkpoint import nets, read
 from pipnet_edge.decode import Decoder, Landmarks, Maps
 from pipnet_edge.spec import ModelSpec
 from pipnet_edge.targets import channel, local
@@ -20,7 +21,7 @@ from pipnet_edge.targets import channel, local
 
 @dataclass(frozen=True)
 class Faces:
-    checkpoint: Path
+    read: Path
     spec: ModelSpec
     crops: np.ndarray
     truth: np.ndarray
@@ -36,7 +37,7 @@ class Faces:
 @pytest.fixture(scope="module")
 def faces(shared: Path) -> Faces:
     path, folder = shared / "checkpoints/pip_mbv2_68.pth", shared / "faces/wild68_test"
-    network = checkpoint.load(path, checkpoint.Options(data="300w"))
+    network = read.load(path, read.Options(data="300w"))
     labels = read_labels(folder / "labels.txt", folder / "images", num_lms=68)
     crops = crops_of(labels.images, 256)
     with torch.inference_mode():

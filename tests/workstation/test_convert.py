@@ -19,7 +19,8 @@ import pytest
 
 from pipnet_edge import bundle as bundles
 from pipnet_edge.benchmarks import parity
-from pipnet_edge.converters import export, golden, nets
+from pipnet_edge.converters import export, golden
+from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.decode import MAP_NAMES, Features, Maps, Winners
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets import channel, local
@@ -120,9 +121,9 @@ def test_other_input_size_normalization_and_no_simplification(tmp_path, cli):
     assert core.graph.input[0].name == "crop"
     import torch
 
-    from pipnet_edge.converters import checkpoint
+    from pipnet_edge.converters.checkpoint import read
 
-    network = checkpoint.load(golden.CHECKPOINT, checkpoint.Options(data="300w"))
+    network = read.load(golden.CHECKPOINT, read.Options(data="300w"))
     image = torch.from_numpy((crops.astype(np.float32) / 255 - 0.5) / 0.25).permute(0, 3, 1, 2)
     with torch.no_grad():
         score = network.net(image)[0].numpy()
@@ -131,9 +132,9 @@ def test_other_input_size_normalization_and_no_simplification(tmp_path, cli):
 
 def test_export_checks_every_step(tmp_path, monkeypatch):
     """A simplifier that changes a weight is caught by our own check, whatever it says of itself."""
-    from pipnet_edge.converters import checkpoint
+    from pipnet_edge.converters.checkpoint import read
 
-    network = checkpoint.load(golden.CHECKPOINT, checkpoint.Options(data="300w"))
+    network = read.load(golden.CHECKPOINT, read.Options(data="300w"))
 
     def spoil(model):
         spoiled = onnx.ModelProto.FromString(model.SerializeToString())

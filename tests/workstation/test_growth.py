@@ -18,7 +18,8 @@ from pipnet_edge import bundle as bundles
 from pipnet_edge.benchmarks import growth, growth_faces, growth_page
 from pipnet_edge.benchmarks.growth import FACED, Network
 from pipnet_edge.benchmarks.growth_page import LANDMARKS, SIDE, Growth
-from pipnet_edge.converters import checkpoint, golden, nets, variations
+from pipnet_edge.converters import golden, variations
+from pipnet_edge.converters.checkpoint import nets, read
 from pipnet_edge.decode import Decoder
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import Rect, cut, read_picture
@@ -58,7 +59,7 @@ def test_other_landmarks_take_over_the_heads_of_those_nearest() -> None:
         assert (backbone, stride) == ("mobilenet_v2", 32)
         assert net.heads["score"].out_channels == len(face.points)
         assert net.heads["neighbor_x"].out_channels == 10 * len(face.points)
-    embedded = checkpoint.load(golden.CHECKPOINT, checkpoint.Options(data="300w")).net.state_dict()
+    embedded = read.load(golden.CHECKPOINT, read.Options(data="300w")).net.state_dict()
     _, _, same = nets.build(variations.state("mobilenet_v2", "300w"))
     assert all(torch.equal(value, embedded[key]) for key, value in same.state_dict().items())
 
@@ -71,7 +72,7 @@ def test_other_landmarks_are_found_where_those_nearest_are() -> None:
         face = mean_faces()[data]
         spec = ModelSpec("mobilenet_v2", len(face.points), 10, 32, 256, face)
         _, _, net = nets.build(variations.state("mobilenet_v2", data))
-        cells[data] = Decoder(spec)(golden.maps_of(checkpoint.Network(spec, net, 0), crops)).cell
+        cells[data] = Decoder(spec)(golden.maps_of(read.Network(spec, net, 0), crops)).cell
     own, wanted = (np.array(mean_faces()[data].points) for data in ("300w", "wflw"))
     nearest = [int(np.linalg.norm(own - point, axis=1).argmin()) for point in wanted]
     np.testing.assert_array_equal(cells["wflw"], cells["300w"][:, nearest])

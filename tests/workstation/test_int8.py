@@ -24,7 +24,8 @@ from pipnet_edge import bundle as bundles
 from pipnet_edge.benchmarks import drift, labels, metrics, parity
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.cli import main
-from pipnet_edge.converters import calibration, checkpoint, golden, mnn_int8, ncnn_model, tflite_file
+from pipnet_edge.converters import calibration, golden, mnn_int8, ncnn_model, tflite_file
+from pipnet_edge.converters.checkpoint import read
 from pipnet_edge.decode import Decoder, Landmarks
 from pipnet_edge.targets import channel, local
 
@@ -355,7 +356,7 @@ def test_layers_return_to_float_until_the_budget_holds(tmp_path, cli):
 
     apart = calibration.split([(path, None) for path in folder.iterdir()], 16, 0)[1]
     crops = calibration.choose(apart, 192, len(apart)).crops
-    network = checkpoint.load(golden.CHECKPOINT, checkpoint.Options(data="300w", input_size=192))
+    network = read.load(golden.CHECKPOINT, read.Options(data="300w", input_size=192))
     truth = Decoder(network.spec)(golden.maps_of(network, crops))
     assert drift.judge(bundle, variant.name, crops, truth)["px"] == pytest.approx(spent.drift[1], rel=1e-3)
     assert bundle.calibration

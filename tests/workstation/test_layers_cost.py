@@ -14,7 +14,9 @@ from onnx import shape_inference
 from torch import nn
 
 from pipnet_edge.bundle import Bundle, File, Layer, Parity, Quantization, Source, Variant, read
-from pipnet_edge.converters import Plan, checkpoint, convert, export, from_onnx, layers, nets, quantized
+from pipnet_edge.converters import Plan, convert, export, quantized
+from pipnet_edge.converters.checkpoint import from_onnx, layers, nets
+from pipnet_edge.converters.checkpoint import read as checkpoint
 from pipnet_edge.spec import ModelSpec, mean_faces
 from pipnet_edge.targets import cost
 from pipnet_edge.targets.cost import Cost

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipnet_edge import runtimes
-from pipnet_edge.converters import align, mnn, mnn_int8, nets
+from pipnet_edge.converters import align, mnn, mnn_int8
+from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.export import Core, export
 from pipnet_edge.converters.quantized import (
     Quantized,

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipnet_edge import runtimes
-from pipnet_edge.converters import golden, ncnn_int8, ncnn_model, ncnn_quantize, nets, quantized
+from pipnet_edge.converters import golden, ncnn_int8, ncnn_model, ncnn_quantize, quantized
+from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.export import Core, export
 from pipnet_edge.converters.int8 import Prepared
 from pipnet_edge.converters.ncnn_model import Model

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipnet_edge.converters import nets
+from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.decode import MAP_NAMES, Decoder, Maps
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import MeanFace, ModelSpec, mean_faces

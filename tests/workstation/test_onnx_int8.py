@@ -259,7 +259,7 @@ class Others(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from pipnet_edge.converters import nets
+        from pipnet_edge.converters.checkpoint import nets
 
         torch.manual_seed(0)
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.Hardswish())

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from pipnet_edge.converters import align, golden, nets, quantized
+from pipnet_edge.converters import align, golden, quantized
+from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.quantized import Quantized, Run, grid, stored, trace, weight_steps
 from pipnet_edge.spec import ModelSpec
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipnet_edge.converters import checkpoint, golden, quantized, ranges
+from pipnet_edge.converters import golden, quantized, ranges
+from pipnet_edge.converters.checkpoint import read
 from pipnet_edge.converters.ranges import BINS, Histogram
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import read_picture
@@ -237,7 +238,7 @@ def test_sixteen_bits_clip_nothing(method):
 
 
 def test_the_best_method_keeps_the_maps_of_a_trained_network():
-    network = checkpoint.load(golden.CHECKPOINT, checkpoint.Options(data="300w"))
+    network = read.load(golden.CHECKPOINT, read.Options(data="300w"))
     graph = quantized.trace(network.net)
     spec = quantized.pixel_lattice(graph, network.spec)
     crops = np.stack([read_picture(path) for path in sorted(golden.FACES.glob("*.jpg"))])

@@ -20,9 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from pipnet_edge.converters import golden, int8, nets, quantized, ranges, rounding
+from pipnet_edge.converters import golden, int8, quantized, ranges, rounding
 from pipnet_edge.converters.calibration import Calibration
-from pipnet_edge.converters.checkpoint import Network
+from pipnet_edge.converters.checkpoint import nets
+from pipnet_edge.converters.checkpoint.read import Network
 from pipnet_edge.converters.equalise import equalise
 from pipnet_edge.converters.int8 import Options, Prepared
 from pipnet_edge.converters.quantized import Run, convolutions, heads, points, stored, trace, weight_steps

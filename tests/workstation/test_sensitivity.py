@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipnet_edge.benchmarks import layers
-from pipnet_edge.converters import golden, nets, sensitivity
+from pipnet_edge.converters import golden, sensitivity
+from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.quantized import (
     Quantized,
     Run,

@@ -15,19 +15,10 @@ from torch import nn
 
 from pipnet_edge.benchmarks import parity
 from pipnet_edge.bundle import HEADS, Bundle, File, Source, read
-from pipnet_edge.converters import (
-    Plan,
-    Quantize,
-    checkpoint,
-    convert,
-    golden,
-    nets,
-    quantized,
-    sparse,
-    tflite_file,
-    tflite_write,
-)
-from pipnet_edge.converters.checkpoint import Network
+from pipnet_edge.converters import Plan, Quantize, convert, golden, quantized, sparse, tflite_file, tflite_write
+from pipnet_edge.converters.checkpoint import nets
+from pipnet_edge.converters.checkpoint import read as checkpoint
+from pipnet_edge.converters.checkpoint.read import Network
 from pipnet_edge.converters.workshop import Workshop
 from pipnet_edge.decode import MAP_NAMES, Decoder, Features, Landmarks, Maps, Output, Winners
 from pipnet_edge.errors import EdgeError

@@ -15,7 +15,8 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
-from pipnet_edge.converters import nets, sparse, tflite_heads  # noqa: E402
+from pipnet_edge.converters import sparse, tflite_heads  # noqa: E402
+from pipnet_edge.converters.checkpoint import nets  # noqa: E402
 from pipnet_edge.converters.quantized import weight_steps  # noqa: E402
 from pipnet_edge.converters.tflite_file import bias, out_first, read, weights  # noqa: E402
 from pipnet_edge.converters.tflite_write import ALIGNMENT, SMALL, dump, load  # noqa: E402

@@ -14,8 +14,8 @@ from torch import nn  # noqa: E402
 
 from pipnet_edge.converters import align, golden, tflite, tflite_int8  # noqa: E402
 from pipnet_edge.converters import quantized as q  # noqa: E402
+from pipnet_edge.converters.checkpoint.nets import HEAD_KEYS, Pipnet, Residual, SqueezeExcite  # noqa: E402
 from pipnet_edge.converters.export import Core  # noqa: E402
-from pipnet_edge.converters.nets import HEAD_KEYS, Pipnet, Residual, SqueezeExcite  # noqa: E402
 from pipnet_edge.converters.tflite_file import int8_weights, read, weights  # noqa: E402
 from pipnet_edge.decode import MAP_NAMES  # noqa: E402
 from pipnet_edge.errors import EdgeError  # noqa: E402

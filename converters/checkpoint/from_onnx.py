@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from pipnet_edge.converters.nets import HEAD_KEYS
-from pipnet_edge.converters.onnx_graph import Net, Op, Value, tensor_of
-from pipnet_edge.converters.onnx_ops import OPS
+from pipnet_edge.converters.checkpoint.nets import HEAD_KEYS
+from pipnet_edge.converters.checkpoint.onnx_graph import Net, Op, Value, tensor_of
+from pipnet_edge.converters.checkpoint.onnx_ops import OPS
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 
 # What an output may be called: the last part of its name decides, its position never does.

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from pipnet_edge.converters.onnx_graph import Op, Operator, Value, shape_of, tensor_of, unreshaped
+from pipnet_edge.converters.checkpoint.onnx_graph import Op, Operator, Value, shape_of, tensor_of, unreshaped
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.ConvTranspose2d)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipnet_edge.converters import from_onnx, nets
+from pipnet_edge.converters.checkpoint import from_onnx, nets
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import IMAGENET_MEAN, IMAGENET_STD, MeanFace, ModelSpec, mean_faces
 
