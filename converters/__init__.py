@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 
 from pipnet_edge import runtimes
 from pipnet_edge.bundle import GOLDEN, Bundle, File, Parity, Source, file_sha256, replacing
-from pipnet_edge.converters.budget import Budget
+from pipnet_edge.converters.quantize.budget import Budget
 from pipnet_edge.converters.recipe import recipes
 from pipnet_edge.decode import Landmarks
 from pipnet_edge.errors import EdgeError
 
 if TYPE_CHECKING:
-    from pipnet_edge.converters.calibration import Face
     from pipnet_edge.converters.checkpoint.read import Options
     from pipnet_edge.converters.export import Core
-    from pipnet_edge.converters.sensitivity import LayerSensitivity
+    from pipnet_edge.converters.quantize.calibration import Face
+    from pipnet_edge.converters.quantize.sensitivity import LayerSensitivity
 
 Step = Callable[[str, int, int], None]
 Verify = Callable[[Bundle], Mapping[str, Parity]]
@@ -171,10 +171,10 @@ def sensitivities(
     allowed = [name for name, recipe in recipes().items() if recipe.activations == 8]
     if precision not in allowed:
         raise EdgeError(f"--precision {precision}; allowed: {', '.join(allowed)}")
-    from pipnet_edge.converters import calibration, int8, sensitivity
     from pipnet_edge.converters.checkpoint import read
+    from pipnet_edge.converters.quantize import calibration, prepare, sensitivity
 
-    methods = int8.Options(quantize.ranges, quantize.rounding)
+    methods = prepare.Options(quantize.ranges, quantize.rounding)
     faces, held = calibration.split(list(quantize.faces), quantize.count, quantize.seed)
     if count > len(held):
         raise EdgeError(
@@ -184,7 +184,7 @@ def sensitivities(
     side = network.spec.input_size
     crops = calibration.choose(held, side, len(held)).crops[:count]
     chosen = calibration.choose(faces, side, quantize.count, quantize.seed)
-    prepared = int8.prepare(network, chosen, methods, step)
+    prepared = prepare.prepare(network, chosen, methods, step)
     given = prepared.keeping(prepared.kinds(recipes()[precision].keep))
     return sensitivity.measure(prepared.float_, given, crops, step)
 

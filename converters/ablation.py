@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from pipnet_edge.converters import calibration, equalise, golden, quantized, ranges, rounding, sensitivity
-from pipnet_edge.converters.calibration import Calibration
+from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import read
 from pipnet_edge.converters.checkpoint.read import Network
-from pipnet_edge.converters.quantized import Quantized, Range
+from pipnet_edge.converters.quantize import calibration, equalise, ranges, rounding, sensitivity
+from pipnet_edge.converters.quantize import scheme as quantized
+from pipnet_edge.converters.quantize.calibration import Calibration
+from pipnet_edge.converters.quantize.scheme import Quantized, Range
 from pipnet_edge.decode import Decoder
 from pipnet_edge.preprocess import Rect, cut, pictures_in, read_picture
 

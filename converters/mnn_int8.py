@@ -19,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from pipnet_edge.converters import align, child, mnn, mnn_file
+from pipnet_edge.converters import child, mnn, mnn_file
 from pipnet_edge.converters.export import Core
 from pipnet_edge.converters.mnn_file import Grid, Table
-from pipnet_edge.converters.quantized import (
+from pipnet_edge.converters.quantize import match
+from pipnet_edge.converters.quantize.scheme import (
     FUSED,
     Quantized,
     Range,
@@ -94,8 +95,8 @@ def _placed(core: Core, quantized: Quantized) -> list[Placed]:
     }
     owners = {node: name for name in layers for node in (layers[name], _fused(graph, layers[name]))}
     nodes = {node.name: node for node in owners}
-    image = align.image(quantized, align.face(quantized.spec.input_size))
-    found = align.match(_run_float(core, image), align.values(graph, torch.from_numpy(image), nodes))
+    image = match.image(quantized, match.face(quantized.spec.input_size))
+    found = match.match(_run_float(core, image), match.values(graph, torch.from_numpy(image), nodes))
     placed = [Placed(owners[nodes[node]], tensor, nodes[node]) for tensor, node in found.items()]
     names = [layer.layer for layer in placed]
     for name in layers:

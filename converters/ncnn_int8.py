@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from pipnet_edge.converters import ncnn, ncnn_model, ncnn_quantize, quantized
+from pipnet_edge.converters import ncnn, ncnn_model, ncnn_quantize
 from pipnet_edge.converters.export import Core
-from pipnet_edge.converters.quantized import Quantized
+from pipnet_edge.converters.quantize import scheme
+from pipnet_edge.converters.quantize.scheme import Quantized
 from pipnet_edge.errors import EdgeError
 
 TOOLS = ncnn.TOOLS
@@ -28,11 +29,11 @@ def convert(core: Core, given: Quantized, bits: int, folder: Path) -> None:
     ncnn.convert(core, "fp32", work)
     model = ncnn_model.read_model(work / "model.param", work / "model.bin")
     layers = ncnn_quantize.match_weights(model, _weights(given))
-    reads = quantized.inputs(given.graph)
+    reads = scheme.inputs(given.graph)
     ranges = {layer: given.ranges[reads[name]] for layer, name in layers.items() if name not in given.keep}
     keep = {layer for layer, name in layers.items() if name in given.keep} | ncnn_quantize.depthwise(model)
     int8 = ncnn_quantize.quantize(model, ranges, keep, winograd=False)
-    integers = quantized.integers(given)
+    integers = scheme.integers(given)
     for layer, name in layers.items():
         if layer not in keep and not np.array_equal(int8[layer].arrays["weight"], integers[name].ravel()):
             raise EdgeError(f"ncnn layer {layer!r} does not hold the int8 weights of {name!r}")
@@ -41,8 +42,8 @@ def convert(core: Core, given: Quantized, bits: int, folder: Path) -> None:
 
 def _weights(given: Quantized) -> dict[str, NDArray[np.float32]]:
     found = {}
-    for name, node in quantized.convolutions(given.graph).items():
-        layer = quantized.module(given.graph, node)
+    for name, node in scheme.convolutions(given.graph).items():
+        layer = scheme.module(given.graph, node)
         assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
         found[name] = layer.weight.numpy()
     return found

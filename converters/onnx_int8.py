@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from pipnet_edge.converters import align, quantized
 from pipnet_edge.converters import onnx as onnx_fp32
 from pipnet_edge.converters.export import Core
-from pipnet_edge.converters.quantized import Quantized, Range
+from pipnet_edge.converters.quantize import match, scheme
+from pipnet_edge.converters.quantize.scheme import Quantized, Range
 from pipnet_edge.errors import EdgeError
 
 TOOLS = ("torch", "onnx", "onnxsim")
@@ -46,8 +46,8 @@ def convert(core: Core, given: Quantized, bits: int, folder: Path) -> None:
 
 def _stored(model: onnx.ModelProto, given: Quantized) -> dict[str, Range]:
     """Tensor -> range, of every tensor that is stored in 8 bits."""
-    face = align.face(given.spec.input_size)
-    nodes = align.match(_outputs(model, align.image(given, face)), align.activations(given, face))
+    face = match.face(given.spec.input_size)
+    nodes = match.match(_outputs(model, match.image(given, face)), match.activations(given, face))
     ranges = {tensor: given.ranges[node] for tensor, node in nodes.items()}
     made = {output: node for node in model.graph.node for output in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
@@ -100,7 +100,7 @@ class _Writer:
         self._graph = model.graph
         self._given, self._stored = given, stored
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._integers = quantized.integers(given)
+        self._integers = scheme.integers(given)
         self._nodes: list[onnx.NodeProto] = []
         for node in [node for node in model.graph.node if node.op_type == "Constant"]:
             self._constants[node.output[0]] = node.attribute[0].t
@@ -172,7 +172,7 @@ class _Writer:
             weight = self._constants[node.input[1]]
             groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
             channels = weight.dims[0] if node.op_type == "ConvTranspose" else weight.dims[1] * groups
-            step, zero = quantized.grid(self._stored[name])
+            step, zero = scheme.grid(self._stored[name])
             grid = [f"{found}/step", f"{found}/zero"]
             self._constant(grid[0], np.full(channels, step, np.float32))
             self._constant(grid[1], np.full(channels, zero, np.uint8))
@@ -185,12 +185,12 @@ class _Writer:
         if self._stored and node.input[0] not in self._stored:
             raise EdgeError(f"the input of layer {layer!r} is not found in the ONNX export, so it cannot be int8", 3)
         weight = torch.from_numpy(numpy_helper.to_array(self._constants[node.input[1]]).copy())
-        scales = quantized.weight_steps(weight).flatten().numpy()
+        scales = scheme.weight_steps(weight).flatten().numpy()
         self._constant(f"{layer}.weight", self._integers[layer])
         bias = numpy_helper.to_array(self._constants[node.input[2]]) if len(node.input) > 2 else None
         node.input[1] = self._dequantized(f"{layer}.weight", scales, np.zeros(len(scales), np.int8))
         if bias is not None and node.input[0] in self._stored:
-            step, _ = quantized.grid(self._stored[node.input[0]])
+            step, _ = scheme.grid(self._stored[node.input[0]])
             together = scales.astype(np.float64) * step
             whole = np.round(bias / together)
             if np.abs(whole).max() > INT32:
@@ -208,7 +208,7 @@ class _Writer:
 
     def _store(self, name: str, before: str, after: str) -> None:
         """Puts a tensor into 8 bits and back: tensor `before` to tensor `after`, with the range of `name`."""
-        step, zero = quantized.grid(self._stored[name])
+        step, zero = scheme.grid(self._stored[name])
         grid = [f"{name}/step", f"{name}/zero"]
         self._constant(grid[0], np.array(step, np.float32))
         self._constant(grid[1], np.array(zero, np.uint8))

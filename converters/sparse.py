@@ -8,7 +8,7 @@ import numpy as np
 from torch import fx, nn
 
 from pipnet_edge.bundle import HEADS as HEADS_FILE
-from pipnet_edge.converters import quantized
+from pipnet_edge.converters.quantize import scheme
 from pipnet_edge.decode import Heads
 from pipnet_edge.errors import EdgeError
 
@@ -18,7 +18,7 @@ def split(net: nn.Module, num_lms: int) -> tuple[fx.GraphModule, Heads]:
 
     Raises EdgeError for a network that cannot be split.
     """
-    graph = quantized.trace(net)
+    graph = scheme.trace(net)
     source, (score, *offsets) = _source(graph), maps(graph)
     if source is None:
         raise EdgeError(
@@ -54,7 +54,7 @@ def _source(graph: fx.GraphModule) -> fx.Node | None:
     """The node that all heads read, None where one of them is no plain 1x1 convolution of it."""
     sources = set()
     for node in maps(graph):
-        layer = quantized.module(graph, node)
+        layer = scheme.module(graph, node)
         if not isinstance(layer, nn.Conv2d):
             return None
         if (layer.kernel_size, layer.stride, layer.padding, layer.groups) != ((1, 1), (1, 1), (0, 0), 1):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipnet_edge.converters.quantized import weight_steps
+from pipnet_edge.converters.quantize.scheme import weight_steps
 from pipnet_edge.converters.tflite_write import Editor
 from pipnet_edge.decode import Heads
 

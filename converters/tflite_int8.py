@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipnet_edge.converters import align, child, tflite, tflite_rewrite
+from pipnet_edge.converters import child, tflite, tflite_rewrite
 from pipnet_edge.converters.export import Core
-from pipnet_edge.converters.quantized import (
+from pipnet_edge.converters.quantize import match
+from pipnet_edge.converters.quantize.scheme import (
     LEVELS,
     Quantized,
     Range,
@@ -118,16 +119,16 @@ def _observe(single: Path, quantized: Quantized) -> tuple[dict[str, Array], dict
 
     Raises EdgeError for a node that no tensor equals and for a map that should be int8 but has no range.
     """
-    graph, crop = quantized.graph, align.face(quantized.spec.input_size)
+    graph, crop = quantized.graph, match.face(quantized.spec.input_size)
     maps = {layer: convolutions(graph)[layer].name for layer in heads(graph)}
     for layer, name in maps.items():
         if layer not in quantized.keep and name not in quantized.ranges:
             raise EdgeError(f"{layer} is to be int8, but its map has no range")
-    tensors, nodes = _run(single, crop), align.activations(quantized, crop)
+    tensors, nodes = _run(single, crop), match.activations(quantized, crop)
     # The map of a layer in float is not stored, whether it has a range or not.
     for layer in heads(graph) & quantized.keep:
         nodes.pop(maps[layer], None)
-    found = align.match(tensors, nodes)
+    found = match.match(tensors, nodes)
     seen = [nodes[name] for name in found.values()]
     for node in graph.graph.nodes:
         # litert-torch makes a hard sigmoid of a ReLU6, whose offset it adds to the bias of the layer before it.

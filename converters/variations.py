@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from pipnet_edge import converters
 from pipnet_edge.bundle import Bundle
-from pipnet_edge.converters import calibration, golden
+from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import nets, read
+from pipnet_edge.converters.quantize import calibration
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.manifest import Parity
 from pipnet_edge.spec import ModelSpec, mean_faces

@@ -16,12 +16,14 @@ from torch import nn
 
 from pipnet_edge import bundle
 from pipnet_edge.bundle import GOLDEN, Bundle, File, Quantization, Source, Variant
-from pipnet_edge.converters import budget, calibration, export, golden, int8, sensitivity, sparse, tflite_heads
-from pipnet_edge.converters.calibration import Calibration, Face
+from pipnet_edge.converters import export, golden, sparse, tflite_heads
 from pipnet_edge.converters.checkpoint import layers
 from pipnet_edge.converters.checkpoint.read import Network
 from pipnet_edge.converters.export import Core
-from pipnet_edge.converters.quantized import Quantized
+from pipnet_edge.converters.quantize import budget, calibration, sensitivity
+from pipnet_edge.converters.quantize import prepare as int8
+from pipnet_edge.converters.quantize.calibration import Calibration, Face
+from pipnet_edge.converters.quantize.scheme import Quantized
 from pipnet_edge.converters.recipe import recipes
 from pipnet_edge.decode import FEATURE_NAMES, MAP_NAMES, Decoder, Heads, Landmarks
 from pipnet_edge.errors import CHECK_FAILED, EdgeError

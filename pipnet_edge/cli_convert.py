@@ -176,7 +176,7 @@ def convert(
     """Make a verified bundle from a trained checkpoint."""
     from pipnet_edge import converters
     from pipnet_edge.benchmarks import drift, parity, tables
-    from pipnet_edge.converters import budget as budgets
+    from pipnet_edge.converters.quantize import budget as budgets
 
     # Checked before torch is imported: whoever mistypes need not wait for it.
     if precision is None:

@@ -17,10 +17,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="the workstation half needs torch")
 
 from pipnet_edge.converters import golden  # noqa: E402
-from pipnet_edge.converters.calibration import Calibration  # noqa: E402
 from pipnet_edge.converters.checkpoint import nets  # noqa: E402
 from pipnet_edge.converters.checkpoint.read import Network  # noqa: E402
-from pipnet_edge.converters.int8 import Options, Prepared, prepare  # noqa: E402
+from pipnet_edge.converters.quantize.calibration import Calibration  # noqa: E402
+from pipnet_edge.converters.quantize.prepare import Options, Prepared, prepare  # noqa: E402
 from pipnet_edge.preprocess import Rect, cut, read_picture  # noqa: E402
 from pipnet_edge.spec import MeanFace, ModelSpec  # noqa: E402
 

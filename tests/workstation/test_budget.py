@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipnet_edge.converters import budget
-from pipnet_edge.converters.budget import MEASUREMENTS, Budget, Outcome, parse, search
+from pipnet_edge.converters.quantize import budget
+from pipnet_edge.converters.quantize.budget import MEASUREMENTS, Budget, Outcome, parse, search
 from pipnet_edge.errors import EdgeError
 
 drifts = st.floats(0, 10, allow_nan=False)

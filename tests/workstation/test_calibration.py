@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from pipnet_edge.benchmarks import drift
-from pipnet_edge.converters import calibration, golden
+from pipnet_edge.converters import golden
+from pipnet_edge.converters.quantize import calibration
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import Rect, cut, read_picture
 

@@ -14,9 +14,10 @@ from onnx import shape_inference
 from torch import nn
 
 from pipnet_edge.bundle import Bundle, File, Layer, Parity, Quantization, Source, Variant, read
-from pipnet_edge.converters import Plan, convert, export, quantized
+from pipnet_edge.converters import Plan, convert, export
 from pipnet_edge.converters.checkpoint import from_onnx, layers, nets
 from pipnet_edge.converters.checkpoint import read as checkpoint
+from pipnet_edge.converters.quantize import scheme
 from pipnet_edge.spec import ModelSpec, mean_faces
 from pipnet_edge.targets import cost
 from pipnet_edge.targets.cost import Cost
@@ -78,7 +79,7 @@ def check(net: nn.Module, spec: ModelSpec) -> None:
     works = zip(bundle.layers, float_.layers, strict=True)
     listed = {layer.name: (work.macs, work.weights, work.activations) for layer, work in works if layer.is_convolution}
     assert listed == truth
-    assert list(listed) == list(quantized.convolutions(quantized.trace(net)))
+    assert list(listed) == list(scheme.convolutions(scheme.trace(net)))
     assert Counter(layer.op for layer in bundle.layers if not layer.is_convolution) == others(net)
     assert float_.macs == sum(macs for macs, _, _ in truth.values())
     assert int8.macs == float_.macs

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipnet_edge import runtimes
-from pipnet_edge.converters import align, mnn, mnn_int8
+from pipnet_edge.converters import mnn, mnn_int8
 from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.export import Core, export
-from pipnet_edge.converters.quantized import (
+from pipnet_edge.converters.quantize import match
+from pipnet_edge.converters.quantize.scheme import (
     Quantized,
     Run,
     convolutions,
@@ -40,7 +41,7 @@ from pipnet_edge.spec import MeanFace, ModelSpec
 
 CHANNELS = 8
 SPEC = ModelSpec("tiny", CHANNELS, 1, 16, 64, MeanFace("eight", tuple((i / 8, i * i / 64) for i in range(CHANNELS))))
-CROP: NDArray[np.uint8] = align.face(64)
+CROP: NDArray[np.uint8] = match.face(64)
 # The node that each map shows, in the order of the maps.
 SHOWN = ("depthwise_1", "block_activation", "project", "mul", "last_1")
 
@@ -106,7 +107,7 @@ def run(quantized: Quantized, quantize: bool) -> dict[str, Array]:
         return value
 
     with torch.no_grad():
-        Run(quantized.graph, hook).run(torch.from_numpy(align.image(quantized, CROP)))
+        Run(quantized.graph, hook).run(torch.from_numpy(match.image(quantized, CROP)))
     return values
 
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipnet_edge import runtimes
-from pipnet_edge.converters import golden, ncnn_int8, ncnn_model, ncnn_quantize, quantized
+from pipnet_edge.converters import golden, ncnn_int8, ncnn_model, ncnn_quantize
 from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.export import Core, export
-from pipnet_edge.converters.int8 import Prepared
 from pipnet_edge.converters.ncnn_model import Model
-from pipnet_edge.converters.quantized import Quantized, Run, convolutions, stored
+from pipnet_edge.converters.quantize import scheme
+from pipnet_edge.converters.quantize.prepare import Prepared
+from pipnet_edge.converters.quantize.scheme import Quantized, Run, convolutions, stored
 from pipnet_edge.decode import MAP_NAMES, Decoder, Maps, map_shapes
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
@@ -46,7 +47,7 @@ def make(tiny_prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> C
 
 @pytest.fixture(scope="module")
 def made(make: Callable[[frozenset[str]], Made], tiny_prepared: Prepared) -> Made:
-    return make(quantized.heads(tiny_prepared.float_))
+    return make(scheme.heads(tiny_prepared.float_))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def read(folder: Path) -> Model:
 
 
 def simulate(given: Quantized, crops: Array, bits: int = 8) -> list[Array]:
-    names = quantized.points(given.graph) if bits else {}
+    names = scheme.points(given.graph) if bits else {}
 
     def hook(node: fx.Node, value: Tensor) -> Tensor:
         return stored(value, given.ranges[node.name]) if node.name in names else value
@@ -84,7 +85,7 @@ def distance(one: list[Array], other: list[Array]) -> float:
 @pytest.mark.parametrize("variant", ["made", "full"])
 def test_the_files_hold_the_networks_integers(variant: str, request: pytest.FixtureRequest) -> None:
     given, folder = request.getfixturevalue(variant)
-    model, integers = read(folder), quantized.integers(given)
+    model, integers = read(folder), scheme.integers(given)
     held = {}
     for name in ncnn_quantize.quantizable(model):
         if model[name].arrays["weight"].dtype == np.int8:
@@ -94,7 +95,7 @@ def test_the_files_hold_the_networks_integers(variant: str, request: pytest.Fixt
     for name, whole in integers.items():
         if name != DEPTHWISE:
             layer = model[held[whole.tobytes()]]
-            steps = quantized.weight_steps(given.graph.get_parameter(f"{name}.weight")).flatten().numpy()
+            steps = scheme.weight_steps(given.graph.get_parameter(f"{name}.weight")).flatten().numpy()
             np.testing.assert_allclose(layer.arrays["weight_scales"] * steps, 1, rtol=1e-5)
 
 
@@ -131,7 +132,7 @@ def landmarks(spec: ModelSpec, maps: list[Array]) -> Array:
 
 def test_landmarks_are_near_the_networks(tmp_path: Path, tiny_prepared: Prepared, tiny_faces: Array) -> None:
     """Offsets are scaled to what trained networks give: less than a cell."""
-    given = tiny_prepared.keeping(quantized.heads(tiny_prepared.float_))
+    given = tiny_prepared.keeping(scheme.heads(tiny_prepared.float_))
     for name, map_ in zip(nets.HEAD_KEYS, simulate(given, tiny_faces, bits=0), strict=True):
         for part in ("weight", "bias"):
             given.graph.get_parameter(f"heads.{name}.{part}").div_(np.abs(map_).max() / 2)
@@ -151,7 +152,7 @@ def test_more_layers_can_be_kept(
     tiny_prepared: Prepared,
     tiny_faces: Array,
 ) -> None:
-    given, folder = make(quantized.heads(tiny_prepared.float_) | kept)
+    given, folder = make(scheme.heads(tiny_prepared.float_) | kept)
     whole = sum(layer.arrays["weight"].dtype == np.int8 for layer in read(folder).layers if "weight" in layer.arrays)
     assert whole == len(convolutions(given.graph)) - len(given.keep) - 1
     exact = simulate(given, tiny_faces, bits=0)
@@ -178,9 +179,9 @@ def test_other_bits_are_refused(bits: int, tiny_prepared: Prepared, tmp_path: Pa
 
 
 def test_a_network_that_is_not_the_cores_is_refused(tiny_prepared: Prepared, tmp_path: Path) -> None:
-    given = tiny_prepared.keeping(quantized.heads(tiny_prepared.float_))
+    given = tiny_prepared.keeping(scheme.heads(tiny_prepared.float_))
     core = export(given.graph, given.spec, tmp_path)
-    other = quantized.trace(given.graph)
+    other = scheme.trace(given.graph)
     other.get_parameter("backbone.project.weight").neg_()
     with pytest.raises(EdgeError, match="holds the weights of none of the net"):
         ncnn_int8.convert(core, replace(given, graph=other), 8, tmp_path)
@@ -188,7 +189,7 @@ def test_a_network_that_is_not_the_cores_is_refused(tiny_prepared: Prepared, tmp
 
 def test_weights_off_their_grid_are_never_written(tiny_prepared: Prepared, tmp_path: Path) -> None:
     """Halfway between two steps torch rounds to even and ncnn away from zero: not the integers of other runtimes."""
-    given = tiny_prepared.keeping(quantized.heads(tiny_prepared.float_))
+    given = tiny_prepared.keeping(scheme.heads(tiny_prepared.float_))
     layer = given.graph.get_submodule("backbone.project")
     assert isinstance(layer, nn.Conv2d)
     layer.weight[0].zero_()

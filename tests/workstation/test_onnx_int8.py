@@ -15,10 +15,11 @@ from onnx import numpy_helper
 from torch import Tensor, fx, nn
 
 from pipnet_edge import runtimes
-from pipnet_edge.converters import golden, int8, onnx_int8, quantized, ranges, rounding
+from pipnet_edge.converters import golden, onnx_int8
 from pipnet_edge.converters.export import Core, export
-from pipnet_edge.converters.int8 import Prepared
-from pipnet_edge.converters.quantized import Quantized, Run, convolutions, grid, stored, trace, weight_steps
+from pipnet_edge.converters.quantize import prepare, ranges, rounding, scheme
+from pipnet_edge.converters.quantize.prepare import Prepared
+from pipnet_edge.converters.quantize.scheme import Quantized, Run, convolutions, grid, stored, trace, weight_steps
 from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
@@ -45,7 +46,7 @@ def make(tiny_prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> C
 
 @pytest.fixture(scope="module")
 def made(make: Callable[..., Made], tiny_prepared: Prepared) -> Made:
-    return make(quantized.heads(tiny_prepared.float_), 8)
+    return make(scheme.heads(tiny_prepared.float_), 8)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def weights_only(make: Callable[..., Made]) -> Made:
 
 def simulate(given: Quantized, crops: Array, maps_too: bool = False, bits: int = 8) -> list[Array]:
     """The maps, (n, C, H, W) each, of a network that stores its activations in 8 bits; in float where bits is 0."""
-    names = {*quantized.points(given.graph), *(quantized.maps(given.graph) if maps_too else ())}
+    names = {*scheme.points(given.graph), *(scheme.maps(given.graph) if maps_too else ())}
 
     def hook(node: fx.Node, value: Tensor) -> Tensor:
         return stored(value, given.ranges[node.name]) if bits and node.name in names else value
@@ -111,7 +112,7 @@ def read_by_nobody(folder: Path) -> set[str]:
 @pytest.mark.parametrize("variant", ["made", "full", "weights_only"])
 def test_the_file_holds_the_networks_integers(variant: str, request: pytest.FixtureRequest) -> None:
     given, folder = request.getfixturevalue(variant)
-    found, integers = constants(folder), quantized.integers(given)
+    found, integers = constants(folder), scheme.integers(given)
     held = {name for name, value in found.items() if value.dtype == np.int8 and value.ndim == 4}
     assert held == {f"{name}.weight" for name in integers}
     assert len(integers) == len(convolutions(given.graph)) - len(given.keep)
@@ -210,7 +211,7 @@ def test_layers_to_keep_compute_in_float(
     kept: str, make: Callable[..., Made], tiny_prepared: Prepared, tiny_faces: Array, tmp_path: Path
 ) -> None:
     """ONNX Runtime by itself rounds the weights of layers between two stored tensors, on one grid for all channels."""
-    keep = quantized.heads(tiny_prepared.float_) | {f"backbone.{name}" for name in kept.split()}
+    keep = scheme.heads(tiny_prepared.float_) | {f"backbone.{name}" for name in kept.split()}
     given, folder = make(keep, 8)
     kinds = optimised(folder, tmp_path / "optimised.onnx")
     assert kinds["QLinearConv"] == len(convolutions(given.graph)) - len(given.keep)
@@ -234,7 +235,7 @@ def test_nothing_to_quantize_is_the_float_network(
 
 
 def test_a_bias_that_does_not_fit_is_refused(tiny_prepared: Prepared, tmp_path: Path) -> None:
-    given = tiny_prepared.keeping(quantized.heads(tiny_prepared.float_))
+    given = tiny_prepared.keeping(scheme.heads(tiny_prepared.float_))
     given.graph.get_parameter("backbone.project.bias")[2] = 1e9
     core = export(given.graph, given.spec, tmp_path)
     with pytest.raises(EdgeError, match=r"^layer 'backbone\.project' has a bias that does not fit int8 arithmetic"):
@@ -242,7 +243,7 @@ def test_a_bias_that_does_not_fit_is_refused(tiny_prepared: Prepared, tmp_path: 
 
 
 def test_a_layer_that_the_export_lacks_is_named(tiny_prepared: Prepared, tmp_path: Path) -> None:
-    given = tiny_prepared.keeping(quantized.heads(tiny_prepared.float_))
+    given = tiny_prepared.keeping(scheme.heads(tiny_prepared.float_))
     core = export(given.graph, given.spec, tmp_path)
     model = onnx.load(core.path)
     for node in model.graph.node:
@@ -280,9 +281,9 @@ def test_gates_hard_swishes_and_transposed_layers(
     kinds: list[str], integer: int, tiny_spec: ModelSpec, tiny_faces: Array, tmp_path: Path
 ) -> None:
     graph = trace(Others().eval())
-    spec = quantized.pixel_lattice(graph, tiny_spec)
+    spec = scheme.pixel_lattice(graph, tiny_spec)
     bounds = ranges.observe(graph, spec, tiny_faces, "minmax")
-    made = int8.Prepared(graph, rounding.nearest(graph, quantized.transposed(graph)), spec, bounds)
+    made = prepare.Prepared(graph, rounding.nearest(graph, scheme.transposed(graph)), spec, bounds)
     given = made.keeping(made.kinds(kinds))
     onnx_int8.convert(export(given.graph, spec, tmp_path), given, 8, tmp_path)
     found = optimised(tmp_path, tmp_path / "optimised.onnx")

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from pipnet_edge.converters import align, golden, quantized
+from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import nets
-from pipnet_edge.converters.quantized import Quantized, Run, grid, stored, trace, weight_steps
+from pipnet_edge.converters.quantize import match, scheme
+from pipnet_edge.converters.quantize.scheme import Quantized, Run, grid, stored, trace, weight_steps
 from pipnet_edge.spec import ModelSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,7 +53,7 @@ def maps_of(graph: nn.Module, spec: ModelSpec, crops: Array) -> list[Tensor]:
 def test_points_maps_and_inputs_of_the_tiny_network(tiny_net: Make) -> None:
     graph = trace(tiny_net())
     relu, project = "backbone_mobilenet_body_1", "backbone_mobilenet_body_2"
-    assert list(quantized.points(graph)) == [
+    assert list(scheme.points(graph)) == [
         *("image", "backbone_stem_1", "backbone_expand_1", "backbone_depthwise_1", "backbone_project"),
         # The sum is stored, as no activation follows, and each of its summands.
         *(relu, project, "add"),
@@ -60,8 +61,8 @@ def test_points_maps_and_inputs_of_the_tiny_network(tiny_net: Make) -> None:
         *("backbone_plain_body_1", "backbone_plain_body_2", "backbone_plain_activation"),
         *("backbone_down_body_1", "backbone_down_body_2", "backbone_down_shortcut", "backbone_down_activation"),
     ]
-    assert set(quantized.maps(graph)) == {f"heads_{name}" for name in nets.HEAD_KEYS}
-    assert quantized.inputs(graph) == {
+    assert set(scheme.maps(graph)) == {f"heads_{name}" for name in nets.HEAD_KEYS}
+    assert scheme.inputs(graph) == {
         "backbone.stem.0": "image",
         "backbone.expand.0": "backbone_stem_1",  # through the pooling
         "backbone.depthwise.0": "backbone_expand_1",
@@ -75,8 +76,8 @@ def test_points_maps_and_inputs_of_the_tiny_network(tiny_net: Make) -> None:
         "backbone.down.shortcut": "backbone_plain_activation",
         **dict.fromkeys(HEADS, "backbone_down_activation"),
     }
-    assert quantized.heads(graph) == HEADS
-    assert quantized.gates(graph) == quantized.transposed(graph) == frozenset()
+    assert scheme.heads(graph) == HEADS
+    assert scheme.gates(graph) == scheme.transposed(graph) == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -87,14 +88,14 @@ def test_kinds_of_layers(
     graphs: Callable[[str], fx.GraphModule], case: str, layers: int, gates: int, transposed: int
 ) -> None:
     graph = graphs(case)
-    assert len(quantized.convolutions(graph)) == layers
-    assert quantized.heads(graph) == HEADS
-    found = quantized.gates(graph)
+    assert len(scheme.convolutions(graph)) == layers
+    assert scheme.heads(graph) == HEADS
+    found = scheme.gates(graph)
     assert len(found) == gates
     assert all(".excite." in name for name in found)
-    assert quantized.transposed(graph) == ({"backbone.deconv1"} if transposed else set())
-    assert set(quantized.maps(graph)) == {name.replace(".", "_") for name in HEADS}
-    assert not quantized.maps(graph).keys() & quantized.points(graph).keys()
+    assert scheme.transposed(graph) == ({"backbone.deconv1"} if transposed else set())
+    assert set(scheme.maps(graph)) == {name.replace(".", "_") for name in HEADS}
+    assert not scheme.maps(graph).keys() & scheme.points(graph).keys()
 
 
 @pytest.mark.parametrize("case", [MBV2, MBV3, RESNET])
@@ -102,15 +103,15 @@ def test_every_layer_reads_a_stored_tensor_but_those_behind_an_average(
     graphs: Callable[[str], fx.GraphModule], case: str
 ) -> None:
     graph = graphs(case)
-    reads = quantized.inputs(graph)
-    assert set(quantized.convolutions(graph)) - reads.keys() == {
-        name for name in quantized.gates(graph) if name.endswith(".reduce")
+    reads = scheme.inputs(graph)
+    assert set(scheme.convolutions(graph)) - reads.keys() == {
+        name for name in scheme.gates(graph) if name.endswith(".reduce")
     }
-    assert set(reads.values()) <= quantized.points(graph).keys()
+    assert set(reads.values()) <= scheme.points(graph).keys()
 
 
 def test_points_of_other_networks(graphs: Callable[[str], fx.GraphModule]) -> None:
-    v2, v3, resnet = (set(quantized.points(graphs(case))) for case in (MBV2, MBV3, RESNET))
+    v2, v3, resnet = (set(scheme.points(graphs(case))) for case in (MBV2, MBV3, RESNET))
     assert {"add", "add_9", "backbone_features_17_project", "backbone_features_18_relu"} <= v2
     assert not any(name.endswith(("expand", "depthwise", "conv")) for name in v2)
     # A hard swish stands alone: stored before and behind. A product is stored, unless a ReLU follows it.
@@ -121,16 +122,16 @@ def test_points_of_other_networks(graphs: Callable[[str], fx.GraphModule]) -> No
     assert {"backbone_relu_deconv1", "backbone_layer2_0_shortcut", "backbone_layer2_0_activation"} <= resnet
     assert not any(name.endswith(("backbone_deconv1", "maxpool", "_conv1")) for name in resnet)
     assert not any(name.startswith("add") for name in resnet)
-    reads = quantized.inputs(graphs(RESNET))
+    reads = scheme.inputs(graphs(RESNET))
     assert reads["backbone.layer1.0.body.conv1"] == "backbone_stem_relu"
     assert reads["heads.score"] == "backbone_relu_deconv1"
 
 
 def test_a_layer_that_hands_on_nothing_new_is_looked_through() -> None:
     graph = trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Identity(), nn.ReLU(), nn.Identity(), nn.Conv2d(4, 4, 1)))
-    assert list(quantized.points(graph)) == ["input_1", "_2"]
-    assert quantized.inputs(graph) == {"0": "input_1", "4": "_2"}
-    assert [node.name for node in quantized.readers_of(graph, quantized.convolutions(graph)["0"])] == ["_2"]
+    assert list(scheme.points(graph)) == ["input_1", "_2"]
+    assert scheme.inputs(graph) == {"0": "input_1", "4": "_2"}
+    assert [node.name for node in scheme.readers_of(graph, scheme.convolutions(graph)["0"])] == ["_2"]
 
 
 def test_a_layer_that_is_read_twice_is_stored_before_its_activation() -> None:
@@ -143,14 +144,14 @@ def test_a_layer_that_is_read_twice_is_stored_before_its_activation() -> None:
             first = self.first(image)
             return self.last(self.relu(first)), self.last(first)
 
-    assert list(quantized.points(trace(Twice()))) == ["image", "first", "relu"]
+    assert list(scheme.points(trace(Twice()))) == ["image", "first", "relu"]
 
 
 def test_summands_that_a_relu_cuts(tiny_net: Make) -> None:
     graph = trace(tiny_net())
     found = {}
-    for name, node in quantized.points(graph).items():
-        cut = quantized.summed_before_relu(graph, node)
+    for name, node in scheme.points(graph).items():
+        cut = scheme.summed_before_relu(graph, node)
         if cut:
             found[name] = (cut.sum.name, cut.other.name)
     shortcut, body = "backbone_down_shortcut", "backbone_down_body_2"
@@ -218,7 +219,7 @@ def test_integers_are_the_weights_in_steps_of_int8_layers(tiny_net: Make, tiny_s
     graph = trace(tiny_net())
     expected = {}
     random = np.random.default_rng(0)
-    for name in quantized.convolutions(graph):
+    for name in scheme.convolutions(graph):
         weight = graph.get_submodule(name).get_parameter("weight")
         whole = random.integers(-127, 128, weight.shape).astype(np.int8)
         whole.reshape(len(whole), -1)[:, 0] = 127
@@ -226,7 +227,7 @@ def test_integers_are_the_weights_in_steps_of_int8_layers(tiny_net: Make, tiny_s
         weight.copy_(torch.from_numpy(whole) * steps)
         expected[name] = whole
     keep = frozenset({"backbone.project", *HEADS})
-    found = quantized.integers(Quantized(graph, tiny_spec, {}, keep))
+    found = scheme.integers(Quantized(graph, tiny_spec, {}, keep))
     assert found.keys() == expected.keys() - keep
     for name, whole in found.items():
         np.testing.assert_array_equal(whole, expected[name])
@@ -238,7 +239,7 @@ def test_integers_are_the_weights_in_steps_of_int8_layers(tiny_net: Make, tiny_s
 
 def test_the_image_becomes_whole_and_the_maps_stay(tiny_net: Make, tiny_spec: ModelSpec, tiny_faces: Array) -> None:
     graph = trace(tiny_net())
-    spec = quantized.pixel_lattice(graph, tiny_spec)
+    spec = scheme.pixel_lattice(graph, tiny_spec)
     assert spec.std == (1 / 255,) * 3
     assert [255 * m for m in spec.mean] == pytest.approx([124, 116, 104], abs=1e-9)
     assert replace(spec, mean=tiny_spec.mean, std=tiny_spec.std) == tiny_spec
@@ -260,7 +261,7 @@ def test_the_image_becomes_whole_and_the_maps_stay(tiny_net: Make, tiny_spec: Mo
 def test_an_image_that_no_plain_convolution_reads_is_refused(tiny_spec: ModelSpec) -> None:
     for first in (nn.ReLU(), nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 4, 3, bias=False)):
         with pytest.raises(NotImplementedError, match="the image is read by _0"):
-            quantized.pixel_lattice(trace(nn.Sequential(first)), tiny_spec)
+            scheme.pixel_lattice(trace(nn.Sequential(first)), tiny_spec)
 
 
 def test_biases_of_dead_channels_fit_32_bits(tiny_net: Make, tiny_spec: ModelSpec, tiny_faces: Array) -> None:
@@ -272,20 +273,20 @@ def test_biases_of_dead_channels_fit_32_bits(tiny_net: Make, tiny_spec: ModelSpe
         layer.get_parameter("bias")[channel] = 0.5
     layer.get_parameter("weight")[2], layer.get_parameter("bias")[2] = 0.0, 0.0
     before, maps = trace(graph), maps_of(graph, tiny_spec, tiny_faces)
-    ranges = dict.fromkeys(quantized.points(graph), (-2.0, 6.0))
-    quantized.fit_biases(graph, ranges)
+    ranges = dict.fromkeys(scheme.points(graph), (-2.0, 6.0))
+    scheme.fit_biases(graph, ranges)
 
     def units(name: str, net: fx.GraphModule) -> Tensor:
         layer = net.get_submodule(name)
         steps = weight_steps(layer.get_parameter("weight")).flatten().double()
-        return layer.get_parameter("bias").double().abs() / (steps * grid(ranges[quantized.inputs(net)[name]])[0])
+        return layer.get_parameter("bias").double().abs() / (steps * grid(ranges[scheme.inputs(net)[name]])[0])
 
     for name, channel in dead.items():
         assert units(name, before)[channel] > 2**31
         assert units(name, graph)[channel] <= 2**29 * 1.0001
         weight = graph.get_submodule(name).get_parameter("weight")
         assert torch.count_nonzero(weight[channel]) == 1
-    for name in quantized.convolutions(graph):
+    for name in scheme.convolutions(graph):
         old, new = (net.get_submodule(name) for net in (before, graph))
         others = [c for c in range(len(new.get_parameter("weight"))) if c != dead.get(name)]
         assert torch.equal(old.get_parameter("weight")[others], new.get_parameter("weight")[others])
@@ -325,7 +326,7 @@ def test_tensors_are_found_under_other_names_and_layouts(shape: tuple[int, int, 
     for name, value in nodes.items():
         moved = value.transpose(1, 2, 0) if "HWC" in layout else value
         tensors[f"tensor/{name}"] = moved[None] if layout[0] == "1" else moved
-    assert align.match(tensors, nodes) == {f"tensor/{name}": name for name in nodes}
+    assert match.match(tensors, nodes) == {f"tensor/{name}": name for name in nodes}
 
 
 def test_what_differs_is_left_out() -> None:
@@ -334,31 +335,31 @@ def test_what_differs_is_left_out() -> None:
     largest, one = np.abs(value).max(), np.zeros_like(value)
     one[2, 1, 1] = largest
     tensors = {
-        "near": value + 0.9 * align.TOLERANCE * one,
-        "far": value + 1.1 * align.TOLERANCE * one,
+        "near": value + 0.9 * match.TOLERANCE * one,
+        "far": value + 1.1 * match.TOLERANCE * one,
         "negative": -value,
         "turned": value.transpose(0, 2, 1),
         "batch": np.stack([value, value]),
         "flat": value.ravel(),
         "nan": np.full_like(value, np.nan),
     }
-    assert align.match(tensors, {"node": value}) == {"near": "node"}
-    assert align.match({}, {"node": value}) == align.match({"near": value}, {}) == {}
+    assert match.match(tensors, {"node": value}) == {"near": "node"}
+    assert match.match({}, {"node": value}) == match.match({"near": value}, {}) == {}
 
 
 def test_the_nearest_of_several_wins() -> None:
     value = np.random.default_rng(0).standard_normal((4, 3, 3)).astype(np.float32)
     nodes = {"first": value * 1.0005, "same": value, "last": value * 0.9995}
-    assert align.match({"tensor": value}, nodes) == {"tensor": "same"}
+    assert match.match({"tensor": value}, nodes) == {"tensor": "same"}
 
 
 def test_activations_are_those_of_nodes_with_ranges(tiny_net: Make, tiny_spec: ModelSpec) -> None:
     graph = trace(tiny_net())
     given = Quantized(graph, tiny_spec, {"image": (0, 1), "heads_score": (0, 1)}, frozenset())
-    crop = align.face(64)
+    crop = match.face(64)
     assert crop.shape == (64, 64, 3)
     assert crop.std() > 20
-    found = align.activations(given, crop)
+    found = match.activations(given, crop)
     assert found.keys() == {"image", "heads_score"}
-    np.testing.assert_array_equal(found["image"], align.image(given, crop)[0])
+    np.testing.assert_array_equal(found["image"], match.image(given, crop)[0])
     np.testing.assert_allclose(found["heads_score"], maps_of(graph, tiny_spec, crop[None])[0][0].numpy(), atol=1e-6)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipnet_edge.converters import golden, quantized, ranges
+from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import read
-from pipnet_edge.converters.ranges import BINS, Histogram
+from pipnet_edge.converters.quantize import ranges, scheme
+from pipnet_edge.converters.quantize.ranges import BINS, Histogram
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import read_picture
 from pipnet_edge.spec import ModelSpec, mean_faces
@@ -42,7 +43,7 @@ def crops():
 
 @pytest.fixture
 def graph():
-    return quantized.trace(Tiny())
+    return scheme.trace(Tiny())
 
 
 def values_of(graph, spec, crops):
@@ -54,8 +55,8 @@ def values_of(graph, spec, crops):
         return value
 
     with torch.no_grad():
-        quantized.Run(graph, hook).run(golden.normalise(crops, spec))
-    return {name: kept[name] for name in [*quantized.points(graph), *quantized.maps(graph)]}
+        scheme.Run(graph, hook).run(golden.normalise(crops, spec))
+    return {name: kept[name] for name in [*scheme.points(graph), *scheme.maps(graph)]}
 
 
 def histogram(values):
@@ -64,7 +65,7 @@ def histogram(values):
 
 
 def error(values, bounds, bits=8):
-    return (quantized.stored(values, bounds, bits) - values).square().mean().item()
+    return (scheme.stored(values, bounds, bits) - values).square().mean().item()
 
 
 def gaussian(count=200_000):
@@ -110,9 +111,9 @@ def test_a_pixel_image_is_stored_exactly(graph, crops):
     assert ranges.image_range(WHOLE) == (-116, 139)
     for method in ranges.METHODS:
         assert ranges.observe(graph, WHOLE, crops, method)["image"] == (-116, 139)
-    assert quantized.grid((-116, 139)) == (1, 116)
+    assert scheme.grid((-116, 139)) == (1, 116)
     image = golden.normalise(crops, WHOLE)
-    kept = quantized.stored(image, ranges.image_range(WHOLE))
+    kept = scheme.stored(image, ranges.image_range(WHOLE))
     inside = (image > -116.5) & (image < 139.5)
     assert inside.float().mean() > 0.97
     assert (kept - image).abs()[inside].max() < 1e-3
@@ -239,20 +240,20 @@ def test_sixteen_bits_clip_nothing(method):
 
 def test_the_best_method_keeps_the_maps_of_a_trained_network():
     network = read.load(golden.CHECKPOINT, read.Options(data="300w"))
-    graph = quantized.trace(network.net)
-    spec = quantized.pixel_lattice(graph, network.spec)
+    graph = scheme.trace(network.net)
+    spec = scheme.pixel_lattice(graph, network.spec)
     crops = np.stack([read_picture(path) for path in sorted(golden.FACES.glob("*.jpg"))])
     found = ranges.observe(graph, spec, crops[8:])
 
     def maps(hook):
         with torch.no_grad():
-            return quantized.Run(graph, hook).run(golden.normalise(crops[:8], spec))[0]
+            return scheme.Run(graph, hook).run(golden.normalise(crops[:8], spec))[0]
 
     exact = maps(lambda node, value: value)
     worse = {name: (4 * low, 4 * high) for name, (low, high) in found.items()}
     errors = []
     for bounds in (found, worse):
-        got = maps(lambda node, value, b=bounds: quantized.stored(value, b[node.name]) if node.name in b else value)
+        got = maps(lambda node, value, b=bounds: scheme.stored(value, b[node.name]) if node.name in b else value)
         errors.append(((got - exact).norm() / exact.norm()).item())
     assert errors[0] < 0.06
     assert errors[1] > 2 * errors[0]
@@ -287,22 +288,22 @@ class Swish(nn.Module):
 
 @pytest.mark.parametrize("method", ranges.METHODS)
 def test_what_hard_swishes_read_is_stored_from_where_they_begin(crops, method):
-    graph = quantized.trace(Swish())
+    graph = scheme.trace(Swish())
     values, found = values_of(graph, SPEC, crops), ranges.observe(graph, SPEC, crops, method)
     assert min(values[name].min() for name in ("wide", "shared")) < -10
-    step, _ = quantized.grid(found["wide"])
+    step, _ = scheme.grid(found["wide"])
     assert ranges.SWISH_STARTS - step < found["wide"][0] <= ranges.SWISH_STARTS
     assert found["shared"][0] < -4
     assert ranges.SWISH_STARTS < values["narrow"].min() <= found["narrow"][0] < 0
     least = torch.tensor([-1e9, values["wide"].min()])
-    assert (nn.Hardswish()(quantized.stored(least, found["wide"])) == 0).all()
+    assert (nn.Hardswish()(scheme.stored(least, found["wide"])) == 0).all()
 
 
 @pytest.mark.parametrize("high", [0.0, 1e-3, 5.3, 147.0, 1e4])
 @pytest.mark.parametrize("bits", [8, 16])
 def test_the_range_that_begins_with_a_hard_swish_holds_both_ends(high, bits):
     low, top = ranges._to_swish(high, bits)
-    step, zero = quantized.grid((low, top), bits)
+    step, zero = scheme.grid((low, top), bits)
     assert -zero * step == pytest.approx(low, rel=1e-6)
     assert ranges.SWISH_STARTS - step <= low <= ranges.SWISH_STARTS
     assert high <= top + 1e-6 * step

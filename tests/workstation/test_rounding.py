@@ -20,13 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from pipnet_edge.converters import golden, int8, quantized, ranges, rounding
-from pipnet_edge.converters.calibration import Calibration
+from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.checkpoint.read import Network
-from pipnet_edge.converters.equalise import equalise
-from pipnet_edge.converters.int8 import Options, Prepared
-from pipnet_edge.converters.quantized import Run, convolutions, heads, points, stored, trace, weight_steps
+from pipnet_edge.converters.quantize import prepare, ranges, rounding, scheme
+from pipnet_edge.converters.quantize.calibration import Calibration
+from pipnet_edge.converters.quantize.equalise import equalise
+from pipnet_edge.converters.quantize.prepare import Options, Prepared
+from pipnet_edge.converters.quantize.scheme import Run, convolutions, heads, points, stored, trace, weight_steps
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
@@ -147,13 +148,13 @@ def test_gates_hard_swishes_and_transposed_layers_are_left_alone(cases: Mapping[
     for name, node in convolutions(graph).items():
         # A bias changes with what its layer gives.
         same = torch.equal(graph.get_parameter(f"{name}.bias"), original.get_parameter(f"{name}.bias"))
-        after_it = [quantized.module(graph, user) or user.target for user in node.users]
+        after_it = [scheme.module(graph, user) or user.target for user in node.users]
         if any(isinstance(one, nn.Hardswish | nn.Hardsigmoid) or one is operator.mul for one in after_it):
             assert same
-        if name in quantized.transposed(graph):
+        if name in scheme.transposed(graph):
             assert same
             assert torch.equal(weights(graph, name), weights(original, name))
-        if isinstance(after_it[0], nn.ReLU) and name not in quantized.transposed(graph):
+        if isinstance(after_it[0], nn.ReLU) and name not in scheme.transposed(graph):
             assert not same or not any(original.get_parameter(f"{name}.bias"))
 
 
@@ -277,7 +278,7 @@ def start(tiny_net: Make, tiny_spec: ModelSpec, tiny_faces: Array) -> tuple[fx.G
     """A float graph, its spec, and its ranges."""
     graph = trace(tiny_net())
     equalise(graph, tiny_spec, tiny_faces)
-    spec = quantized.pixel_lattice(graph, tiny_spec)
+    spec = scheme.pixel_lattice(graph, tiny_spec)
     found = ranges.observe(graph, spec, tiny_faces, "minmax")
     return graph, spec, {name: found[name] for name in points(graph)}
 
@@ -400,10 +401,10 @@ class Twice(nn.Module):
 
 def test_other_kinds_of_layers_pass(tiny_spec: ModelSpec, tiny_faces: Array) -> None:
     graph = trace(Twice().eval())
-    spec = quantized.pixel_lattice(graph, tiny_spec)
+    spec = scheme.pixel_lattice(graph, tiny_spec)
     bounds = ranges.observe(graph, spec, tiny_faces, "minmax")
     told = []
-    keep = quantized.transposed(graph)
+    keep = scheme.transposed(graph)
     found = rounding.sequential(graph, spec, tiny_faces, bounds, keep, lambda *args: told.append(args))
     assert told == [(name, i, 4) for i, name in enumerate(("first", "gate.reduce", "gate.expand", "grouped"))]
     assert torch.equal(weights(found, "up"), weights(graph, "up"))
@@ -455,7 +456,7 @@ NEAREST = Options("minmax", "nearest")
 def steps_of(network: Network, faces: Calibration, options: Options = NEAREST) -> tuple[Prepared, set[str]]:
     """What is prepared, and the first words of what progress told."""
     told = set()
-    made = int8.prepare(network, faces, options, lambda text, *_: told.add(text.split()[0]))
+    made = prepare.prepare(network, faces, options, lambda text, *_: told.add(text.split()[0]))
     return made, told
 
 
@@ -480,7 +481,7 @@ def test_what_is_prepared_is_the_network_given(cache: Path, network: Network, ti
     for one, other in zip(exact, maps_of(values_of(made.float_, made.spec, crops)), strict=True):
         assert (one - other).abs().max() < 0.01 * one.abs().max()
     assert all(on_grid(weights(made.rounded, name)) for name in convolutions(made.rounded))
-    assert made.ranges.keys() == points(made.float_).keys() | quantized.maps(made.float_).keys()
+    assert made.ranges.keys() == points(made.float_).keys() | scheme.maps(made.float_).keys()
 
 
 def test_layers_to_keep_are_as_before_rounding(cache: Path, network: Network, tiny_calibration: Calibration) -> None:
@@ -491,7 +492,7 @@ def test_layers_to_keep_are_as_before_rounding(cache: Path, network: Network, ti
         source = made.float_ if name in given.keep else made.rounded
         for part in ("weight", "bias"):
             assert torch.equal(given.graph.get_parameter(f"{name}.{part}"), source.get_parameter(f"{name}.{part}"))
-    assert quantized.integers(given).keys() == set(convolutions(made.float_)) - given.keep
+    assert scheme.integers(given).keys() == set(convolutions(made.float_)) - given.keep
     assert made.kinds(["heads", "gates", "transposed"]) == dict.fromkeys(heads(made.float_), "heads")
     with pytest.raises(KeyError):
         made.kinds(["tails"])
@@ -552,7 +553,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     cache.parent.write_text("a file where a folder should be")
     made, told = steps_of(network, tiny_calibration)
     assert told == {"equalise", "calibrate"}
-    assert set(convolutions(made.rounded)) == quantized.integers(made.keeping(())).keys()
+    assert set(convolutions(made.rounded)) == scheme.integers(made.keeping(())).keys()
     assert cache.parent.is_file()
 
 

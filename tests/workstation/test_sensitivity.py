@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipnet_edge.benchmarks import layers
-from pipnet_edge.converters import golden, sensitivity
+from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import nets
-from pipnet_edge.converters.quantized import (
+from pipnet_edge.converters.quantize import sensitivity
+from pipnet_edge.converters.quantize.scheme import (
     Quantized,
     Run,
     convolutions,
@@ -30,7 +31,7 @@ from pipnet_edge.converters.quantized import (
     trace,
     weight_steps,
 )
-from pipnet_edge.converters.sensitivity import CHUNK, LayerSensitivity, measure, order, simulate
+from pipnet_edge.converters.quantize.sensitivity import CHUNK, LayerSensitivity, measure, order, simulate
 from pipnet_edge.decode import MAP_NAMES, Decoder, Landmarks, Maps, map_shapes
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import MeanFace, ModelSpec

@@ -15,10 +15,11 @@ from torch import nn
 
 from pipnet_edge.benchmarks import parity
 from pipnet_edge.bundle import HEADS, Bundle, File, Source, read
-from pipnet_edge.converters import Plan, Quantize, convert, golden, quantized, sparse, tflite_file, tflite_write
+from pipnet_edge.converters import Plan, Quantize, convert, golden, sparse, tflite_file, tflite_write
 from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.checkpoint import read as checkpoint
 from pipnet_edge.converters.checkpoint.read import Network
+from pipnet_edge.converters.quantize import scheme
 from pipnet_edge.converters.workshop import Workshop
 from pipnet_edge.decode import MAP_NAMES, Decoder, Features, Landmarks, Maps, Output, Winners
 from pipnet_edge.errors import EdgeError
@@ -46,7 +47,7 @@ def test_every_backbone_split_gives_its_maps_and_landmarks(case) -> None:
     _, stride, net = nets.build(case.state())
     spec = ModelSpec(case.backbone, case.num_lms, case.num_nb, stride, case.input_size, mean_faces()[case.data])
     part, heads = sparse.split(net, case.num_lms)
-    assert {name for name in quantized.convolutions(part) if name.startswith("heads.")} == {"heads.score"}
+    assert {name for name in scheme.convolutions(part) if name.startswith("heads.")} == {"heads.score"}
     assert not OFFSET_HEADS & {name for name, _ in part.named_modules()}
     score, features = run(part, IMAGE)
     found = Features.from_outputs({"score": score, "features": features}, spec)

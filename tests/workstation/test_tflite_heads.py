@@ -17,7 +17,7 @@ from numpy.typing import NDArray  # noqa: E402
 
 from pipnet_edge.converters import sparse, tflite_heads  # noqa: E402
 from pipnet_edge.converters.checkpoint import nets  # noqa: E402
-from pipnet_edge.converters.quantized import weight_steps  # noqa: E402
+from pipnet_edge.converters.quantize.scheme import weight_steps  # noqa: E402
 from pipnet_edge.converters.tflite_file import bias, out_first, read, weights  # noqa: E402
 from pipnet_edge.converters.tflite_write import ALIGNMENT, SMALL, dump, load  # noqa: E402
 from pipnet_edge.decode import Decoder, Features, Heads, Winners  # noqa: E402

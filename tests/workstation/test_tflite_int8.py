@@ -12,10 +12,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="the workstation half needs torch")
 from torch import nn  # noqa: E402
 
-from pipnet_edge.converters import align, golden, tflite, tflite_int8  # noqa: E402
-from pipnet_edge.converters import quantized as q  # noqa: E402
+from pipnet_edge.converters import golden, tflite, tflite_int8  # noqa: E402
 from pipnet_edge.converters.checkpoint.nets import HEAD_KEYS, Pipnet, Residual, SqueezeExcite  # noqa: E402
 from pipnet_edge.converters.export import Core  # noqa: E402
+from pipnet_edge.converters.quantize import match  # noqa: E402
+from pipnet_edge.converters.quantize import scheme as q  # noqa: E402
 from pipnet_edge.converters.tflite_file import int8_weights, read, weights  # noqa: E402
 from pipnet_edge.decode import MAP_NAMES  # noqa: E402
 from pipnet_edge.errors import EdgeError  # noqa: E402
@@ -57,7 +58,7 @@ def quantized() -> q.Quantized:
             ranges[node.name] = (value.min().item(), value.max().item())
         return value
 
-    q.Run(graph, look).run(golden.normalise(align.face(spec.input_size)[None], spec))
+    q.Run(graph, look).run(golden.normalise(match.face(spec.input_size)[None], spec))
     return q.Quantized(graph, spec, ranges | {"image": (-116.0, 139.0)}, q.heads(graph) | q.gates(graph))
 
 
@@ -86,7 +87,7 @@ def convert(core: Core, quantized: q.Quantized, tmp_path_factory: pytest.TempPat
 
 def maps(folder: Path) -> list[np.ndarray]:
     session = runtime.Session(folder, SPEC, "int8", 1)
-    found = session.run(align.face(SPEC.input_size))
+    found = session.run(match.face(SPEC.input_size))
     return [getattr(found, name).reshape(-1, SPEC.grid, SPEC.grid) for name in MAP_NAMES]
 
 
@@ -99,7 +100,7 @@ def torch_maps(quantized: q.Quantized, bits: int) -> list[np.ndarray]:
             return value
         return q.stored(value, quantized.ranges[node.name], bits)
 
-    image = golden.normalise(align.face(SPEC.input_size)[None], quantized.spec)
+    image = golden.normalise(match.face(SPEC.input_size)[None], quantized.spec)
     return [value[0].numpy() for value in q.Run(quantized.graph, hook).run(image)]
 
 

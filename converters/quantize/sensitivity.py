@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from pipnet_edge.converters import golden
-from pipnet_edge.converters.quantized import (
+from pipnet_edge.converters.quantize.scheme import (
     CONVOLUTIONS,
     Quantized,
     convolutions,

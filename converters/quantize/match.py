@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from pipnet_edge.converters import golden
-from pipnet_edge.converters.quantized import Quantized, Run
+from pipnet_edge.converters.quantize.scheme import Quantized, Run
 from pipnet_edge.preprocess import Rect, cut, read_picture
 
 Array = NDArray[np.float32]

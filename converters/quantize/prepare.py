@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from pipnet_edge.converters import equalise, quantized, ranges, rounding
-from pipnet_edge.converters.calibration import Calibration
 from pipnet_edge.converters.checkpoint.read import Network
-from pipnet_edge.converters.quantized import Quantized, Range
+from pipnet_edge.converters.quantize import equalise, ranges, rounding, scheme
+from pipnet_edge.converters.quantize.calibration import Calibration
+from pipnet_edge.converters.quantize.scheme import Quantized, Range
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
@@ -69,19 +69,19 @@ class Prepared:
 
     def kinds(self, names: Collection[str]) -> dict[str, str]:
         """Layer name -> kind, of the layers of these kinds: heads, gates, transposed."""
-        find = {"heads": quantized.heads, "gates": quantized.gates, "transposed": quantized.transposed}
+        find = {"heads": scheme.heads, "gates": scheme.gates, "transposed": scheme.transposed}
         return {layer: kind for kind in names for layer in sorted(find[kind](self.float_))}
 
 
 def prepare(network: Network, faces: Calibration, options: Options, progress: Progress = lambda *_: None) -> Prepared:
     """Equalises, finds ranges and rounds; takes minutes, or a moment where the cache has it."""
-    graph = quantized.trace(network.net)
+    graph = scheme.trace(network.net)
     path = _cache() / f"{_key(network, faces, options)}.pt"
     kept = _read(path)
     if kept is None:
         progress("equalise", 0, 1)
         equalise.equalise(graph, network.spec, faces.crops)
-    spec = quantized.pixel_lattice(graph, network.spec)
+    spec = scheme.pixel_lattice(graph, network.spec)
     if kept is not None:
         rounded = copy.deepcopy(graph)
         graph.load_state_dict(kept["float"])
@@ -90,8 +90,8 @@ def prepare(network: Network, faces: Calibration, options: Options, progress: Pr
     found = ranges.observe(
         graph, spec, faces.crops, options.ranges, lambda done, total: progress("calibrate", done, total)
     )
-    quantized.fit_biases(graph, found)
-    keep = quantized.transposed(graph)
+    scheme.fit_biases(graph, found)
+    keep = scheme.transposed(graph)
     if options.rounding == "nearest":
         rounded = rounding.nearest(graph, keep)
     else:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from pipnet_edge.converters import golden
-from pipnet_edge.converters.quantized import Range, Run, maps, module, points, readers_of, summed_before_relu
+from pipnet_edge.converters.quantize.scheme import Range, Run, maps, module, points, readers_of, summed_before_relu
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from pipnet_edge.converters import golden
-from pipnet_edge.converters.quantized import CONVOLUTIONS, Run, convolutions, module, points, summed_before_relu
+from pipnet_edge.converters.quantize.scheme import CONVOLUTIONS, Run, convolutions, module, points, summed_before_relu
 from pipnet_edge.spec import ModelSpec
 
 BATCH = 8

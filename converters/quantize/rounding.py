@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from pipnet_edge.converters import golden
-from pipnet_edge.converters.quantized import LEVELS, Range, convolutions, stored, weight_steps
+from pipnet_edge.converters.quantize.scheme import LEVELS, Range, convolutions, stored, weight_steps
 from pipnet_edge.spec import ModelSpec
 
 BATCH = 8
