@@ -15,8 +15,9 @@ from onnx import numpy_helper
 from torch import Tensor, fx, nn
 
 from pipnet_edge import runtimes
-from pipnet_edge.converters import golden, onnx_int8
+from pipnet_edge.converters import golden
 from pipnet_edge.converters.export import Core, export
+from pipnet_edge.converters.onnx import int8
 from pipnet_edge.converters.quantize import prepare, ranges, rounding, scheme
 from pipnet_edge.converters.quantize.prepare import Prepared
 from pipnet_edge.converters.quantize.scheme import Quantized, Run, convolutions, grid, stored, trace, weight_steps
@@ -38,7 +39,7 @@ def make(tiny_prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> C
         given, folder = tiny_prepared.keeping(keep), tmp_path_factory.mktemp("onnx")
         core = export(given.graph, given.spec, folder)
         (folder / "int8").mkdir()
-        onnx_int8.convert(core, given, bits, folder / "int8")
+        int8.convert(core, given, bits, folder / "int8")
         return given, folder / "int8"
 
     return convert
@@ -154,7 +155,7 @@ def test_activations_stay_where_storing_does_not_cut_off_what_they_do(
     assert kinds(folder / "model.onnx") == ["Relu"]  # of the last sum, which float layers read
     wider = {"backbone_expand_1": (0.0, 9.0), "backbone_plain_body_1": (-4.0, 9.0)}
     wide = Quantized(given.graph, given.spec, {**given.ranges, **wider}, given.keep)
-    onnx_int8.convert(export(given.graph, given.spec, tmp_path), wide, 8, tmp_path)
+    int8.convert(export(given.graph, given.spec, tmp_path), wide, 8, tmp_path)
     assert kinds(tmp_path / "model.onnx") == ["Clip", "Relu", "Relu"]
     wanted = simulate(wide, tiny_faces)
     noise = distance(simulate(wide, tiny_faces, bits=0), wanted)
@@ -196,7 +197,7 @@ def test_other_bits_are_refused(bits: int, tiny_prepared: Prepared, tmp_path: Pa
     core = Core(given.graph, given.spec, tmp_path / "none.onnx", (0, 0), (0, 0))
     message = f"^ONNX Runtime int8 with {bits}-bit activations; allowed: 0, 8$"
     with pytest.raises(EdgeError, match=message):
-        onnx_int8.convert(core, given, bits, tmp_path)
+        int8.convert(core, given, bits, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -239,7 +240,7 @@ def test_a_bias_that_does_not_fit_is_refused(tiny_prepared: Prepared, tmp_path: 
     given.graph.get_parameter("backbone.project.bias")[2] = 1e9
     core = export(given.graph, given.spec, tmp_path)
     with pytest.raises(EdgeError, match=r"^layer 'backbone\.project' has a bias that does not fit int8 arithmetic"):
-        onnx_int8.convert(core, given, 8, tmp_path)
+        int8.convert(core, given, 8, tmp_path)
 
 
 def test_a_layer_that_the_export_lacks_is_named(tiny_prepared: Prepared, tmp_path: Path) -> None:
@@ -252,7 +253,7 @@ def test_a_layer_that_the_export_lacks_is_named(tiny_prepared: Prepared, tmp_pat
         tensor.name = tensor.name.replace("backbone.project", "backbone.other")
     onnx.save(model, core.path)
     with pytest.raises(EdgeError, match=r"^the ONNX export has no layer 'backbone\.project' to round$"):
-        onnx_int8.convert(core, given, 8, tmp_path)
+        int8.convert(core, given, 8, tmp_path)
 
 
 class Others(nn.Module):
@@ -285,7 +286,7 @@ def test_gates_hard_swishes_and_transposed_layers(
     bounds = ranges.observe(graph, spec, tiny_faces, "minmax")
     made = prepare.Prepared(graph, rounding.nearest(graph, scheme.transposed(graph)), spec, bounds)
     given = made.keeping(made.kinds(kinds))
-    onnx_int8.convert(export(given.graph, spec, tmp_path), given, 8, tmp_path)
+    int8.convert(export(given.graph, spec, tmp_path), given, 8, tmp_path)
     found = optimised(tmp_path, tmp_path / "optimised.onnx")
     assert found["QLinearConv"] == integer
     assert found["ConvTranspose"] == 1
