@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipnet_edge.converters.ncnn_model import (
+from pipnet_edge.converters.ncnn.model import (
     Layer,
     Model,
     Table,
@@ -23,7 +23,7 @@ from pipnet_edge.converters.ncnn_model import (
     write_model,
     write_table,
 )
-from pipnet_edge.converters.ncnn_quantize import (
+from pipnet_edge.converters.ncnn.quantize import (
     by_table,
     heads,
     match_weights,

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from pipnet_edge.converters import ncnn, ncnn_model, ncnn_quantize
 from pipnet_edge.converters.export import Core
+from pipnet_edge.converters.ncnn import fp, quantize
+from pipnet_edge.converters.ncnn import model as ncnn_model
 from pipnet_edge.converters.quantize import scheme
 from pipnet_edge.converters.quantize.scheme import Quantized
 from pipnet_edge.errors import EdgeError
 
-TOOLS = ncnn.TOOLS
+TOOLS = fp.TOOLS
 BITS = (8,)
 
 
@@ -26,13 +27,13 @@ def convert(core: Core, given: Quantized, bits: int, folder: Path) -> None:
     if bits not in BITS:
         raise EdgeError(f"ncnn int8 with {bits}-bit activations; allowed: 8")
     work = core.work("ncnn-float")
-    ncnn.convert(core, "fp32", work)
+    fp.convert(core, "fp32", work)
     model = ncnn_model.read_model(work / "model.param", work / "model.bin")
-    layers = ncnn_quantize.match_weights(model, _weights(given))
+    layers = quantize.match_weights(model, _weights(given))
     reads = scheme.inputs(given.graph)
     ranges = {layer: given.ranges[reads[name]] for layer, name in layers.items() if name not in given.keep}
-    keep = {layer for layer, name in layers.items() if name in given.keep} | ncnn_quantize.depthwise(model)
-    int8 = ncnn_quantize.quantize(model, ranges, keep, winograd=False)
+    keep = {layer for layer, name in layers.items() if name in given.keep} | quantize.depthwise(model)
+    int8 = quantize.quantize(model, ranges, keep, winograd=False)
     integers = scheme.integers(given)
     for layer, name in layers.items():
         if layer not in keep and not np.array_equal(int8[layer].arrays["weight"], integers[name].ravel()):

@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.converters import ncnn_model as files
-from pipnet_edge.converters.ncnn_model import WEIGHTS, Array, Layer, Model, Table, number
+from pipnet_edge.converters.ncnn import model as files
+from pipnet_edge.converters.ncnn.model import WEIGHTS, Array, Layer, Model, Table, number
 from pipnet_edge.errors import EdgeError
 
 Range = float | tuple[float, float]
