@@ -24,8 +24,9 @@ from pipnet_edge import bundle as bundles
 from pipnet_edge.benchmarks import drift, labels, metrics, parity
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.cli import main
-from pipnet_edge.converters import golden, mnn_int8, tflite_file
+from pipnet_edge.converters import golden, tflite_file
 from pipnet_edge.converters.checkpoint import read
+from pipnet_edge.converters.mnn import int8
 from pipnet_edge.converters.ncnn import model as ncnn_model
 from pipnet_edge.converters.quantize import calibration
 from pipnet_edge.decode import Decoder, Landmarks
@@ -97,7 +98,7 @@ def test_all_runtimes_hold_the_same_integers(demo_bundle):
     arranged = [in_pairs(weight) if weight is first else weight for weight in whole.values()]
     assert multiset(tflite_file.out_first(*pair) for pair in others) == multiset(arranged)
     assert [tensor.kind for _, tensor in heads] == [np.int8] * 2
-    assert multiset(mnn_int8.int8_weights(demo_bundle / "mnn-int8" / "model.mnn").values()) == multiset(whole.values())
+    assert multiset(int8.int8_weights(demo_bundle / "mnn-int8" / "model.mnn").values()) == multiset(whole.values())
 
     folder = demo_bundle / "ncnn-int8"
     layers = ncnn_model.read_model(folder / "model.param", folder / "model.bin").layers

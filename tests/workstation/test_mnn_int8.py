@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipnet_edge import runtimes
-from pipnet_edge.converters import mnn, mnn_int8
 from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.export import Core, export
+from pipnet_edge.converters.mnn import fp
+from pipnet_edge.converters.mnn import int8 as mnn_int8
 from pipnet_edge.converters.quantize import match
 from pipnet_edge.converters.quantize.scheme import (
     Quantized,
@@ -264,7 +265,7 @@ def test_a_network_that_is_not_the_cores_is_refused(prepared: tuple[Core, Quanti
 
 
 def test_loading_prints_no_more_than_fp32_does(prepared: tuple[Core, Quantized], int8: Path, tmp_path: Path) -> None:
-    mnn.convert(prepared[0], "fp32", tmp_path)
+    fp.convert(prepared[0], "fp32", tmp_path)
     code = "import sys, MNN; i = MNN.Interpreter(sys.argv[1]); s = i.createSession({'precision': 'high'})"
     code += "; i.runSession(s)"
     printed = []

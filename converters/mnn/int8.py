@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from pipnet_edge.converters import child, mnn, mnn_file
+from pipnet_edge.converters import child
 from pipnet_edge.converters.export import Core
-from pipnet_edge.converters.mnn_file import Grid, Table
+from pipnet_edge.converters.mnn import file, fp
+from pipnet_edge.converters.mnn.file import Grid, Table
 from pipnet_edge.converters.quantize import match
 from pipnet_edge.converters.quantize.scheme import (
     FUSED,
@@ -72,17 +73,17 @@ def convert(core: Core, quantized: Quantized, activation_bits: int, folder: Path
     parameters = work / "quantization.json"
     parameters.write_text(json.dumps({"version": "1", "algo": [{"quant_params": {"layer": layers}}]}))
     options = ["-f", "ONNX", "--modelFile", str(core.path), "--MNNModel", str(model), "--bizCode", "pipnet-edge"]
-    command = [*child.PYTHON, "-c", mnn.CALL, *options, "--compressionParamsFile", str(parameters)]
+    command = [*child.PYTHON, "-c", fp.CALL, *options, "--compressionParamsFile", str(parameters)]
     child.run("mnnconvert", command, work, makes=(model,))
-    net = mnn_file.read(model)
-    mnn_file.store(net, _grids(quantized, placed, net) if activation_bits else {})
+    net = file.read(model)
+    file.store(net, _grids(quantized, placed, net) if activation_bits else {})
     model.write_bytes(net.data)
     _check(quantized, placed, model)
 
 
 def int8_weights(model: Path) -> dict[str, NDArray[np.int8]]:
     """The weights (out, in / groups, height, width) of a file's int8 convolutions, by the tensor that each writes."""
-    return {tensor: layer.weights for tensor, layer in mnn_file.int8_layers(mnn_file.read(model)).items()}
+    return {tensor: layer.weights for tensor, layer in file.int8_layers(file.read(model)).items()}
 
 
 def _placed(core: Core, quantized: Quantized) -> list[Placed]:
@@ -114,12 +115,12 @@ def _fused(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
 def _run_float(core: Core, image: Array) -> dict[str, Array]:
     """Tensor name -> what each convolution of MNN's float model writes, (1, C, H, W)."""
     work = core.work("mnn-float")
-    mnn.convert(core, "fp32", work)
+    fp.convert(core, "fp32", work)
     model, given, out = work / "model.mnn", work / "image.npy", work / "values.npz"
     np.save(given, image)
     command = [*child.PYTHON, "-m", "pipnet_edge.converters.mnn_values", str(model), str(given), str(out)]
     child.run("MNN", command, work, makes=(out,))
-    tensors = {operation.name: tensor for tensor, operation in mnn_file.convolutions(mnn_file.read(model)).items()}
+    tensors = {operation.name: tensor for tensor, operation in file.convolutions(file.read(model)).items()}
     with np.load(out, allow_pickle=False) as values:
         return {tensor: values[name] for name, tensor in tensors.items() if name in values}
 
@@ -140,7 +141,7 @@ def _weight(quantized: Quantized, placed: Placed) -> Tensor:
 def _grids(quantized: Quantized, placed: Sequence[Placed], net: Table) -> dict[int, Grid]:
     """Index of each of MNN's tensors that is to be int8 -> its grid. Changes activations that MNN computes wrongly."""
     sources = inputs(quantized.graph)
-    layers = mnn_file.convolutions(net)
+    layers = file.convolutions(net)
     grids = {}
     for layer in placed:
         # An activation that MNN did not fuse clips what it reads as if it came before.
@@ -148,13 +149,13 @@ def _grids(quantized: Quantized, placed: Sequence[Placed], net: Table) -> dict[i
         if written is not None and layer.layer in sources:
             grids[layers[layer.tensor].reads[0]] = _signed(quantized.ranges[sources[layer.layer]])
             grids[layers[layer.tensor].writes[0]] = _signed(written)
-    for operation in mnn_file.operations(net):
-        if operation.kind == mnn_file.POOLING:
+    for operation in file.operations(net):
+        if operation.kind == file.POOLING:
             _pool_in_float(grids, operation.reads[0], operation.writes[0])
-        if operation.kind == mnn_file.BINARY and grids.keys() >= {*operation.reads, *operation.writes}:
+        if operation.kind == file.BINARY and grids.keys() >= {*operation.reads, *operation.writes}:
             # A ReLU after an int8 sum clips at the integer 0, whatever the zero point (CPUBinaryInt8.cpp). That the
             # range of the sum begins at 0 clips as well, and rightly.
-            operation.table.table(mnn_file.MAIN).set_number(mnn_file.BINARY_ACTIVATION, 0)
+            operation.table.table(file.MAIN).set_number(file.BINARY_ACTIVATION, 0)
     return grids
 
 
@@ -170,12 +171,12 @@ def _pool_in_float(grids: dict[int, Grid], read: int, written: int) -> None:
 
 def _signed(bounds: Range) -> Grid:
     step, zero = grid(bounds)
-    return step, zero - mnn_file.OFFSET
+    return step, zero - file.OFFSET
 
 
 def _check(quantized: Quantized, placed: Sequence[Placed], model: Path) -> None:
     """Raises EdgeError unless exactly these layers of the file have int8 weights, and just those of the network."""
-    found = mnn_file.int8_layers(mnn_file.read(model))
+    found = file.int8_layers(file.read(model))
     for layer in placed:
         steps = weight_steps(_weight(quantized, layer))
         exact = _weight(quantized, layer) / steps
