@@ -16,7 +16,7 @@ from torch import nn
 
 from pipnet_edge import bundle
 from pipnet_edge.bundle import GOLDEN, Bundle, File, Quantization, Source, Variant
-from pipnet_edge.converters import export, golden, sparse, tflite_heads
+from pipnet_edge.converters import export, golden, sparse
 from pipnet_edge.converters.checkpoint import layers
 from pipnet_edge.converters.checkpoint.read import Network
 from pipnet_edge.converters.export import Core
@@ -25,6 +25,7 @@ from pipnet_edge.converters.quantize import prepare as int8
 from pipnet_edge.converters.quantize.calibration import Calibration, Face
 from pipnet_edge.converters.quantize.scheme import Quantized
 from pipnet_edge.converters.recipe import recipes
+from pipnet_edge.converters.tflite import heads as tflite_heads
 from pipnet_edge.decode import FEATURE_NAMES, MAP_NAMES, Decoder, Heads, Landmarks
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 

@@ -24,11 +24,12 @@ from pipnet_edge import bundle as bundles
 from pipnet_edge.benchmarks import drift, labels, metrics, parity
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.cli import main
-from pipnet_edge.converters import golden, tflite_file
+from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import read
 from pipnet_edge.converters.mnn import int8
 from pipnet_edge.converters.ncnn import model as ncnn_model
 from pipnet_edge.converters.quantize import calibration
+from pipnet_edge.converters.tflite import file as tflite_file
 from pipnet_edge.decode import Decoder, Landmarks
 from pipnet_edge.targets import channel, local
 

@@ -15,11 +15,13 @@ from torch import nn
 
 from pipnet_edge.benchmarks import parity
 from pipnet_edge.bundle import HEADS, Bundle, File, Source, read
-from pipnet_edge.converters import Plan, Quantize, convert, golden, sparse, tflite_file, tflite_write
+from pipnet_edge.converters import Plan, Quantize, convert, golden, sparse
 from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.checkpoint import read as checkpoint
 from pipnet_edge.converters.checkpoint.read import Network
 from pipnet_edge.converters.quantize import scheme
+from pipnet_edge.converters.tflite import editor
+from pipnet_edge.converters.tflite import file as tflite_file
 from pipnet_edge.converters.workshop import Workshop
 from pipnet_edge.decode import MAP_NAMES, Decoder, Features, Landmarks, Maps, Output, Winners
 from pipnet_edge.errors import EdgeError
@@ -314,13 +316,13 @@ def test_swapped_heads_inside_fail_parity(split_bundle: Bundle, tmp_path: Path) 
     """The same of a model that has no maps: rows of the convolution that gives the landmarks' own offsets."""
 
     def swap(path: Path) -> None:
-        model = tflite_write.load(path.read_bytes())
+        model = editor.load(path.read_bytes())
         (graph,) = model.subgraphs
         (weight,) = (tensor for tensor in graph.tensors if tuple(tensor.shape) == (30, 1, 1, 16))
         rows = np.frombuffer(bytes(model.buffers[weight.buffer].data), np.float32).reshape(5, 2, 3, 16).copy()
         rows[:, :, 0] = rows[:, ::-1, 0].copy()
         model.buffers[weight.buffer].data = np.frombuffer(rows.tobytes(), np.uint8)
-        path.write_bytes(tflite_write.dump(model))
+        path.write_bytes(editor.dump(model))
 
     (row,) = parity.check(changed(split_bundle, "tflite-fp32", "model.tflite", swap, tmp_path / "b"), ["tflite-fp32"])
     assert row.failure

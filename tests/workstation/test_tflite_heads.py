@@ -15,11 +15,12 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
-from pipnet_edge.converters import sparse, tflite_heads  # noqa: E402
+from pipnet_edge.converters import sparse  # noqa: E402
 from pipnet_edge.converters.checkpoint import nets  # noqa: E402
 from pipnet_edge.converters.quantize.scheme import weight_steps  # noqa: E402
-from pipnet_edge.converters.tflite_file import bias, out_first, read, weights  # noqa: E402
-from pipnet_edge.converters.tflite_write import ALIGNMENT, SMALL, dump, load  # noqa: E402
+from pipnet_edge.converters.tflite import heads as tflite_heads  # noqa: E402
+from pipnet_edge.converters.tflite.editor import ALIGNMENT, SMALL, dump, load  # noqa: E402
+from pipnet_edge.converters.tflite.file import bias, out_first, read, weights  # noqa: E402
 from pipnet_edge.decode import Decoder, Features, Heads, Winners  # noqa: E402
 from pipnet_edge.spec import MeanFace, ModelSpec, mean_faces  # noqa: E402
 

@@ -12,12 +12,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="the workstation half needs torch")
 from torch import nn  # noqa: E402
 
-from pipnet_edge.converters import golden, tflite, tflite_int8  # noqa: E402
+from pipnet_edge.converters import golden  # noqa: E402
 from pipnet_edge.converters.checkpoint.nets import HEAD_KEYS, Pipnet, Residual, SqueezeExcite  # noqa: E402
 from pipnet_edge.converters.export import Core  # noqa: E402
 from pipnet_edge.converters.quantize import match  # noqa: E402
 from pipnet_edge.converters.quantize import scheme as q  # noqa: E402
-from pipnet_edge.converters.tflite_file import int8_weights, read, weights  # noqa: E402
+from pipnet_edge.converters.tflite import fp, int8  # noqa: E402
+from pipnet_edge.converters.tflite.file import int8_weights, read, weights  # noqa: E402
 from pipnet_edge.decode import MAP_NAMES  # noqa: E402
 from pipnet_edge.errors import EdgeError  # noqa: E402
 from pipnet_edge.runtimes import tflite as runtime  # noqa: E402
@@ -79,7 +80,7 @@ def convert(core: Core, quantized: q.Quantized, tmp_path_factory: pytest.TempPat
         if bits not in made:
             made[bits] = tmp_path_factory.mktemp("variant")
             wanted = quantized if bits >= 0 else replace(quantized, keep=frozenset())
-            tflite_int8.convert(core, wanted, abs(bits), made[bits])
+            int8.convert(core, wanted, abs(bits), made[bits])
         return made[bits]
 
     return make
@@ -176,7 +177,7 @@ def test_ranges_clip(core: Core, quantized: q.Quantized, tmp_path: Path) -> None
     name = next(n for n in q.points(quantized.graph) if n != "image")
     low, high = quantized.ranges[name]
     halved = replace(quantized, ranges={**quantized.ranges, name: (low, high / 2)})
-    tflite_int8.convert(core, halved, 8, tmp_path)
+    int8.convert(core, halved, 8, tmp_path)
     steps = {float(o.output.scale[0]) for o in read(tmp_path / "model.tflite") if o.output.kind == np.int8}
     assert np.float32(q.grid((low, high / 2))[0]) in np.array(sorted(steps), np.float32)
 
@@ -187,20 +188,20 @@ def test_graph_with_other_weights_than_the_file_is_refused(core: Core, quantized
     layer = other.graph.get_submodule(next(iter(q.convolutions(other.graph))))
     layer.weight += 0.001
     with pytest.raises(EdgeError, match="changed the weights"):
-        tflite_int8.convert(core, other, 8, tmp_path)
+        int8.convert(core, other, 8, tmp_path)
 
 
 def test_map_without_a_range_is_refused(core: Core, quantized: q.Quantized, tmp_path: Path) -> None:
     ranges = {name: value for name, value in quantized.ranges.items() if name in q.points(quantized.graph)}
     with pytest.raises(EdgeError, match="its map has no range"):
-        tflite_int8.convert(core, replace(quantized, ranges=ranges, keep=frozenset()), 8, tmp_path)
+        int8.convert(core, replace(quantized, ranges=ranges, keep=frozenset()), 8, tmp_path)
 
 
 def test_other_bits_are_refused(core: Core, quantized: q.Quantized, tmp_path: Path) -> None:
     with pytest.raises(EdgeError, match="4 bits for TFLite activations; allowed: 0"):
-        tflite_int8.convert(core, quantized, 4, tmp_path)
+        int8.convert(core, quantized, 4, tmp_path)
 
 
 def test_traced_network_converts_to_float(core: Core, quantized: q.Quantized, tmp_path: Path) -> None:
-    tflite.convert(core, "fp32", tmp_path)
+    fp.convert(core, "fp32", tmp_path)
     assert difference(maps(tmp_path), torch_maps(quantized, 0)) < 1e-4

@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch", reason="the workstation half needs torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from pipnet_edge.converters import tflite_rewrite  # noqa: E402
-from pipnet_edge.converters.tflite_write import Editor  # noqa: E402
+from pipnet_edge.converters.tflite import rewrites  # noqa: E402
+from pipnet_edge.converters.tflite.editor import Editor  # noqa: E402
 
 SIDE, STEP, ZERO = 16, 0.5, -7
 
@@ -111,7 +111,7 @@ LAST = {ZERO: ["PAD", "MAX_POOL_2D"], -128: ["MAX_POOL_2D", "SLICE"]}
 def test_rewritten_files_give_the_very_same(tmp_path: Path, kernel: int, border: int) -> None:
     before = file(tmp_path / "before.tflite", kernel, border=border)
     after = Path(shutil.copy(before, tmp_path / "after.tflite"))
-    tflite_rewrite.rewrite(after)
+    rewrites.rewrite(after)
     assert kinds(before) == ["PAD", "CONV_2D", "PADV2", "MAX_POOL_2D"]
     assert kinds(after) == ["RESHAPE", "PAD", "CONV_2D", *LAST[border]]
     (convolution,) = Editor(after).operations("CONV_2D")
@@ -125,7 +125,7 @@ def test_rewritten_files_give_the_very_same(tmp_path: Path, kernel: int, border:
 def test_pixels_become_floats_by_an_operation_that_xnnpack_has(tmp_path: Path) -> None:
     before = file(tmp_path / "before.tflite", 3, pixels=np.uint8)
     after = Path(shutil.copy(before, tmp_path / "after.tflite"))
-    tflite_rewrite.rewrite(after)
+    rewrites.rewrite(after)
     assert kinds(before)[:2] == ["CAST", "QUANTIZE"]
     assert kinds(after)[:2] == ["DEQUANTIZE", "QUANTIZE"]
     crops = np.random.default_rng(0).integers(0, 256, (4, 1, SIDE, SIDE, 3)).astype(np.uint8)
@@ -133,7 +133,7 @@ def test_pixels_become_floats_by_an_operation_that_xnnpack_has(tmp_path: Path) -
     assert len({each.tobytes() for each in wanted}) == 4
     np.testing.assert_array_equal([run(after, crop) for crop in crops], wanted)
     int32 = file(tmp_path / "int32.tflite", 3, pixels=np.int32)
-    tflite_rewrite.rewrite(int32)
+    rewrites.rewrite(int32)
     assert kinds(int32)[0] == "CAST"
 
 
@@ -149,7 +149,7 @@ def test_pixels_become_floats_by_an_operation_that_xnnpack_has(tmp_path: Path) -
 )
 def test_what_does_not_fit_is_left(tmp_path: Path, change: dict[str, int], left: list[str]) -> None:
     path = file(tmp_path / "model.tflite", 3, **change)
-    tflite_rewrite.rewrite(path)
+    rewrites.rewrite(path)
     assert kinds(path) == left
 
 
@@ -158,7 +158,7 @@ def test_what_does_not_fit_is_left(tmp_path: Path, change: dict[str, int], left:
 def test_pairs_are_the_same_convolution(kernel: int, half: int, seed: int) -> None:
     random, reach = np.random.default_rng(seed), kernel // 2
     weight = random.integers(-127, 128, (4, kernel, kernel, 3)).astype(np.int8)
-    paired, before, after = tflite_rewrite.in_pairs(weight, reach)
+    paired, before, after = rewrites.in_pairs(weight, reach)
     assert np.count_nonzero(paired) == np.count_nonzero(weight)
     image = random.integers(-128, 128, (1, 2 * half, 2 * half, 3))
 

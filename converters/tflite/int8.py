@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipnet_edge.converters import child, tflite, tflite_rewrite
+from pipnet_edge.converters import child
 from pipnet_edge.converters.export import Core
 from pipnet_edge.converters.quantize import match
 from pipnet_edge.converters.quantize.scheme import (
@@ -33,11 +33,12 @@ from pipnet_edge.converters.quantize.scheme import (
     readers_of,
     weight_steps,
 )
-from pipnet_edge.converters.tflite_file import Operation, bias, out_first, read, weights
-from pipnet_edge.converters.tflite_write import dump, load
+from pipnet_edge.converters.tflite import fp, rewrites
+from pipnet_edge.converters.tflite.editor import dump, load
+from pipnet_edge.converters.tflite.file import Operation, bias, out_first, read, weights
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 
-TOOLS = tflite.TOOLS
+TOOLS = fp.TOOLS
 Array = NDArray[np.float32]
 
 # Operations whose output is stored as their input is.
@@ -74,7 +75,7 @@ def convert(core: Core, quantized: Quantized, activation_bits: int, folder: Path
     """
     if activation_bits not in (0, 8, 16):
         raise EdgeError(f"{activation_bits} bits for TFLite activations; allowed: 0 (float), 8, 16")
-    work, single = core.work("tflite"), tflite.to_float(core)
+    work, single = core.work("tflite"), fp.to_float(core)
     operations = read(single)
     layers = _layers(operations, quantized)
     ranges: dict[str, Range] = {}
@@ -94,7 +95,7 @@ def convert(core: Core, quantized: Quantized, activation_bits: int, folder: Path
     _check_weights(made, [layer for name, layer in layers.items() if name in integer])
     _check_steps(made, ranges, activation_bits)
     if activation_bits == 8:
-        tflite_rewrite.rewrite(model)
+        rewrites.rewrite(model)
 
 
 def _layers(operations: list[Operation], quantized: Quantized) -> dict[str, Layer]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.converters.tflite_write import Editor
+from pipnet_edge.converters.tflite.editor import Editor
 
 
 def rewrite(path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipnet_edge.converters.quantize.scheme import weight_steps
-from pipnet_edge.converters.tflite_write import Editor
+from pipnet_edge.converters.tflite.editor import Editor
 from pipnet_edge.decode import Heads
 
 
