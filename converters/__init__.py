@@ -22,7 +22,7 @@ from pipnet_edge.errors import EdgeError
 
 if TYPE_CHECKING:
     from pipnet_edge.converters.checkpoint.read import Options
-    from pipnet_edge.converters.export import Core
+    from pipnet_edge.converters.core import Core
     from pipnet_edge.converters.quantize.calibration import Face
     from pipnet_edge.converters.quantize.sensitivity import LayerSensitivity
 

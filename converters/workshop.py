@@ -16,10 +16,11 @@ from torch import nn
 
 from pipnet_edge import bundle
 from pipnet_edge.bundle import GOLDEN, Bundle, File, Quantization, Source, Variant
-from pipnet_edge.converters import export, golden, sparse
+from pipnet_edge.converters import core as export
+from pipnet_edge.converters import golden, sparse
 from pipnet_edge.converters.checkpoint import layers
 from pipnet_edge.converters.checkpoint.read import Network
-from pipnet_edge.converters.export import Core
+from pipnet_edge.converters.core import Core
 from pipnet_edge.converters.quantize import budget, calibration, sensitivity
 from pipnet_edge.converters.quantize import prepare as int8
 from pipnet_edge.converters.quantize.calibration import Calibration, Face

@@ -71,7 +71,8 @@ def prepare(given: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
     import torch
 
     from pipnet_edge.benchmarks import labels
-    from pipnet_edge.converters import export, variations
+    from pipnet_edge.converters import core as export
+    from pipnet_edge.converters import variations
     from pipnet_edge.converters.checkpoint import read
 
     options = read.Options(data=given.data)

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from pipnet_edge.converters import child
-from pipnet_edge.converters.export import Core
+from pipnet_edge.converters import tool
+from pipnet_edge.converters.core import Core
 from pipnet_edge.errors import EdgeError
 
 TOOLS = ("MNN",)
@@ -29,7 +29,7 @@ def convert(core: Core, precision: str, folder: Path) -> None:
     if precision == "fp16":
         source, half = _rounded_to_half(core.path, work), ["--fp16"]
     options = ["-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(model), "--bizCode", "pipnet-edge"]
-    child.run("mnnconvert", [*child.PYTHON, "-c", CALL, *options, *half], work, makes=(model,))
+    tool.run("mnnconvert", [*tool.PYTHON, "-c", CALL, *options, *half], work, makes=(model,))
 
 
 def _rounded_to_half(core: Path, work: Path) -> Path:

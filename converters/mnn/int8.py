@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from pipnet_edge.converters import child
-from pipnet_edge.converters.export import Core
+from pipnet_edge.converters import tool
+from pipnet_edge.converters.core import Core
 from pipnet_edge.converters.mnn import file, fp
 from pipnet_edge.converters.mnn.file import Grid, Table
 from pipnet_edge.converters.quantize import match
@@ -73,8 +73,8 @@ def convert(core: Core, quantized: Quantized, activation_bits: int, folder: Path
     parameters = work / "quantization.json"
     parameters.write_text(json.dumps({"version": "1", "algo": [{"quant_params": {"layer": layers}}]}))
     options = ["-f", "ONNX", "--modelFile", str(core.path), "--MNNModel", str(model), "--bizCode", "pipnet-edge"]
-    command = [*child.PYTHON, "-c", fp.CALL, *options, "--compressionParamsFile", str(parameters)]
-    child.run("mnnconvert", command, work, makes=(model,))
+    command = [*tool.PYTHON, "-c", fp.CALL, *options, "--compressionParamsFile", str(parameters)]
+    tool.run("mnnconvert", command, work, makes=(model,))
     net = file.read(model)
     file.store(net, _grids(quantized, placed, net) if activation_bits else {})
     model.write_bytes(net.data)
@@ -118,8 +118,8 @@ def _run_float(core: Core, image: Array) -> dict[str, Array]:
     fp.convert(core, "fp32", work)
     model, given, out = work / "model.mnn", work / "image.npy", work / "values.npz"
     np.save(given, image)
-    command = [*child.PYTHON, "-m", "pipnet_edge.converters.mnn_values", str(model), str(given), str(out)]
-    child.run("MNN", command, work, makes=(out,))
+    command = [*tool.PYTHON, "-m", "pipnet_edge.converters.mnn_values", str(model), str(given), str(out)]
+    tool.run("MNN", command, work, makes=(out,))
     tensors = {operation.name: tensor for tensor, operation in file.convolutions(file.read(model)).items()}
     with np.load(out, allow_pickle=False) as values:
         return {tensor: values[name] for name, tensor in tensors.items() if name in values}

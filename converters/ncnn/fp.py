@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pnnx
 
-from pipnet_edge.converters import child
-from pipnet_edge.converters.export import Core
+from pipnet_edge.converters import tool
+from pipnet_edge.converters.core import Core
 
 TOOLS = ("pnnx",)
 
@@ -19,7 +19,7 @@ def convert(core: Core, precision: str, folder: Path) -> None:
     shutil.copy(core.path, work / "core.onnx")
     param, weights = work / "core.ncnn.param", work / "core.ncnn.bin"
     command = [pnnx.EXEC_PATH, "core.onnx", f"fp16={int(precision == 'fp16')}"]
-    child.run("pnnx", command, work, makes=(param, weights))
+    tool.run("pnnx", command, work, makes=(param, weights))
     # pnnx numbers inputs and outputs in the core's order; parity then proves the names against the golden maps.
     names = {"in0": "image", **{f"out{index}": name for index, name in enumerate(core.outputs)}}
     (folder / "model.param").write_text(_rename_blobs(param.read_text(), names))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from pipnet_edge.converters.export import Core
+from pipnet_edge.converters.core import Core
 from pipnet_edge.converters.ncnn import fp, quantize
 from pipnet_edge.converters.ncnn import model as ncnn_model
 from pipnet_edge.converters.quantize import scheme

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pipnet_edge.converters.export import Core
+from pipnet_edge.converters.core import Core
 from pipnet_edge.spec import ModelSpec
 
 TOOLS = ("torch", "onnx", "onnxsim")

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from pipnet_edge.converters.export import Core
+from pipnet_edge.converters.core import Core
 from pipnet_edge.converters.onnx import fp as onnx_fp32
 from pipnet_edge.converters.quantize import match, scheme
 from pipnet_edge.converters.quantize.scheme import Quantized, Range

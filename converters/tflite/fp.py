@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipnet_edge.converters import child
-from pipnet_edge.converters.export import Core
+from pipnet_edge.converters import tool
+from pipnet_edge.converters.core import Core
 from pipnet_edge.spec import ModelSpec
 
 TOOLS = ("litert-torch", "ai-edge-quantizer")
@@ -50,8 +50,8 @@ def convert(core: Core, precision: str, folder: Path) -> None:
     if precision == "fp32":
         model.write_bytes(single.read_bytes())
     else:
-        command = [*child.PYTHON, "-m", __name__, str(single), str(model)]
-        child.run("ai-edge-quantizer", command, work, makes=(model,))
+        command = [*tool.PYTHON, "-m", __name__, str(single), str(model)]
+        tool.run("ai-edge-quantizer", command, work, makes=(model,))
 
 
 def to_float(core: Core) -> Path:
@@ -60,8 +60,8 @@ def to_float(core: Core) -> Path:
     saved, single = work / "net.pt", work / "fp32.tflite"
     if not single.is_file():
         torch.save(FromCrop(core.net, core.spec, core.outputs).eval(), saved)
-        command = [*child.PYTHON, "-m", __name__, str(saved), str(single)]
-        child.run("litert-torch", command, work, makes=(single,))
+        command = [*tool.PYTHON, "-m", __name__, str(saved), str(single)]
+        tool.run("litert-torch", command, work, makes=(single,))
     return single
 
 

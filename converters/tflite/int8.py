@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipnet_edge.converters import child
-from pipnet_edge.converters.export import Core
+from pipnet_edge.converters import tool as child
+from pipnet_edge.converters.core import Core
 from pipnet_edge.converters.quantize import match
 from pipnet_edge.converters.quantize.scheme import (
     LEVELS,

@@ -19,7 +19,8 @@ import pytest
 
 from pipnet_edge import bundle as bundles
 from pipnet_edge.benchmarks import parity
-from pipnet_edge.converters import export, golden
+from pipnet_edge.converters import core as export
+from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.decode import MAP_NAMES, Features, Maps, Winners
 from pipnet_edge.errors import EdgeError

@@ -14,7 +14,8 @@ from onnx import shape_inference
 from torch import nn
 
 from pipnet_edge.bundle import Bundle, File, Layer, Parity, Quantization, Source, Variant, read
-from pipnet_edge.converters import Plan, convert, export
+from pipnet_edge.converters import Plan, convert
+from pipnet_edge.converters import core as export
 from pipnet_edge.converters.checkpoint import from_onnx, layers, nets
 from pipnet_edge.converters.checkpoint import read as checkpoint
 from pipnet_edge.converters.quantize import scheme

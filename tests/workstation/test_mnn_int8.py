@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipnet_edge import runtimes
 from pipnet_edge.converters.checkpoint import nets
-from pipnet_edge.converters.export import Core, export
+from pipnet_edge.converters.core import Core, export
 from pipnet_edge.converters.mnn import fp
 from pipnet_edge.converters.mnn import int8 as mnn_int8
 from pipnet_edge.converters.quantize import match

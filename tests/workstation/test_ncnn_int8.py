@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from pipnet_edge import runtimes
 from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import nets
-from pipnet_edge.converters.export import Core, export
+from pipnet_edge.converters.core import Core, export
 from pipnet_edge.converters.ncnn import int8 as ncnn_int8
 from pipnet_edge.converters.ncnn import model as ncnn_model
 from pipnet_edge.converters.ncnn import quantize

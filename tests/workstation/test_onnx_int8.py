@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from pipnet_edge import runtimes
 from pipnet_edge.converters import golden
-from pipnet_edge.converters.export import Core, export
+from pipnet_edge.converters.core import Core, export
 from pipnet_edge.converters.onnx import int8
 from pipnet_edge.converters.quantize import prepare, ranges, rounding, scheme
 from pipnet_edge.converters.quantize.prepare import Prepared

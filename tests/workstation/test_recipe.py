@@ -13,7 +13,7 @@ import pytest
 from pipnet_edge import runtimes
 from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint.read import Network
-from pipnet_edge.converters.export import export
+from pipnet_edge.converters.core import export
 from pipnet_edge.converters.quantize.prepare import Prepared
 from pipnet_edge.converters.recipe import FILE, Recipe, recipes
 from pipnet_edge.decode import MAP_NAMES

@@ -14,7 +14,7 @@ from torch import nn  # noqa: E402
 
 from pipnet_edge.converters import golden  # noqa: E402
 from pipnet_edge.converters.checkpoint.nets import HEAD_KEYS, Pipnet, Residual, SqueezeExcite  # noqa: E402
-from pipnet_edge.converters.export import Core  # noqa: E402
+from pipnet_edge.converters.core import Core  # noqa: E402
 from pipnet_edge.converters.quantize import match  # noqa: E402
 from pipnet_edge.converters.quantize import scheme as q  # noqa: E402
 from pipnet_edge.converters.tflite import fp, int8  # noqa: E402
