@@ -122,10 +122,10 @@ def convert(
         try:
             step("load", 0, total)
             from pipnet_edge.converters import golden
-            from pipnet_edge.converters.checkpoint import read
+            from pipnet_edge.converters.checkpoint import read as checkpoints
             from pipnet_edge.converters.workshop import Workshop
 
-            network = read.load(source, options)
+            network = checkpoints.load(source, options)
             step("export", 1, total)
             workshop = Workshop(network, folder, work, quantize if plan.quantizes else None, simplify, plan.heads)
             golden.write(folder / GOLDEN, network)
@@ -171,7 +171,7 @@ def sensitivities(
     allowed = [name for name, recipe in recipes().items() if recipe.activations == 8]
     if precision not in allowed:
         raise EdgeError(f"--precision {precision}; allowed: {', '.join(allowed)}")
-    from pipnet_edge.converters.checkpoint import read
+    from pipnet_edge.converters.checkpoint import read as checkpoints
     from pipnet_edge.converters.quantize import calibration, prepare, sensitivity
 
     methods = prepare.Options(quantize.ranges, quantize.rounding)
@@ -180,7 +180,7 @@ def sensitivities(
         raise EdgeError(
             f"{count} faces to measure on; {len(held)} of the {len(quantize.faces)} faces are held out for it"
         )
-    network = read.load(source, options)
+    network = checkpoints.load(source, options)
     side = network.spec.input_size
     crops = calibration.choose(held, side, len(held)).crops[:count]
     chosen = calibration.choose(faces, side, quantize.count, quantize.seed)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from pipnet_edge.converters import golden
-from pipnet_edge.converters.checkpoint import read
+from pipnet_edge.converters.checkpoint import read as checkpoints
 from pipnet_edge.converters.checkpoint.read import Network
 from pipnet_edge.converters.quantize import calibration, equalise, ranges, rounding, sensitivity
 from pipnet_edge.converters.quantize import scheme as quantized
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("test", type=Path)
     parser.add_argument("--data")
     given = parser.parse_args()
-    network = read.load(given.checkpoint, read.Options(data=given.data))
+    network = checkpoints.load(given.checkpoint, checkpoints.Options(data=given.data))
     side = network.spec.input_size
     faces = calibration.choose([(path, None) for path in pictures_in(given.calibration, below=True)], side)
     crops = np.stack([_whole(path, side) for path in pictures_in(given.test, below=True)])

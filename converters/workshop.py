@@ -98,7 +98,7 @@ class Workshop:
         if precision not in recipes():
             target = self._folder / f"{destination}-{precision}"
             target.mkdir()
-            converter = importlib.import_module(f"pipnet_edge.converters.{destination}")
+            converter = importlib.import_module(f"pipnet_edge.converters.{destination}.fp")
             converter.convert(self.core, precision, target)
             if self._heads:
                 _add_heads(destination, self._heads, precision, target)
@@ -121,7 +121,7 @@ class Workshop:
         reasons = {name: reason for name, reason in reasons.items() if name not in inside}
         core, given, heads = self._core(frozenset(reasons), is_sparse)
         given = replace(given, keep=given.keep | inside.keys())
-        converter = importlib.import_module(f"pipnet_edge.converters.{destination}_int8")
+        converter = importlib.import_module(f"pipnet_edge.converters.{destination}.int8")
         converter.convert(core, given, recipe.activations, target)
         if heads:
             _add_heads(destination, heads, precision, target)

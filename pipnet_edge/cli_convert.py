@@ -47,13 +47,13 @@ def demo(
     from pipnet_edge.benchmarks import bench, drift, labels, parity, picture, tables
     from pipnet_edge.benchmarks.result import QUICK
     from pipnet_edge.converters import golden
-    from pipnet_edge.converters.checkpoint import read
+    from pipnet_edge.converters.checkpoint import read as checkpoints
 
     count = thread_count(threads)
     progress = render.Progress()
     with progress.shown():
         plan = converters.Plan(runtimes.DESTINATIONS, ("fp32", "fp16", "int8"))
-        options = read.Options(data="300w")
+        options = checkpoints.Options(data="300w")
         quantize = converters.Quantize(_faces(golden.CALIBRATION, None)[0])
         bundle = converters.convert(
             golden.CHECKPOINT, output / "bundle", plan, options, parity.verify, progress.step, quantize=quantize
@@ -111,9 +111,9 @@ def inspect(
                 *tuned,
             ),
         )
-    from pipnet_edge.converters.checkpoint import read
+    from pipnet_edge.converters.checkpoint import read as checkpoints
 
-    found = read.read(path, input_size, trust_pickle)
+    found = checkpoints.read(path, input_size, trust_pickle)
     data = {
         "backbone": found.backbone,
         "num_lms": found.num_lms,
@@ -128,7 +128,7 @@ def inspect(
 
 @command
 def convert(
-    read: CheckpointFile,
+    checkpoint: CheckpointFile,
     data: Dataset = None,
     meanface: MeanFaceFile = None,
     to: Annotated[str, typer.Option(help="Runtimes, separated by commas.")] = "onnx,ncnn,mnn,tflite",
@@ -204,7 +204,7 @@ def convert(
         if calibrate:
             faces, notes = _faces(calibrate, calibrate_labels)
             quantize = converters.Quantize(faces, calibrate_count, seed, ranges, rounding, budget, drift.judge)
-        bundle = converters.convert(read, output, plan, options, parity.verify, progress.step, simplify, quantize)
+        bundle = converters.convert(checkpoint, output, plan, options, parity.verify, progress.step, simplify, quantize)
     return Output(
         {"bundle": str(output), "notes": notes, **bundle.to_json()},
         (
@@ -221,7 +221,7 @@ def convert(
 
 @command
 def sensitivity(
-    read: CheckpointFile,
+    checkpoint: CheckpointFile,
     *,
     calibrate: Annotated[Path, typer.Option(help="Faces to quantize with; a fifth of them, held out, to judge by.")],
     data: Dataset = None,
@@ -246,7 +246,7 @@ def sensitivity(
     with progress.shown():
         found_faces, notes = _faces(calibrate, calibrate_labels)
         quantize = converters.Quantize(found_faces, calibrate_count, seed, ranges, rounding)
-        rows = converters.sensitivities(read, options, quantize, precision, faces, progress.step)
+        rows = converters.sensitivities(checkpoint, options, quantize, precision, faces, progress.step)
     found = [row.to_json() for row in rows]
     picture.write_picture(output, layers.picture(found, f"{checkpoint.name}, {precision}, {counted(faces, 'face')}"))
     note = "px: mean drift from float in pixels of the crop; alone: only this layer is int8; without: only it is not"

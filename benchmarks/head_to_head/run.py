@@ -73,10 +73,10 @@ def prepare(given: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
     from pipnet_edge.benchmarks import labels
     from pipnet_edge.converters import core as export
     from pipnet_edge.converters import variations
-    from pipnet_edge.converters.checkpoint import read
+    from pipnet_edge.converters.checkpoint import read as checkpoints
 
-    options = read.Options(data=given.data)
-    network = read.load(given.checkpoint, options)
+    options = checkpoints.Options(data=given.data)
+    network = checkpoints.load(given.checkpoint, options)
     images = labels.image_folder(given.calibrate).images
     quantize = converters.Quantize({(path, None): None for path in images})
     verify = variations.unchecked if given.unverified else parity.verify

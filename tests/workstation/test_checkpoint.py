@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipnet_edge.converters.checkpoint import read
+from pipnet_edge.converters.checkpoint import read as checkpoints
 from pipnet_edge.converters.checkpoint.read import Options
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import mean_faces
@@ -43,7 +43,7 @@ class Whole(nn.Module):
 )
 def test_layouts(tmp_path, cases, wrap):
     torch.save(wrap(cases[R18].state()), tmp_path / "net.pth")
-    network = read.load(tmp_path / "net.pth", Options())
+    network = checkpoints.load(tmp_path / "net.pth", Options())
     spec = network.spec
     assert (spec.backbone, spec.num_lms, spec.num_nb, spec.net_stride) == ("resnet18", 98, 10, 32)
     assert spec.mean_face.name == "wflw"
@@ -62,14 +62,14 @@ def test_layouts(tmp_path, cases, wrap):
     ],
 )
 def test_dataset(save_checkpoint, name, options, face):
-    spec = read.load(save_checkpoint(name), options).spec
+    spec = checkpoints.load(save_checkpoint(name), options).spec
     assert spec.mean_face == mean_faces()[face]
 
 
 def test_custom_mean_face(tmp_path, save_checkpoint):
     face = tmp_path / "mine.txt"
     face.write_text(" ".join(f"{x},{y}" for x, y in mean_faces()["300w"].points))
-    spec = read.load(save_checkpoint("300w_resnet18_s64"), Options(meanface=face, input_size=384)).spec
+    spec = checkpoints.load(save_checkpoint("300w_resnet18_s64"), Options(meanface=face, input_size=384)).spec
     assert (spec.mean_face.name, spec.mean_face.points) == ("mine", mean_faces()["300w"].points)
     assert spec.grid == 6
 
@@ -88,7 +88,7 @@ def test_custom_mean_face(tmp_path, save_checkpoint):
 )
 def test_options_that_do_not_fit(save_checkpoint, options, message):
     with pytest.raises(EdgeError) as refusal:
-        read.load(save_checkpoint("300w_resnet18_s64"), options)
+        checkpoints.load(save_checkpoint("300w_resnet18_s64"), options)
     assert message in str(refusal.value)
 
 
@@ -98,7 +98,7 @@ def test_options_that_do_not_fit(save_checkpoint, options, message):
 def test_mean_face_files_that_are_none(tmp_path, text, message):
     (tmp_path / "face.txt").write_text(text)
     with pytest.raises(EdgeError, match=message):
-        read.read_mean_face(tmp_path / "face.txt")
+        checkpoints.read_mean_face(tmp_path / "face.txt")
 
 
 def without_heads(state):
@@ -130,7 +130,7 @@ def uneven(state):
 def test_other_contents(tmp_path, cases, content, message):
     torch.save(content(cases[R18].state()), tmp_path / "net.pth")
     with pytest.raises(EdgeError) as refusal:
-        read.load(tmp_path / "net.pth", Options())
+        checkpoints.load(tmp_path / "net.pth", Options())
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -140,25 +140,25 @@ def test_truncated(tmp_path, save_checkpoint, size):
     content = save_checkpoint(R18).read_bytes()
     (tmp_path / "net.pth").write_bytes(content[:size])
     with pytest.raises(EdgeError, match="is not a PyTorch checkpoint"):
-        read.load(tmp_path / "net.pth", Options())
+        checkpoints.load(tmp_path / "net.pth", Options())
 
 
 def test_text_and_missing_files(tmp_path):
     (tmp_path / "net.pth").write_text("hello")
     with pytest.raises(EdgeError, match="not a PyTorch checkpoint"):
-        read.load(tmp_path / "net.pth", Options())
+        checkpoints.load(tmp_path / "net.pth", Options())
     with pytest.raises(EdgeError, match="there is no file"):
-        read.load(tmp_path / "other.pth", Options())
+        checkpoints.load(tmp_path / "other.pth", Options())
 
 
 def test_pickled_modules_need_trust(tmp_path, cases):
     torch.save(Whole(cases[R18].state()), tmp_path / "net.pth")
     with pytest.raises(EdgeError, match="--trust-pickle"):
-        read.load(tmp_path / "net.pth", Options())
-    assert read.load(tmp_path / "net.pth", Options(trust_pickle=True)).spec.num_lms == 98
+        checkpoints.load(tmp_path / "net.pth", Options())
+    assert checkpoints.load(tmp_path / "net.pth", Options(trust_pickle=True)).spec.num_lms == 98
 
 
 def test_torchscript_is_named(tmp_path):
     torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "net.pth")
     with pytest.raises(EdgeError, match="TorchScript"):
-        read.load(tmp_path / "net.pth", Options())
+        checkpoints.load(tmp_path / "net.pth", Options())

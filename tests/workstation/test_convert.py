@@ -122,9 +122,9 @@ def test_other_input_size_normalization_and_no_simplification(tmp_path, cli):
     assert core.graph.input[0].name == "crop"
     import torch
 
-    from pipnet_edge.converters.checkpoint import read
+    from pipnet_edge.converters.checkpoint import read as checkpoints
 
-    network = read.load(golden.CHECKPOINT, read.Options(data="300w"))
+    network = checkpoints.load(golden.CHECKPOINT, checkpoints.Options(data="300w"))
     image = torch.from_numpy((crops.astype(np.float32) / 255 - 0.5) / 0.25).permute(0, 3, 1, 2)
     with torch.no_grad():
         score = network.net(image)[0].numpy()
@@ -133,9 +133,9 @@ def test_other_input_size_normalization_and_no_simplification(tmp_path, cli):
 
 def test_export_checks_every_step(tmp_path, monkeypatch):
     """A simplifier that changes a weight is caught by our own check, whatever it says of itself."""
-    from pipnet_edge.converters.checkpoint import read
+    from pipnet_edge.converters.checkpoint import read as checkpoints
 
-    network = read.load(golden.CHECKPOINT, read.Options(data="300w"))
+    network = checkpoints.load(golden.CHECKPOINT, checkpoints.Options(data="300w"))
 
     def spoil(model):
         spoiled = onnx.ModelProto.FromString(model.SerializeToString())

@@ -25,7 +25,7 @@ from pipnet_edge.benchmarks import drift, labels, metrics, parity
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.cli import main
 from pipnet_edge.converters import golden
-from pipnet_edge.converters.checkpoint import read
+from pipnet_edge.converters.checkpoint import read as checkpoints
 from pipnet_edge.converters.mnn import int8
 from pipnet_edge.converters.ncnn import model as ncnn_model
 from pipnet_edge.converters.quantize import calibration
@@ -360,7 +360,7 @@ def test_layers_return_to_float_until_the_budget_holds(tmp_path, cli):
 
     apart = calibration.split([(path, None) for path in folder.iterdir()], 16, 0)[1]
     crops = calibration.choose(apart, 192, len(apart)).crops
-    network = read.load(golden.CHECKPOINT, read.Options(data="300w", input_size=192))
+    network = checkpoints.load(golden.CHECKPOINT, checkpoints.Options(data="300w", input_size=192))
     truth = Decoder(network.spec)(golden.maps_of(network, crops))
     assert drift.judge(bundle, variant.name, crops, truth)["px"] == pytest.approx(spent.drift[1], rel=1e-3)
     assert bundle.calibration

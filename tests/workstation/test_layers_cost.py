@@ -17,7 +17,7 @@ from pipnet_edge.bundle import Bundle, File, Layer, Parity, Quantization, Source
 from pipnet_edge.converters import Plan, convert
 from pipnet_edge.converters import core as export
 from pipnet_edge.converters.checkpoint import from_onnx, layers, nets
-from pipnet_edge.converters.checkpoint import read as checkpoint
+from pipnet_edge.converters.checkpoint import read as checkpoints
 from pipnet_edge.converters.quantize import scheme
 from pipnet_edge.spec import ModelSpec, mean_faces
 from pipnet_edge.targets import cost
@@ -162,7 +162,7 @@ def unnamed(layer: Layer) -> Layer:
 def test_a_bundle_has_the_layers_of_its_checkpoint(cases, save_checkpoint, tmp_path: Path) -> None:
     name = "lapa_mobilenet_v3_s32"
     path = save_checkpoint(name)
-    options = checkpoint.Options(data=cases[name].data)
+    options = checkpoints.Options(data=cases[name].data)
     made = convert(
         path,
         tmp_path / "bundle",
@@ -171,7 +171,7 @@ def test_a_bundle_has_the_layers_of_its_checkpoint(cases, save_checkpoint, tmp_p
         lambda bundle: {each.name: Parity("torch", 1, 0.0, 0.0, 0) for each in bundle.variants},
     )
     assert read(made.folder).layers == made.layers
-    assert made.layers == layers.of(checkpoint.load(path, options).net, made.spec.input_size)
+    assert made.layers == layers.of(checkpoints.load(path, options).net, made.spec.input_size)
     found = predict_variant(device("rpi4"), made, "onnx-fp32", 4)
     assert found.low < found.ms < found.high
     assert found.anchor

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipnet_edge.converters import golden
-from pipnet_edge.converters.checkpoint import read
+from pipnet_edge.converters.checkpoint import read as checkpoints
 from pipnet_edge.converters.quantize import ranges, scheme
 from pipnet_edge.converters.quantize.ranges import BINS, Histogram
 from pipnet_edge.errors import EdgeError
@@ -239,7 +239,7 @@ def test_sixteen_bits_clip_nothing(method):
 
 
 def test_the_best_method_keeps_the_maps_of_a_trained_network():
-    network = read.load(golden.CHECKPOINT, read.Options(data="300w"))
+    network = checkpoints.load(golden.CHECKPOINT, checkpoints.Options(data="300w"))
     graph = scheme.trace(network.net)
     spec = scheme.pixel_lattice(graph, network.spec)
     crops = np.stack([read_picture(path) for path in sorted(golden.FACES.glob("*.jpg"))])

@@ -17,7 +17,7 @@ from pipnet_edge.benchmarks import parity
 from pipnet_edge.bundle import HEADS, Bundle, File, Source, read
 from pipnet_edge.converters import Plan, Quantize, convert, golden, sparse
 from pipnet_edge.converters.checkpoint import nets
-from pipnet_edge.converters.checkpoint import read as checkpoint
+from pipnet_edge.converters.checkpoint import read as checkpoints
 from pipnet_edge.converters.checkpoint.read import Network
 from pipnet_edge.converters.quantize import scheme
 from pipnet_edge.converters.tflite import editor
@@ -472,7 +472,7 @@ def test_int8_full_stays_whole_whatever_a_budget_keeps(
 @pytest.mark.parametrize(("heads", "files"), [((), True), (("dense",), False)])
 def test_a_plan_says_what_is_made(cases, save_checkpoint, tmp_path: Path, heads: tuple[str, ...], files: bool) -> None:
     name = "lapa_mobilenet_v3_s32"
-    options = checkpoint.Options(data=cases[name].data, input_size=64)
+    options = checkpoints.Options(data=cases[name].data, input_size=64)
     made = convert(save_checkpoint(name), tmp_path / "b", Plan(("onnx",), ("fp32",), *heads), options, parity.verify)
     assert (made.folder / "onnx-fp32" / HEADS).is_file() == files
     assert (made.variants[0].heads is not None) == made.variants[0].is_sparse == files
