@@ -29,8 +29,8 @@ from pipnet_edge.benchmarks.result import (
     facts_of,
 )
 from pipnet_edge.bundle import Bundle, Variant
+from pipnet_edge.cli.render import counted
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.render import counted
 from pipnet_edge.targets import channel, emulated, local, places, predict
 from pipnet_edge.targets.emulator import ready
 from pipnet_edge.targets.places import Place

@@ -13,8 +13,8 @@ import numpy as np
 
 from pipnet_edge.benchmarks import drawing
 from pipnet_edge.benchmarks.drawing import BOLD, HAIRLINE, INK, MUTED, PAPER, Colour, Image
+from pipnet_edge.cli.render import Table
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.render import Table
 
 Row = Mapping[str, Any]
 

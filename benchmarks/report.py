@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pipnet_edge.benchmarks import report_tables as tables
 from pipnet_edge.benchmarks.report_data import EMULATED, MEANING, MEASURED, PREDICTED, Report, Target, make
+from pipnet_edge.cli.render import Table
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.render import Table
 
 __all__ = ["Report", "csv", "html", "make", "markdown", "write"]
 

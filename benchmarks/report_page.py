@@ -12,7 +12,7 @@ from pipnet_edge.benchmarks import report_speed as speed
 from pipnet_edge.benchmarks import report_tables as tables
 from pipnet_edge.benchmarks.plots import escape
 from pipnet_edge.benchmarks.report_data import EMULATED, MEANING, MEASURED, PREDICTED, Drift, Report, Target
-from pipnet_edge.render import Table
+from pipnet_edge.cli.render import Table
 
 # The style sheet is allowed by its hash, so that nothing in a result could bring another.
 POLICY = "default-src 'none'; style-src 'sha256-{}'; base-uri 'none'; form-action 'none'"

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import strict
+from pipnet_edge.cli.render import SCHEMA, counted
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.host import THROTTLED
-from pipnet_edge.render import SCHEMA, counted
 from pipnet_edge.targets import channel
 from pipnet_edge.targets.emulated import Count
 from pipnet_edge.worker import STAGES

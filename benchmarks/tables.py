@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipnet_edge.benchmarks.result import warnings
-from pipnet_edge.render import Table, megabytes
+from pipnet_edge.cli.render import Table, megabytes
 
 if TYPE_CHECKING:
     from pipnet_edge.benchmarks.drift import Row as DriftRow

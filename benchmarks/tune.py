@@ -19,8 +19,8 @@ from pipnet_edge.benchmarks import result as results
 from pipnet_edge.benchmarks.bench import Plan, Step
 from pipnet_edge.benchmarks.result import Measured
 from pipnet_edge.bundle import Bundle, Tuned
+from pipnet_edge.cli.render import Table, counted
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.render import Table, counted
 from pipnet_edge.targets import channel, places
 from pipnet_edge.targets.places import Place
 

@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipnet_edge import runtimes, strict
+from pipnet_edge.cli.render import counted
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.host import cpu_list
-from pipnet_edge.render import counted
 from pipnet_edge.spec import ModelSpec
 
 FORMAT, VERSION = "pipnet-edge-bundle", 3

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge import converters, host, render
+from pipnet_edge import converters, host
 from pipnet_edge.benchmarks import parity
+from pipnet_edge.cli import render
 from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.preprocess import Rect, cut, read_picture
 

@@ -20,16 +20,17 @@ import typer.main
 import typer.testing
 from numpy.typing import NDArray
 
-from pipnet_edge import cli, host, runtimes
+from pipnet_edge import host, runtimes
 from pipnet_edge.benchmarks import result as results
 from pipnet_edge.bundle import GOLDEN, Bundle, File
+from pipnet_edge.cli import app
 from pipnet_edge.decode import Decoder
 from pipnet_edge.errors import CHECK_FAILED, USER_ERROR
 
 USAGE = 2
 RUNTIME_PACKAGES = ("onnxruntime", "ncnn", "MNN", "ai_edge_litert", "tflite_runtime")
 CONVERTER_PACKAGES = ("torch", "onnx", "onnxsim", "pnnx", "litert_torch", "ai_edge_quantizer")
-COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
 
 Result = subprocess.CompletedProcess[str]
 
@@ -44,7 +45,7 @@ def here(*arguments: str | Path) -> Result:
     previous = signal.getsignal(signal.SIGTERM)
     try:
         found = typer.testing.CliRunner().invoke(
-            cli.app, list(map(str, arguments)), prog_name="pipnet-edge", catch_exceptions=False
+            app.app, list(map(str, arguments)), prog_name="pipnet-edge", catch_exceptions=False
         )
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -405,7 +406,7 @@ def test_an_interrupted_command_says_so_and_ends_its_worker(
         finally:
             process.kill()
     result = subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
-    failed(result, cli.INTERRUPTED, "interrupted")
+    failed(result, app.INTERRUPTED, "interrupted")
     assert envelope(result, "doctor") == {}
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text()), 0)
@@ -483,7 +484,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def kiosk(folder: Path) -> Path:
     """A user's own device, like a Raspberry Pi 4."""
-    text = (Path(cli.__file__).parent / "targets" / "rpi4.toml").read_text()
+    text = (Path(app.__file__).parent / "targets" / "rpi4.toml").read_text()
     path = folder / "kiosk.toml"
     path.write_text(text.replace('name = "rpi4"', 'name = "kiosk"', 1))
     return path
@@ -664,7 +665,7 @@ def test_an_interrupted_bench_leaves_no_result(null_bundle: Bundle, tmp_path: Pa
         finally:
             process.kill()
     result = subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
-    failed(result, cli.INTERRUPTED, "interrupted")
+    failed(result, app.INTERRUPTED, "interrupted")
     assert envelope(result, "bench") == {}
     assert list(tmp_path.iterdir()) == []
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from pipnet_edge.cli import app
+from pipnet_edge.cli.app import app
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipnet_edge import command
+from pipnet_edge.cli import command
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets import devices, local, places
 from pipnet_edge.targets.places import Place

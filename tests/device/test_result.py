@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipnet_edge import render
 from pipnet_edge.benchmarks import result as results
 from pipnet_edge.benchmarks.result import (
     Counted,
@@ -24,8 +23,9 @@ from pipnet_edge.benchmarks.result import (
     Settings,
     State,
 )
+from pipnet_edge.cli import render
+from pipnet_edge.cli.render import Output
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.render import Output
 from pipnet_edge.targets.emulated import Count
 from pipnet_edge.worker import STAGES
 

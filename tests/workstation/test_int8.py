@@ -23,7 +23,7 @@ import torch
 from pipnet_edge import bundle as bundles
 from pipnet_edge.benchmarks import drift, labels, metrics, parity
 from pipnet_edge.bundle import Bundle
-from pipnet_edge.cli import main
+from pipnet_edge.cli.app import main
 from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import read as checkpoints
 from pipnet_edge.converters.mnn import int8

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipnet_edge import render
+from pipnet_edge.cli import render
+from pipnet_edge.cli.render import Output
 from pipnet_edge.errors import USER_ERROR, EdgeError
-from pipnet_edge.render import Output
 
 if TYPE_CHECKING:
     from pipnet_edge.targets.places import Place

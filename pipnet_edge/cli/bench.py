@@ -10,17 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipnet_edge import render
-from pipnet_edge.command import (
-    DEFAULT_BUNDLE,
-    BundleArgument,
-    Emulate,
-    command,
-    places,
-    words,
-)
+from pipnet_edge.cli import render
+from pipnet_edge.cli.command import DEFAULT_BUNDLE, BundleArgument, Emulate, command, places, words
+from pipnet_edge.cli.render import Output, Table
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
-from pipnet_edge.render import Output, Table
 
 if TYPE_CHECKING:
     from pipnet_edge.benchmarks.bench import Plan

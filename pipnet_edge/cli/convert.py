@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipnet_edge import render
-from pipnet_edge.command import DEFAULT_BUNDLE, Threads, command, floats, thread_count, words
+from pipnet_edge.cli import render
+from pipnet_edge.cli.command import DEFAULT_BUNDLE, Threads, command, floats, thread_count, words
+from pipnet_edge.cli.render import Output, counted
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.render import Output, counted
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipnet_edge import cli_bench, cli_convert, render
-from pipnet_edge.command import (
+from pipnet_edge.cli import bench, convert, render
+from pipnet_edge.cli.command import (
     DEFAULT_BUNDLE,
     INTERRUPTED,
     BundleArgument,
@@ -22,8 +22,8 @@ from pipnet_edge.command import (
     places,
     thread_count,
 )
+from pipnet_edge.cli.render import Output, Table, counted
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.render import Output, Table, counted
 
 if TYPE_CHECKING:
     from pipnet_edge.preprocess import Box
