@@ -31,10 +31,11 @@ from pipnet_edge.benchmarks.result import (
 from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.cli.render import counted
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import channel, emulated, local, places, predict
+from pipnet_edge.targets import emulated, local, places, predict
 from pipnet_edge.targets.emulator import ready
 from pipnet_edge.targets.places import Place
-from pipnet_edge.worker import STAGES
+from pipnet_edge.worker import call as channel
+from pipnet_edge.worker.serve import STAGES
 
 THREADS = (1, 2, 4)
 EMULATED_CROPS = 2  # a frame takes seconds

@@ -29,7 +29,7 @@ from pipnet_edge.benchmarks.result import Settings
 from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.cli import render
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
-from pipnet_edge.targets import channel
+from pipnet_edge.worker import call
 
 LIMIT = 0.03
 TURN = 0.25

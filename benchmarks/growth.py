@@ -29,7 +29,7 @@ from pipnet_edge.benchmarks.result import Measured, Settings, facts_of
 from pipnet_edge.cli import render
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets import local
-from pipnet_edge.worker import STAGES
+from pipnet_edge.worker.serve import STAGES
 
 # Landmarks to a dataset that has so many.
 DATA = {19: "aflw", 29: "cofw", 68: "300w", 98: "wflw", 106: "lapa"}

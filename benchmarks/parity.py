@@ -15,7 +15,8 @@ from pipnet_edge.bundle import Bundle, Parity, Variant
 from pipnet_edge.decode import MAP_NAMES, Decoder, Landmarks, Maps, Winners
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 from pipnet_edge.preprocess import PICTURE_SUFFIXES, Rect, cut, pictures_in, read_picture
-from pipnet_edge.targets import channel, local
+from pipnet_edge.targets import local
+from pipnet_edge.worker import call as channel
 
 
 @dataclass(frozen=True)

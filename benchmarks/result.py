@@ -20,9 +20,9 @@ from pipnet_edge import strict
 from pipnet_edge.cli.render import SCHEMA, counted
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.host import THROTTLED
-from pipnet_edge.targets import channel
 from pipnet_edge.targets.emulated import Count
-from pipnet_edge.worker import STAGES
+from pipnet_edge.worker import call
+from pipnet_edge.worker.serve import STAGES
 
 VERSION = 1
 Facts = Mapping[str, str]
@@ -154,7 +154,7 @@ class Result:
 
 def facts_of(event: Mapping[str, Any]) -> Facts:
     """A worker's facts of its machine, as text."""
-    shown = channel.machine(event)
+    shown = call.machine(event)
     return {key: " ".join(value) if isinstance(value, list) else str(value) for key, value in shown.items()}
 
 

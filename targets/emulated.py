@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import channel
 from pipnet_edge.targets.devices import Device, devices
 from pipnet_edge.targets.emulator import WORKER, Emulator, ready
-from pipnet_edge.worker import STAGES
+from pipnet_edge.worker import call
+from pipnet_edge.worker.serve import STAGES
 
 PLUGIN = Path(__file__).with_name("icount.c")
 WARM_UP = 2
@@ -37,19 +37,19 @@ class Emulated:
     device: Device
     emulator: Emulator
 
-    def __call__(self, job: channel.Job, listen: channel.Listen = channel.ignore) -> channel.Event:
+    def __call__(self, job: call.Job, listen: call.Listen = call.ignore) -> call.Event:
         if job["do"] == "time":
             raise EdgeError(f"an emulated {self.device.name} has no speed; count its instructions, or measure on one")
         cpu = core(self.device)
         with self.emulator.environment() as environment:
             command = [*self.emulator.python(cpu), *WORKER]
-            done = channel.converse(command, job, lambda event: listen(_untimed(event)), environment)
+            done = call.converse(command, job, lambda event: listen(_untimed(event)), environment)
         if job["do"] == "facts":
             done = {"cpu": cpu} | {name: value for name, value in done.items() if name in FACTS}
         return {**done, "loaded": _untimed(done["loaded"])}
 
 
-def calling(device: Device) -> channel.Call:
+def calling(device: Device) -> call.Call:
     """A Call to a device under the emulator that is set up. Raises EdgeError where there is none."""
     core(device)
     return Emulated(device, ready())
@@ -105,7 +105,7 @@ def count(
     variant: str,
     crops: NDArray[np.uint8] | None = None,
     frames: int = 3,
-    listen: channel.Listen = channel.ignore,
+    listen: call.Listen = call.ignore,
 ) -> Instructions:
     """Counts the instructions of a variant's frames over crops (n, S, S, 3) uint8 RGB, by default the golden ones.
 
@@ -120,12 +120,12 @@ def count(
         plugin, log, cpu = compiled(folder), folder / "log", core(device)
         with emulator.environment() as environment:
             command = [*emulator.counted_python(cpu, root(emulator, cpu, folder / "root"), plugin, log), *WORKER]
-            done = channel.converse(command, job, lambda event: listen(_untimed(event)), environment)
+            done = call.converse(command, job, lambda event: listen(_untimed(event)), environment)
         stages, spread = _read(log.read_text())
         return Instructions(cpu, done["loaded"]["version"], stages, frames, spread)
 
 
-def _untimed(event: channel.Event) -> channel.Event:
+def _untimed(event: call.Event) -> call.Event:
     return {key: value for key, value in event.items() if key != "milliseconds"}
 
 

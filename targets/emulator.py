@@ -27,8 +27,9 @@ from pathlib import Path
 import pipnet_edge
 from pipnet_edge import runtimes
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import channel, debian
+from pipnet_edge.targets import debian
 from pipnet_edge.targets.debian import Tree
+from pipnet_edge.worker import call
 
 HOST, GUEST = "amd64", "arm64"  # as Debian calls them
 SUITE, PYTHON = "bookworm", "3.11"
@@ -191,7 +192,7 @@ def _build(folder: Path, step: Step) -> None:
         step(f"{runtime} in the emulator", len(TREES) + 1 + done, steps)
         with emulator.environment() as environment:
             job = {"do": "probe", "runtime": runtime}
-            channel.converse([*emulator.python(PROBED_ON), *WORKER], job, environment=environment)
+            call.converse([*emulator.python(PROBED_ON), *WORKER], job, environment=environment)
     (folder / FILES).write_text(json.dumps(_sizes(folder)))
 
 

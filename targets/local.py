@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from pipnet_edge.targets import channel
+from pipnet_edge.worker import call as channel
 
 
 def call(job: channel.Job, listen: channel.Listen = channel.ignore) -> channel.Event:

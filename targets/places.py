@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import channel, devices, local
+from pipnet_edge.targets import devices, local
 from pipnet_edge.targets.devices import Device
+from pipnet_edge.worker import call
 
 LOCAL = "local"
 WAYS = ("local", "ssh", "emulated", "predicted")
@@ -61,7 +62,7 @@ def resolve(name: str, host: str | None, emulate: bool, predict: bool, board: st
 
 
 @contextmanager
-def calling(place: Place, keep: bool = False) -> Iterator[channel.Call]:
+def calling(place: Place, keep: bool = False) -> Iterator[call.Call]:
     """The way to do jobs at a place, for as long as the block runs. keep: a board keeps what was pushed.
 
     Raises EdgeError for a place where nothing is run, and when it cannot be reached.

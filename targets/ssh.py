@@ -22,9 +22,10 @@ import pipnet_edge
 from pipnet_edge import bundle as bundles
 from pipnet_edge import runtimes
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import advice, channel, wire
-from pipnet_edge.targets.channel import Lost
+from pipnet_edge.targets import advice, wire
 from pipnet_edge.targets.wire import Message
+from pipnet_edge.worker import call as channel
+from pipnet_edge.worker.call import Lost
 
 OPTIONS = "PIPNET_EDGE_SSH_OPTIONS"  # an environment variable: more options for ssh, as a shell would split them
 PYTHONS = ("~/pipnet/bin/python", "python3")

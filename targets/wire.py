@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets.channel import Lost, last_line
+from pipnet_edge.worker.call import Lost, last_line
 
 BEAT, PATIENCE, CLOSING = 4.0, 30.0, 20.0  # seconds between signs of life, without one, and for the far end to go
 

@@ -179,8 +179,8 @@ def doctor(target: Target = None, host: Host = None, emulate: Emulate = False) -
     from pipnet_edge import runtimes
     from pipnet_edge.benchmarks.result import facts_of
     from pipnet_edge.errors import CHECK_FAILED
-    from pipnet_edge.targets import channel
     from pipnet_edge.targets.places import calling
+    from pipnet_edge.worker import call as channel
 
     (place,) = places([target] if target else (), [host] if host else (), emulate, False)
     results: dict[str, dict[str, str]] = {}

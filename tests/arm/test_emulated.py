@@ -16,11 +16,12 @@ from pipnet_edge import bundle as bundles
 from pipnet_edge import runtimes
 from pipnet_edge.benchmarks import parity
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import channel, emulated
+from pipnet_edge.targets import emulated
 from pipnet_edge.targets.devices import device
 from pipnet_edge.targets.emulated import Count, Emulated, Instructions
 from pipnet_edge.targets.emulator import Emulator
-from pipnet_edge.worker import MARK
+from pipnet_edge.worker import call as channel
+from pipnet_edge.worker.serve import MARK
 
 BOARDS = ("rpi4", "rpi5")
 VARIANTS = [f"{runtime}-{precision}" for runtime in runtimes.DESTINATIONS for precision in ("fp32", "int8")]

@@ -19,9 +19,10 @@ from pipnet_edge.benchmarks.result import Measured, Settings
 from pipnet_edge.bundle import Bundle, Parity
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.runtimes import null
-from pipnet_edge.targets import channel, devices, local
+from pipnet_edge.targets import devices, local
 from pipnet_edge.targets.places import Place
-from pipnet_edge.worker import STAGES
+from pipnet_edge.worker import call as channel
+from pipnet_edge.worker.serve import STAGES
 
 QUICK = Settings(warmup=1, seconds=0, count=4)
 HERE = Place("local", "local")

@@ -27,7 +27,7 @@ from pipnet_edge.cli import render
 from pipnet_edge.cli.render import Output
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets.emulated import Count
-from pipnet_edge.worker import STAGES
+from pipnet_edge.worker.serve import STAGES
 
 FACTS = {"machine": "aarch64", "cpu": "Cortex-A72", "cores": "4", "governor": "performance"}
 COOL = State(0.0, (1800,), 50.0, 0, 1.0)

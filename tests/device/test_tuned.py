@@ -23,7 +23,8 @@ from pipnet_edge.benchmarks.tune import Candidate, Trial
 from pipnet_edge.bundle import MANIFEST, Bundle, Tuned
 from pipnet_edge.choice import Choice, choose
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import channel, local
+from pipnet_edge.targets import local
+from pipnet_edge.worker import call
 
 Edit = Callable[[Path, tuple[str | int, ...], object], None]
 HERE = host.name(host.facts())
@@ -309,9 +310,9 @@ def test_a_variant_that_fails_is_told_and_not_tried_again() -> None:
 
 def test_a_lost_connection_ends_it() -> None:
     def lost(_: Candidate) -> float:
-        raise channel.Lost("gone")
+        raise call.Lost("gone")
 
-    with pytest.raises(channel.Lost):
+    with pytest.raises(call.Lost):
         tune.search(["a", "b"], [(0,)], (), lost)
 
 

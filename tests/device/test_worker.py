@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipnet_edge import runtimes, worker
+from pipnet_edge import runtimes
 from pipnet_edge.bundle import MANIFEST, Bundle
 from pipnet_edge.decode import MAP_NAMES, Decoder
 from pipnet_edge.errors import CHECK_FAILED, USER_ERROR, EdgeError
 from pipnet_edge.runtimes import null
-from pipnet_edge.targets import channel, local
+from pipnet_edge.targets import local
+from pipnet_edge.worker import call, serve
 
 # A runtime whose native code writes to stdout: on import, when it runs, and, buffered, at the end of the process.
 NOISY = """
@@ -76,7 +77,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
 def test_infer_gives_what_decode_gives(null_bundle: Bundle, crops: NDArray[np.uint8]) -> None:
     _, maps = null_bundle.read_golden()
     steps: list[tuple[int | None, int | None]] = []
-    found = channel.infer(
+    found = call.infer(
         local.call,
         null_bundle.folder,
         "null-fp16",
@@ -97,14 +98,14 @@ def test_infer_gives_what_decode_gives(null_bundle: Bundle, crops: NDArray[np.ui
 
 
 def test_infer_gives_maps_only_when_asked(null_bundle: Bundle, crops: NDArray[np.uint8]) -> None:
-    found = channel.infer(local.call, null_bundle.folder, "null-fp32", 1, crops[:1])
+    found = call.infer(local.call, null_bundle.folder, "null-fp32", 1, crops[:1])
     assert found.maps is None
     assert found.landmarks.points.shape == (1, 5, 2)
 
 
 def test_relative_bundles(null_bundle: Bundle, crops: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(null_bundle.folder.parent)
-    assert len(channel.infer(local.call, Path("bundle"), "null-fp32", 1, crops).landmarks.points) == 3
+    assert len(call.infer(local.call, Path("bundle"), "null-fp32", 1, crops).landmarks.points) == 3
 
 
 def test_facts_are_the_machine_s() -> None:
@@ -116,21 +117,21 @@ def test_facts_are_the_machine_s() -> None:
     assert set(facts["runtimes"]) <= set(runtimes.ADAPTERS)
 
 
-def timed(bundle: Bundle, **job: Any) -> tuple[list[channel.Event], channel.Event]:
+def timed(bundle: Bundle, **job: Any) -> tuple[list[call.Event], call.Event]:
     """A timing job's events and its end."""
-    events: list[channel.Event] = []
+    events: list[call.Event] = []
     asked = {"do": "time", "bundle": str(bundle.folder), "variant": "null-fp32", "threads": 1, "warmup": 2, **job}
     return events, local.call(asked, events.append)
 
 
-def stage(events: list[channel.Event], name: str) -> list[float]:
+def stage(events: list[call.Event], name: str) -> list[float]:
     return [sample for event in events if event["event"] == "samples" for sample in event["stages"][name]]
 
 
 def test_time_takes_as_many_samples_as_asked(null_bundle: Bundle) -> None:
     events, done = timed(null_bundle, seconds=0.0, count=7)
     assert [event["event"] for event in events] == ["loaded", "first", "samples", "samples"]
-    for name in worker.STAGES:
+    for name in serve.STAGES:
         assert len(stage(events, name)) == 7
         assert min(stage(events, name)) > 0
     assert events[0]["version"] == null.version()
@@ -150,12 +151,12 @@ def test_time_goes_on_for_as_long_as_asked_and_tells_meanwhile(null_bundle: Bund
     assert len(told) >= 4
     assert told[-1] >= 0.7
     # The samples are milliseconds of that very time.
-    total = sum(sum(stage(events, name)) for name in worker.STAGES)
+    total = sum(sum(stage(events, name)) for name in serve.STAGES)
     assert 300 < total < took * 1000
 
 
 def test_frames_begin_with_a_larger_picture_from_which_the_crop_is_cut(crops: NDArray[np.uint8]) -> None:
-    pictures, prepare = worker._frames(crops, 1)
+    pictures, prepare = serve._frames(crops, 1)
     assert prepare is not None
     for picture, crop in zip(pictures, crops, strict=True):
         assert picture.shape[0] == 2 * crop.shape[0]
@@ -182,7 +183,7 @@ def test_time_warms_up_and_takes_the_crops_in_turn(
     null_bundle: Bundle, crops: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    monkeypatch.setattr(worker, "_frames", lambda crops, _: (list(range(len(crops))), None))
+    monkeypatch.setattr(serve, "_frames", lambda crops, _: (list(range(len(crops))), None))
 
     def counted(self: null.Session, index: int) -> Any:
         seen.append(index)
@@ -191,7 +192,7 @@ def test_time_warms_up_and_takes_the_crops_in_turn(
     run = null.Session.run
     monkeypatch.setattr(null.Session, "run", counted)
     job = {"do": "time", "bundle": str(null_bundle.folder), "variant": "null-fp32", "threads": 1}
-    list(worker.timing(job | {"warmup": 4, "seconds": 0, "count": 5}))
+    list(serve.timing(job | {"warmup": 4, "seconds": 0, "count": 5}))
     assert seen == [0, 1, 2, 0, 0, 1, 2, 0, 1]
 
 
@@ -227,20 +228,20 @@ def refused(message: str, work: Callable[[], object]) -> EdgeError:
 def test_unknown_jobs() -> None:
     error = refused("no job 'format'; allowed: probe, facts, infer, time", lambda: local.call({"do": "format"}))
     assert error.code == USER_ERROR
-    assert worker.serve(io.StringIO(), {}) == USER_ERROR
+    assert serve.serve(io.StringIO(), {}) == USER_ERROR
 
 
 def test_missing_and_spoilt_bundles(bundle: Bundle, crops: NDArray[np.uint8], tmp_path: Path) -> None:
-    refused("manifest.json", lambda: channel.infer(local.call, tmp_path / "nowhere", "null-fp32", 1, crops))
+    refused("manifest.json", lambda: call.infer(local.call, tmp_path / "nowhere", "null-fp32", 1, crops))
     refused(
         "has no variant 'ncnn-fp32', only null-fp32",
-        lambda: channel.infer(local.call, bundle.folder, "ncnn-fp32", 1, crops),
+        lambda: call.infer(local.call, bundle.folder, "ncnn-fp32", 1, crops),
     )
     (bundle.folder / "null-fp32" / "golden.npz").write_bytes(b"")
-    refused("was changed after it was written", lambda: channel.infer(local.call, bundle.folder, "null-fp32", 1, crops))
+    refused("was changed after it was written", lambda: call.infer(local.call, bundle.folder, "null-fp32", 1, crops))
     (bundle.folder / MANIFEST).write_text("[]")
     refused(
-        "is not a pipnet-edge-bundle manifest", lambda: channel.infer(local.call, bundle.folder, "null-fp16", 1, crops)
+        "is not a pipnet-edge-bundle manifest", lambda: call.infer(local.call, bundle.folder, "null-fp16", 1, crops)
     )
 
 
@@ -261,7 +262,7 @@ def test_wrong_crops(
     np.save(tmp_path / "crops.npy", spoil(crops))
     job = {"do": "infer", "bundle": str(null_bundle.folder), "variant": "null-fp32", "threads": 1}
     lines = io.StringIO()
-    status = worker.serve(lines, job | {"crops": str(tmp_path / "crops.npy"), "out": str(tmp_path / "out.npz")})
+    status = serve.serve(lines, job | {"crops": str(tmp_path / "crops.npy"), "out": str(tmp_path / "out.npz")})
     event = json.loads(lines.getvalue())
     assert (event["event"], event["code"], status) == ("error", USER_ERROR, USER_ERROR)
     assert re.fullmatch(rf"crops are {found}, this bundle takes uint8 \(n, 96, 96, 3\)", event["message"])
@@ -269,18 +270,16 @@ def test_wrong_crops(
 
 
 def test_refusals_cross_the_process(null_bundle: Bundle, crops: NDArray[np.uint8]) -> None:
-    refused("crops are uint8", lambda: channel.infer(local.call, null_bundle.folder, "null-fp32", 1, crops[:, :64]))
+    refused("crops are uint8", lambda: call.infer(local.call, null_bundle.folder, "null-fp32", 1, crops[:, :64]))
     refused(
-        "this crop is none of them", lambda: channel.infer(local.call, null_bundle.folder, "null-fp32", 1, 255 - crops)
+        "this crop is none of them", lambda: call.infer(local.call, null_bundle.folder, "null-fp32", 1, 255 - crops)
     )
 
 
 def test_nan_from_a_runtime_is_an_error(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     made = make_bundle(tmp_path / "nan", maps={"offset_x": np.full((3, 5, 3, 3), np.nan, np.float32)})
     crops, _ = made.read_golden()
-    refused(
-        "map 'offset_x' holds NaN or infinity", lambda: channel.infer(local.call, made.folder, "null-fp32", 1, crops)
-    )
+    refused("map 'offset_x' holds NaN or infinity", lambda: call.infer(local.call, made.folder, "null-fp32", 1, crops))
 
 
 def test_unknown_runtimes() -> None:
@@ -360,7 +359,7 @@ def test_a_worker_that_does_not_read_its_job(python: Callable[[str], None]) -> N
 def test_an_interrupted_command_ends_its_worker(python: Callable[[str], None], tmp_path: Path) -> None:
     python(f'echo $$ > {tmp_path}/pid\necho \'{{"event": "progress", "done": 1, "of": 2}}\'\nexec sleep 60\n')
 
-    def interrupt(_: channel.Event) -> None:
+    def interrupt(_: call.Event) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -397,7 +396,7 @@ def test_files_in_the_current_folder_are_not_imported(
 ) -> None:
     (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\nraise SystemExit(9)\n")
     monkeypatch.chdir(tmp_path)
-    found = channel.infer(local.call, null_bundle.folder, "null-fp32", 1, crops[:1])
+    found = call.infer(local.call, null_bundle.folder, "null-fp32", 1, crops[:1])
     assert found.landmarks.points.shape == (1, 5, 2)
     assert not (tmp_path / "imported").exists()
 

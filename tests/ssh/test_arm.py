@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from pipnet_edge import bundle as bundles
-from pipnet_edge.targets import channel, local
+from pipnet_edge.targets import local
+from pipnet_edge.worker import call
 
 
 def test_facts_and_a_runtime(arm_board: Any) -> None:
@@ -23,6 +24,6 @@ def test_facts_and_a_runtime(arm_board: Any) -> None:
 def test_landmarks_are_those_of_this_machine(arm_board: Any, demo_bundle: Path) -> None:
     crops, _ = bundles.read(demo_bundle).read_golden()
     with arm_board.connect() as board:
-        there = channel.infer(board.call, demo_bundle, "ncnn-fp32", 1, crops[:1])
-    here = channel.infer(local.call, demo_bundle, "ncnn-fp32", 1, crops[:1])
+        there = call.infer(board.call, demo_bundle, "ncnn-fp32", 1, crops[:1])
+    here = call.infer(local.call, demo_bundle, "ncnn-fp32", 1, crops[:1])
     np.testing.assert_allclose(there.landmarks.points, here.landmarks.points, atol=1e-4)

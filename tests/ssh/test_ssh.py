@@ -25,7 +25,8 @@ from pipnet_edge.bundle import GOLDEN, MANIFEST, Bundle
 from pipnet_edge.decode import MAP_NAMES, Decoder
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.runtimes import DESTINATIONS
-from pipnet_edge.targets import advice, channel, ssh, wire
+from pipnet_edge.targets import advice, ssh, wire
+from pipnet_edge.worker import call
 
 Clean = Any  # conftest.StandIn
 STORE = ".cache/pipnet-edge/files"
@@ -80,10 +81,10 @@ def test_facts_and_every_runtime(clean: Clean) -> None:
 
 def test_infer_gives_what_decode_gives(clean: Clean, bundle: Bundle, sent: list[str]) -> None:
     crops, maps = bundle.read_golden()
-    events: list[channel.Event] = []
+    events: list[call.Event] = []
     with clean.connect() as board:
-        first = channel.infer(board.call, bundle.folder, "null-fp32", 1, crops, maps=True, listen=events.append)
-        again = channel.infer(board.call, bundle.folder, "null-fp16", 1, crops)
+        first = call.infer(board.call, bundle.folder, "null-fp32", 1, crops, maps=True, listen=events.append)
+        again = call.infer(board.call, bundle.folder, "null-fp16", 1, crops)
     for found in (first, again):
         np.testing.assert_array_equal(found.landmarks.points, Decoder(bundle.spec)(maps).points)
     assert first.maps is not None
@@ -107,7 +108,7 @@ def test_the_worker_runs_what_was_pushed(clean: Clean) -> None:
 
 
 def test_time_streams_samples(clean: Clean, bundle: Bundle) -> None:
-    events: list[channel.Event] = []
+    events: list[call.Event] = []
     with clean.connect() as board:
         done = board.call(forever(bundle) | {"seconds": 0, "count": 5}, events.append)
     assert sum(len(event["stages"]["decode"]) for event in events if event["event"] == "samples") == 5
@@ -122,7 +123,7 @@ def test_two_boards_at_once(clean: Clean, bundle: Bundle) -> None:
     def visit(variant: str) -> Any:
         with clean.connect() as board:
             meet.wait()
-            found = channel.infer(board.call, bundle.folder, variant, 1, crops)
+            found = call.infer(board.call, bundle.folder, variant, 1, crops)
             meet.wait()
         return found.landmarks.points
 
@@ -161,7 +162,7 @@ def test_nothing_stays_and_with_keep_only_what_changed_is_sent(
     def visit(keep: bool) -> list[str]:
         sent.clear()
         with emptied.connect(keep=keep) as board:
-            channel.infer(board.call, mine, "null-fp32", 1, crops)
+            call.infer(board.call, mine, "null-fp32", 1, crops)
         return [path.rpartition("/")[2] for path in sent]
 
     assert "worker.py" in visit(keep=True)
@@ -210,7 +211,7 @@ def run_until_cut(clean: Clean, bundle: Bundle, cut: Callable[[], None], options
     """The message when `cut` is called after samples came. Samples until then have reached the listener."""
     samples: list[float] = []
 
-    def listen(event: channel.Event) -> None:
+    def listen(event: call.Event) -> None:
         if event["event"] == "samples" and event["stages"]["decode"]:
             samples.extend(event["stages"]["decode"])
             assert any("pipnet_edge.worker" in line for line in clean.processes().values())
@@ -220,7 +221,7 @@ def run_until_cut(clean: Clean, bundle: Bundle, cut: Callable[[], None], options
         with ssh.connect("board", options=(*clean.options, *options)) as board:
             try:
                 board.call(forever(bundle), listen)
-            except channel.Lost:
+            except call.Lost:
                 # It says so again, at once.
                 assert "was lost" in refused(lambda: board.call({"do": "facts"}))
                 raise
@@ -295,7 +296,7 @@ def test_a_command_that_is_interrupted(clean: Clean, bundle: Bundle, number: sig
 def test_a_listener_that_raises(clean: Clean, bundle: Bundle) -> None:
     """The worker is ended, and the board can be used again."""
 
-    def enough(event: channel.Event) -> None:
+    def enough(event: call.Event) -> None:
         raise LookupError(event["event"])
 
     with clean.connect() as board:
@@ -312,19 +313,19 @@ def test_another_thread_closes_the_connection(clean: Clean, bundle: Bundle) -> N
         with clean.connect() as board:
             visit = pool.submit(board.call, forever(bundle), lambda _: started.set())
             assert started.wait(60)
-        with pytest.raises(channel.Lost):
+        with pytest.raises(call.Lost):
             visit.result(60)
 
 
 def test_a_far_end_that_is_killed(clean: Clean, bundle: Bundle) -> None:
     """It cannot clean up; the worker ends with its next line, and the next session removes what lies there."""
 
-    def kill(_: channel.Event) -> None:
+    def kill(_: call.Event) -> None:
         for pid, line in clean.processes().items():
             if "sys.stdin.buffer.read" in line and not line.startswith("sshd"):
                 os.kill(pid, signal.SIGKILL)
 
-    with clean.connect() as board, pytest.raises(channel.Lost, match="was lost while 'time null-fp32' ran there"):
+    with clean.connect() as board, pytest.raises(call.Lost, match="was lost while 'time null-fp32' ran there"):
         board.call(forever(bundle), kill)
     clean.wait_until_quiet()
     for path in (clean.home / ".cache/pipnet-edge").glob("session-*"):
@@ -372,10 +373,10 @@ def test_a_runtime_that_crashes(clean: Clean) -> None:
 def test_the_worker_s_own_refusals(clean: Clean, bundle: Bundle) -> None:
     crops, _ = bundle.read_golden()
     with clean.connect() as board:
-        message = refused(lambda: channel.infer(board.call, bundle.folder, "null-fp32", 1, crops[:, :64]))
+        message = refused(lambda: call.infer(board.call, bundle.folder, "null-fp32", 1, crops[:, :64]))
         assert re.match(r"board: crops are uint8 \(4, 64, 96, 3\), this bundle takes", message)
         assert "has no variant 'ncnn-fp32'" in refused(
-            lambda: channel.infer(board.call, bundle.folder, "ncnn-fp32", 1, crops)
+            lambda: call.infer(board.call, bundle.folder, "ncnn-fp32", 1, crops)
         )
 
 

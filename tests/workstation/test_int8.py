@@ -31,7 +31,8 @@ from pipnet_edge.converters.ncnn import model as ncnn_model
 from pipnet_edge.converters.quantize import calibration
 from pipnet_edge.converters.tflite import file as tflite_file
 from pipnet_edge.decode import Decoder, Landmarks
-from pipnet_edge.targets import channel, local
+from pipnet_edge.targets import local
+from pipnet_edge.worker import call
 
 RUNTIMES = ("onnx", "ncnn", "mnn", "tflite")
 LABELS = golden.FACES / "labels.txt"
@@ -152,8 +153,8 @@ def test_heads_inside_are_those_beside_others_rounded(demo_bundle):
 def test_drift_on_faces_that_nobody_has_seen(demo_bundle):
     bundle = bundles.read(demo_bundle)
     crops = parity.crops_of(parity.images_in(golden.FACES), bundle.spec.input_size)
-    truth = channel.infer(local.call, demo_bundle, "onnx-fp32", 1, crops).landmarks
-    found = {name: channel.infer(local.call, demo_bundle, f"{name}-int8", 1, crops).landmarks for name in RUNTIMES}
+    truth = call.infer(local.call, demo_bundle, "onnx-fp32", 1, crops).landmarks
+    found = {name: call.infer(local.call, demo_bundle, f"{name}-int8", 1, crops).landmarks for name in RUNTIMES}
     px = {name: distance(landmarks, truth, bundle) for name, landmarks in found.items()}
     for name, landmarks in found.items():
         assert 0.01 < px[name] <= 0.35
