@@ -10,8 +10,8 @@ import pytest
 
 from pipnet_edge import bundle as bundles
 from pipnet_edge import runtimes
-from pipnet_edge.benchmarks import by_hand
 from pipnet_edge.benchmarks.result import Settings
+from pipnet_edge.benchmarks.studies import by_hand
 from pipnet_edge.decode import outputs as decode_outputs
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets import local

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from pipnet_edge import bundle as bundles
-from pipnet_edge.benchmarks import growth, growth_faces, growth_page
-from pipnet_edge.benchmarks.growth import FACED, Network
-from pipnet_edge.benchmarks.growth_page import LANDMARKS, SIDE, Growth
-from pipnet_edge.converters import golden, variations
+from pipnet_edge.benchmarks.studies import growth, growth_faces, growth_page, variations
+from pipnet_edge.benchmarks.studies.growth import FACED, Network
+from pipnet_edge.benchmarks.studies.growth_page import LANDMARKS, SIDE, Growth
+from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import nets, read
 from pipnet_edge.decode import Decoder
 from pipnet_edge.errors import EdgeError

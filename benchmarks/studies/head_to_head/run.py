@@ -72,8 +72,8 @@ def prepare(given: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
     import torch
 
     from pipnet_edge.benchmarks import labels
+    from pipnet_edge.benchmarks.studies import variations
     from pipnet_edge.converters import core as export
-    from pipnet_edge.converters import variations
     from pipnet_edge.converters.checkpoint import read as checkpoints
 
     options = checkpoints.Options(data=given.data)

@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import bundle as bundles
-from pipnet_edge.benchmarks import bench, growth_page
-from pipnet_edge.benchmarks.growth_page import LANDMARKS, SIDE, Faces, Growth, Run
+from pipnet_edge.benchmarks import bench
 from pipnet_edge.benchmarks.result import Measured, Settings, facts_of
+from pipnet_edge.benchmarks.studies import growth_page
+from pipnet_edge.benchmarks.studies.growth_page import LANDMARKS, SIDE, Faces, Growth, Run
 from pipnet_edge.cli import render
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets import local
