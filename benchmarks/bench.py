@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import __version__
-from pipnet_edge.benchmarks import parity
+from pipnet_edge.benchmarks.accuracy import parity
 from pipnet_edge.benchmarks.result import (
     VERSION,
     Counted,

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.benchmarks.metrics import PerLandmark
+from pipnet_edge.benchmarks.accuracy.metrics import PerLandmark
 from pipnet_edge.spec import MeanFace
 
 Image = NDArray[np.uint8]

@@ -12,9 +12,9 @@ from pipnet_edge.benchmarks.result import warnings
 from pipnet_edge.cli.render import Table, megabytes
 
 if TYPE_CHECKING:
-    from pipnet_edge.benchmarks.drift import Row as DriftRow
-    from pipnet_edge.benchmarks.metrics import Estimate
-    from pipnet_edge.benchmarks.parity import Row as ParityRow
+    from pipnet_edge.benchmarks.accuracy.drift import Row as DriftRow
+    from pipnet_edge.benchmarks.accuracy.metrics import Estimate
+    from pipnet_edge.benchmarks.accuracy.parity import Row as ParityRow
     from pipnet_edge.benchmarks.result import Change, Counted, Measured, Predicted, Result
     from pipnet_edge.bundle import Budget, Bundle, Source
     from pipnet_edge.spec import ModelSpec

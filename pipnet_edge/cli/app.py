@@ -89,8 +89,8 @@ def parity(
 ) -> Output:
     """Check, here or on a target, that every variant gives the float network's maps and landmarks."""
     from pipnet_edge import bundle as bundles
-    from pipnet_edge.benchmarks import parity as check
     from pipnet_edge.benchmarks import tables
+    from pipnet_edge.benchmarks.accuracy import parity as check
     from pipnet_edge.targets.places import calling
 
     (place,) = places([target] if target else (), [host] if host else (), emulate, False)
@@ -141,9 +141,10 @@ def drift(
 ) -> Output:
     """Measure what variants lose against the float network over a folder of faces, and against labels."""
     from pipnet_edge import bundle as bundles
-    from pipnet_edge.benchmarks import drift as drifts
-    from pipnet_edge.benchmarks import labels as label_files
-    from pipnet_edge.benchmarks import metrics, tables
+    from pipnet_edge.benchmarks import tables
+    from pipnet_edge.benchmarks.accuracy import drift as drifts
+    from pipnet_edge.benchmarks.accuracy import labels as label_files
+    from pipnet_edge.benchmarks.accuracy import metrics
 
     limits = [metrics.parse_limit(text) for text in limit or ()]
     opened = bundles.read(bundle)

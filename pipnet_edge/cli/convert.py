@@ -44,7 +44,8 @@ def demo(
 ) -> Output:
     """Convert and quantize the embedded checkpoint for every runtime; show parity, drift, speed and landmarks."""
     from pipnet_edge import converters, runtimes
-    from pipnet_edge.benchmarks import bench, drift, labels, parity, picture, tables
+    from pipnet_edge.benchmarks import bench, picture, tables
+    from pipnet_edge.benchmarks.accuracy import drift, labels, parity
     from pipnet_edge.benchmarks.result import QUICK
     from pipnet_edge.converters import golden
     from pipnet_edge.converters.checkpoint import read as checkpoints
@@ -175,7 +176,8 @@ def convert(
 ) -> Output:
     """Make a verified bundle from a trained checkpoint."""
     from pipnet_edge import converters
-    from pipnet_edge.benchmarks import drift, parity, tables
+    from pipnet_edge.benchmarks import tables
+    from pipnet_edge.benchmarks.accuracy import drift, parity
     from pipnet_edge.converters.quantize import budget as budgets
 
     # Checked before torch is imported: whoever mistypes need not wait for it.
@@ -273,7 +275,7 @@ def _faces(
 
     The second value says what was left out.
     """
-    from pipnet_edge.benchmarks import labels as label_files
+    from pipnet_edge.benchmarks.accuracy import labels as label_files
 
     found = label_files.read_labels(labels, images) if labels else label_files.image_folder(images)
     nothing = [None] * len(found.images)

@@ -14,7 +14,7 @@ import pytest
 
 from pipnet_edge import bundle as bundles
 from pipnet_edge import runtimes
-from pipnet_edge.benchmarks import parity
+from pipnet_edge.benchmarks.accuracy import parity
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets import emulated
 from pipnet_edge.targets.devices import device

@@ -8,7 +8,7 @@ import cv2
 import pytest
 
 from pipnet_edge import host, runtimes
-from pipnet_edge.benchmarks import drift, labels
+from pipnet_edge.benchmarks.accuracy import drift, labels
 from pipnet_edge.bundle import Bundle
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from pipnet_edge.benchmarks import metrics as drift
-from pipnet_edge.benchmarks.metrics import (
+from pipnet_edge.benchmarks.accuracy import metrics as drift
+from pipnet_edge.benchmarks.accuracy.metrics import (
     METRICS,
     Estimate,
     Limit,

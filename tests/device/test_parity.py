@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipnet_edge.benchmarks import parity
+from pipnet_edge.benchmarks.accuracy import parity
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.decode import MAP_NAMES, WINNER_NAMES, Decoder, Landmarks, Maps, Winners, map_shapes
 from pipnet_edge.runtimes import null

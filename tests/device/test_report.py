@@ -13,8 +13,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from pipnet_edge.benchmarks import drift as drifts
-from pipnet_edge.benchmarks import metrics, parity, plots, report, report_charts, report_speed, report_tables
+from pipnet_edge.benchmarks import plots, report, report_charts, report_speed, report_tables
+from pipnet_edge.benchmarks.accuracy import drift as drifts
+from pipnet_edge.benchmarks.accuracy import metrics, parity
 from pipnet_edge.benchmarks.report_data import Report, Target
 from pipnet_edge.benchmarks.result import (
     VERSION,

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipnet_edge.benchmarks.labels import read_labels
-from pipnet_edge.benchmarks.metrics import measure, summarise
-from pipnet_edge.benchmarks.parity import crops_of
+from pipnet_edge.benchmarks.accuracy.labels import read_labels
+from pipnet_edge.benchmarks.accuracy.metrics import measure, summarise
+from pipnet_edge.benchmarks.accuracy.parity import crops_of
 from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import nets, read
 from pipnet_edge.decode import Decoder, Landmarks, Maps

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipnet_edge.benchmarks import drift
+from pipnet_edge.benchmarks.accuracy import drift
 from pipnet_edge.converters import golden
 from pipnet_edge.converters.quantize import calibration
 from pipnet_edge.errors import EdgeError

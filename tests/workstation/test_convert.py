@@ -18,7 +18,7 @@ import onnx
 import pytest
 
 from pipnet_edge import bundle as bundles
-from pipnet_edge.benchmarks import parity
+from pipnet_edge.benchmarks.accuracy import parity
 from pipnet_edge.converters import core as export
 from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import nets

@@ -10,7 +10,7 @@ import cv2
 import pytest
 
 from pipnet_edge import bundle as bundles
-from pipnet_edge.benchmarks import drift, labels, metrics
+from pipnet_edge.benchmarks.accuracy import drift, labels, metrics
 from pipnet_edge.converters import golden
 from pipnet_edge.errors import EdgeError
 

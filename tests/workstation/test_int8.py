@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from pipnet_edge import bundle as bundles
-from pipnet_edge.benchmarks import drift, labels, metrics, parity
+from pipnet_edge.benchmarks.accuracy import drift, labels, metrics, parity
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.cli.app import main
 from pipnet_edge.converters import golden

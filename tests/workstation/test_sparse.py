@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipnet_edge.benchmarks import parity
+from pipnet_edge.benchmarks.accuracy import parity
 from pipnet_edge.bundle import HEADS, Bundle, File, Source, read
 from pipnet_edge.converters import Plan, Quantize, convert, golden, sparse
 from pipnet_edge.converters.checkpoint import nets

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import converters, host
-from pipnet_edge.benchmarks import parity
+from pipnet_edge.benchmarks.accuracy import parity
 from pipnet_edge.cli import render
 from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.preprocess import Rect, cut, read_picture
@@ -71,7 +71,7 @@ def prepare(given: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
     """A job for every contender: converts the checkpoint for each and lays out the pictures."""
     import torch
 
-    from pipnet_edge.benchmarks import labels
+    from pipnet_edge.benchmarks.accuracy import labels
     from pipnet_edge.benchmarks.studies import variations
     from pipnet_edge.converters import core as export
     from pipnet_edge.converters.checkpoint import read as checkpoints

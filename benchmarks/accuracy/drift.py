@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import __version__, host, runtimes
-from pipnet_edge.benchmarks import bench, drawing, metrics
-from pipnet_edge.benchmarks.labels import Labels
+from pipnet_edge.benchmarks import bench, drawing
+from pipnet_edge.benchmarks.accuracy import metrics
+from pipnet_edge.benchmarks.accuracy.labels import Labels
 from pipnet_edge.benchmarks.picture import write, write_picture
 from pipnet_edge.benchmarks.result import QUICK
 from pipnet_edge.bundle import Bundle, Variant, file_sha256
