@@ -14,7 +14,7 @@ import numpy as np
 from pipnet_edge.benchmarks import plots
 from pipnet_edge.benchmarks.report_data import Drift, DriftRow, Estimate, Report, Target
 from pipnet_edge.benchmarks.report_tables import name, px, runtime
-from pipnet_edge.benchmarks.result import Measured
+from pipnet_edge.benchmarks.speed.result import Measured
 
 WIDTH = 440.0
 LEFT, ROW = 118.0, 26.0  # where rows of a chart begin behind their names, and how high a row is

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipnet_edge import strict
-from pipnet_edge.benchmarks.result import (
+from pipnet_edge.benchmarks.speed.result import (
     Counted,
     Facts,
     Measured,

@@ -15,7 +15,7 @@ from pipnet_edge.benchmarks import plots
 from pipnet_edge.benchmarks.report_charts import LEFT, NOTHING, WIDTH, Chart, key, rows
 from pipnet_edge.benchmarks.report_data import Drift, Estimate, Target
 from pipnet_edge.benchmarks.report_tables import name, precision, px, runtime, stage_medians
-from pipnet_edge.benchmarks.result import Measured
+from pipnet_edge.benchmarks.speed.result import Measured
 from pipnet_edge.worker.serve import STAGES
 
 DOTS, EXTREMES = 240, 40  # samples drawn of a run, and how many of them are its slowest

@@ -19,7 +19,7 @@ from pipnet_edge.benchmarks.report_data import (
     Report,
     Target,
 )
-from pipnet_edge.benchmarks.result import Counted, Measured, Predicted
+from pipnet_edge.benchmarks.speed.result import Counted, Measured, Predicted
 from pipnet_edge.benchmarks.tables import DRIFT_COLUMNS
 from pipnet_edge.cli.render import Table
 from pipnet_edge.worker.serve import STAGES

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipnet_edge.benchmarks.result import warnings
+from pipnet_edge.benchmarks.speed.result import warnings
 from pipnet_edge.cli.render import Table, megabytes
 
 if TYPE_CHECKING:
     from pipnet_edge.benchmarks.accuracy.drift import Row as DriftRow
     from pipnet_edge.benchmarks.accuracy.metrics import Estimate
     from pipnet_edge.benchmarks.accuracy.parity import Row as ParityRow
-    from pipnet_edge.benchmarks.result import Change, Counted, Measured, Predicted, Result
+    from pipnet_edge.benchmarks.speed.result import Change, Counted, Measured, Predicted, Result
     from pipnet_edge.bundle import Budget, Bundle, Source
     from pipnet_edge.spec import ModelSpec
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pipnet_edge import bundle as bundles
 from pipnet_edge import host
-from pipnet_edge.benchmarks.result import Settings
+from pipnet_edge.benchmarks.speed.result import Settings
 from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.cli import render
 from pipnet_edge.errors import CHECK_FAILED, EdgeError

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import bundle as bundles
-from pipnet_edge.benchmarks import bench
-from pipnet_edge.benchmarks.result import Measured, Settings, facts_of
+from pipnet_edge.benchmarks.speed import bench
+from pipnet_edge.benchmarks.speed.result import Measured, Settings, facts_of
 from pipnet_edge.benchmarks.studies import growth_page
 from pipnet_edge.benchmarks.studies.growth_page import LANDMARKS, SIDE, Faces, Growth, Run
 from pipnet_edge.cli import render

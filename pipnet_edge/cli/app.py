@@ -178,7 +178,7 @@ def drift(
 def doctor(target: Target = None, host: Host = None, emulate: Emulate = False) -> Output:
     """Run a tiny inference on every runtime, here or on a target, and say which work there."""
     from pipnet_edge import runtimes
-    from pipnet_edge.benchmarks.result import facts_of
+    from pipnet_edge.benchmarks.speed.result import facts_of
     from pipnet_edge.errors import CHECK_FAILED
     from pipnet_edge.targets.places import calling
     from pipnet_edge.worker import call as channel

@@ -16,8 +16,8 @@ from pipnet_edge.cli.render import Output, Table
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 
 if TYPE_CHECKING:
-    from pipnet_edge.benchmarks.bench import Plan
-    from pipnet_edge.benchmarks.result import Result
+    from pipnet_edge.benchmarks.speed.bench import Plan
+    from pipnet_edge.benchmarks.speed.result import Result
     from pipnet_edge.bundle import Bundle
     from pipnet_edge.targets.places import Place
 
@@ -64,9 +64,9 @@ def bench(
 ) -> Output:
     """Measure speed here or on a board, count instructions under emulation, or predict times."""
     from pipnet_edge import bundle as bundles
-    from pipnet_edge.benchmarks import bench as benches
-    from pipnet_edge.benchmarks import result as results
     from pipnet_edge.benchmarks import tables
+    from pipnet_edge.benchmarks.speed import bench as benches
+    from pipnet_edge.benchmarks.speed import result as results
 
     if output and (output.is_dir() or not os.access(output.absolute().parent, os.W_OK)):
         raise EdgeError(f"cannot write {output}; a file in a folder that exists and may be written is needed")
@@ -110,7 +110,7 @@ def bench(
 
 
 def _tune(bundle: Bundle, plan: Plan, where: list[Place], progress: render.Progress, keep: bool) -> Output:
-    from pipnet_edge.benchmarks import tune as tuning
+    from pipnet_edge.benchmarks.speed import tune as tuning
 
     with progress.shown():
         found, errors = tuning.run(bundle, plan, where, progress.step, keep)

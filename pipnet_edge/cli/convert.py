@@ -44,9 +44,10 @@ def demo(
 ) -> Output:
     """Convert and quantize the embedded checkpoint for every runtime; show parity, drift, speed and landmarks."""
     from pipnet_edge import converters, runtimes
-    from pipnet_edge.benchmarks import bench, picture, tables
+    from pipnet_edge.benchmarks import picture, tables
     from pipnet_edge.benchmarks.accuracy import drift, labels, parity
-    from pipnet_edge.benchmarks.result import QUICK
+    from pipnet_edge.benchmarks.speed import bench
+    from pipnet_edge.benchmarks.speed.result import QUICK
     from pipnet_edge.converters import golden
     from pipnet_edge.converters.checkpoint import read as checkpoints
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from pipnet_edge import __version__, host
-from pipnet_edge.benchmarks import bench
-from pipnet_edge.benchmarks import result as results
-from pipnet_edge.benchmarks.bench import Plan
-from pipnet_edge.benchmarks.result import Measured, Settings
+from pipnet_edge.benchmarks.speed import bench
+from pipnet_edge.benchmarks.speed import result as results
+from pipnet_edge.benchmarks.speed.bench import Plan
+from pipnet_edge.benchmarks.speed.result import Measured, Settings
 from pipnet_edge.bundle import Bundle, Parity
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.runtimes import null

@@ -21,7 +21,7 @@ import typer.testing
 from numpy.typing import NDArray
 
 from pipnet_edge import host, runtimes
-from pipnet_edge.benchmarks import result as results
+from pipnet_edge.benchmarks.speed import result as results
 from pipnet_edge.bundle import GOLDEN, Bundle, File
 from pipnet_edge.cli import app
 from pipnet_edge.decode import Decoder

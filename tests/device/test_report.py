@@ -17,15 +17,7 @@ from pipnet_edge.benchmarks import plots, report, report_charts, report_speed, r
 from pipnet_edge.benchmarks.accuracy import drift as drifts
 from pipnet_edge.benchmarks.accuracy import metrics, parity
 from pipnet_edge.benchmarks.report_data import Report, Target
-from pipnet_edge.benchmarks.result import (
-    VERSION,
-    Counted,
-    Measured,
-    Predicted,
-    Result,
-    Settings,
-    State,
-)
+from pipnet_edge.benchmarks.speed.result import VERSION, Counted, Measured, Predicted, Result, Settings, State
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets.emulated import Count
 

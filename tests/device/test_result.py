@@ -13,16 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipnet_edge.benchmarks import result as results
-from pipnet_edge.benchmarks.result import (
-    Counted,
-    Limit,
-    Measured,
-    Predicted,
-    Result,
-    Settings,
-    State,
-)
+from pipnet_edge.benchmarks.speed import result as results
+from pipnet_edge.benchmarks.speed.result import Counted, Limit, Measured, Predicted, Result, Settings, State
 from pipnet_edge.cli import render
 from pipnet_edge.cli.render import Output
 from pipnet_edge.errors import EdgeError

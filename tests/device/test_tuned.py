@@ -18,8 +18,9 @@ import pytest
 
 from pipnet_edge import Landmarker, host
 from pipnet_edge import bundle as bundles
-from pipnet_edge.benchmarks import picture, tune
-from pipnet_edge.benchmarks.tune import Candidate, Trial
+from pipnet_edge.benchmarks import picture
+from pipnet_edge.benchmarks.speed import tune
+from pipnet_edge.benchmarks.speed.tune import Candidate, Trial
 from pipnet_edge.bundle import MANIFEST, Bundle, Tuned
 from pipnet_edge.choice import Choice, choose
 from pipnet_edge.errors import EdgeError

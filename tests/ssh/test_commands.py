@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pipnet_edge import bundle as bundles
-from pipnet_edge.benchmarks import result as results
+from pipnet_edge.benchmarks.speed import result as results
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.errors import CHECK_FAILED
 from pipnet_edge.targets import ssh

@@ -10,7 +10,7 @@ import pytest
 
 from pipnet_edge import bundle as bundles
 from pipnet_edge import runtimes
-from pipnet_edge.benchmarks.result import Settings
+from pipnet_edge.benchmarks.speed.result import Settings
 from pipnet_edge.benchmarks.studies import by_hand
 from pipnet_edge.decode import outputs as decode_outputs
 from pipnet_edge.errors import EdgeError

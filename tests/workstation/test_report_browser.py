@@ -16,15 +16,7 @@ from typing import Any
 import pytest
 
 from pipnet_edge.benchmarks import report
-from pipnet_edge.benchmarks.result import (
-    VERSION,
-    Counted,
-    Measured,
-    Predicted,
-    Result,
-    Settings,
-    State,
-)
+from pipnet_edge.benchmarks.speed.result import VERSION, Counted, Measured, Predicted, Result, Settings, State
 from pipnet_edge.targets.emulated import Count
 
 HOSTILE = "<script>console.error(1)</script><img src='http://127.0.0.1:9/x.png'>\"'&"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipnet_edge import __version__
 from pipnet_edge.benchmarks.accuracy import parity
-from pipnet_edge.benchmarks.result import (
+from pipnet_edge.benchmarks.speed.result import (
     VERSION,
     Counted,
     Facts,

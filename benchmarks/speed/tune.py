@@ -14,10 +14,10 @@ from typing import Any
 
 from pipnet_edge import bundle as bundles
 from pipnet_edge import host
-from pipnet_edge.benchmarks import bench
-from pipnet_edge.benchmarks import result as results
-from pipnet_edge.benchmarks.bench import Plan, Step
-from pipnet_edge.benchmarks.result import Measured
+from pipnet_edge.benchmarks.speed import bench
+from pipnet_edge.benchmarks.speed import result as results
+from pipnet_edge.benchmarks.speed.bench import Plan, Step
+from pipnet_edge.benchmarks.speed.result import Measured
 from pipnet_edge.bundle import Bundle, Tuned
 from pipnet_edge.cli.render import Table, counted
 from pipnet_edge.errors import EdgeError
