@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import __version__, host, runtimes
-from pipnet_edge.benchmarks import drawing
 from pipnet_edge.benchmarks.accuracy import metrics
 from pipnet_edge.benchmarks.accuracy.labels import Labels
 from pipnet_edge.benchmarks.picture import write, write_picture
+from pipnet_edge.benchmarks.pictures import drawing
 from pipnet_edge.benchmarks.speed import bench
 from pipnet_edge.benchmarks.speed.result import QUICK
 from pipnet_edge.bundle import Bundle, Variant, file_sha256

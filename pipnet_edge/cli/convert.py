@@ -240,7 +240,8 @@ def sensitivity(
 ) -> Output:
     """Say what int8 costs in each layer: alone in int8, and alone in float."""
     from pipnet_edge import converters
-    from pipnet_edge.benchmarks import layers, picture
+    from pipnet_edge.benchmarks import picture
+    from pipnet_edge.benchmarks.pictures import layers
     from pipnet_edge.converters.checkpoint import read as checkpoints
 
     _check_picture(output)

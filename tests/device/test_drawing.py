@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipnet_edge.benchmarks import drawing
 from pipnet_edge.benchmarks.accuracy.metrics import PerLandmark
-from pipnet_edge.benchmarks.drawing import GREEN, PAPER, RED, TRAIL, annotate, mean_face_picture, worst_sheet
+from pipnet_edge.benchmarks.pictures import drawing
+from pipnet_edge.benchmarks.pictures.drawing import GREEN, PAPER, RED, TRAIL, annotate, mean_face_picture, worst_sheet
 from pipnet_edge.spec import MeanFace, mean_faces
 
 GREY = np.full((120, 160, 3), 128, dtype=np.uint8)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
-from pipnet_edge.benchmarks import layers
+from pipnet_edge.benchmarks.pictures import layers
 from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.quantize import sensitivity

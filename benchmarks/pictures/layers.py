@@ -11,8 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipnet_edge.benchmarks import drawing
-from pipnet_edge.benchmarks.drawing import BOLD, HAIRLINE, INK, MUTED, PAPER, Colour, Image
+from pipnet_edge.benchmarks.pictures import drawing
+from pipnet_edge.benchmarks.pictures.drawing import BOLD, HAIRLINE, INK, MUTED, PAPER, Colour, Image
 from pipnet_edge.cli.render import Table
 from pipnet_edge.errors import EdgeError
 
