@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipnet_edge import strict
-from pipnet_edge.benchmarks import plots
+from pipnet_edge.benchmarks.report import plots
 from pipnet_edge.errors import EdgeError
 
 NUMBERS = re.compile(r"\[[\d\s.,]*\]")

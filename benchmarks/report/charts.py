@@ -11,9 +11,9 @@ from functools import partial
 
 import numpy as np
 
-from pipnet_edge.benchmarks import plots
-from pipnet_edge.benchmarks.report_data import Drift, DriftRow, Estimate, Report, Target
-from pipnet_edge.benchmarks.report_tables import name, px, runtime
+from pipnet_edge.benchmarks.report import plots
+from pipnet_edge.benchmarks.report.data import Drift, DriftRow, Estimate, Report, Target
+from pipnet_edge.benchmarks.report.tables import name, px, runtime
 from pipnet_edge.benchmarks.speed.result import Measured
 
 WIDTH = 440.0

@@ -7,11 +7,9 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 
-from pipnet_edge.benchmarks import report_charts as charts
-from pipnet_edge.benchmarks import report_speed as speed
-from pipnet_edge.benchmarks import report_tables as tables
-from pipnet_edge.benchmarks.plots import escape
-from pipnet_edge.benchmarks.report_data import EMULATED, MEANING, MEASURED, PREDICTED, Drift, Report, Target
+from pipnet_edge.benchmarks.report import charts, speed, tables
+from pipnet_edge.benchmarks.report.data import EMULATED, MEANING, MEASURED, PREDICTED, Drift, Report, Target
+from pipnet_edge.benchmarks.report.plots import escape
 from pipnet_edge.cli.render import Table
 
 # The style sheet is allowed by its hash, so that nothing in a result could bring another.

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.benchmarks import plots
-from pipnet_edge.benchmarks.report_charts import LEFT, NOTHING, WIDTH, Chart, key, rows
-from pipnet_edge.benchmarks.report_data import Drift, Estimate, Target
-from pipnet_edge.benchmarks.report_tables import name, precision, px, runtime, stage_medians
+from pipnet_edge.benchmarks.report import plots
+from pipnet_edge.benchmarks.report.charts import LEFT, NOTHING, WIDTH, Chart, key, rows
+from pipnet_edge.benchmarks.report.data import Drift, Estimate, Target
+from pipnet_edge.benchmarks.report.tables import name, precision, px, runtime, stage_medians
 from pipnet_edge.benchmarks.speed.result import Measured
 from pipnet_edge.worker.serve import STAGES
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipnet_edge.benchmarks.report_data import (
+from pipnet_edge.benchmarks.report.data import (
     EMULATED,
     MEASURED,
     PREDICTED,

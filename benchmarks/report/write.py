@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipnet_edge.benchmarks import report_tables as tables
-from pipnet_edge.benchmarks.report_data import EMULATED, MEANING, MEASURED, PREDICTED, Report, Target, make
+from pipnet_edge.benchmarks.report import tables
+from pipnet_edge.benchmarks.report.data import EMULATED, MEANING, MEASURED, PREDICTED, Report, Target, make
 from pipnet_edge.cli.render import Table
 from pipnet_edge.errors import EdgeError
 
@@ -31,9 +31,9 @@ def write(report: Report, output: Path) -> None:
 
 def html(report: Report) -> str:
     """One page with tables and plots."""
-    from pipnet_edge.benchmarks import report_page
+    from pipnet_edge.benchmarks.report import page
 
-    return report_page.page(report)
+    return page.page(report)
 
 
 # --- Markdown.
