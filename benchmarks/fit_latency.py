@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge.targets.cost import Cost
-from pipnet_edge.targets.devices import CORE_TYPES
+from pipnet_edge.targets.devices.device import CORE_TYPES
 from pipnet_edge.targets.networks import NETWORKS
 from pipnet_edge.targets.predict import ANY_ARM, LATENCY, Fit, terms
 

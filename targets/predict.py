@@ -22,7 +22,7 @@ from pipnet_edge.errors import EdgeError
 from pipnet_edge.runtimes import HALF_ARITHMETIC
 from pipnet_edge.targets import cost as costs
 from pipnet_edge.targets.cost import BYTES, Cost
-from pipnet_edge.targets.devices import CORE_TYPES, Anchor, Cores, Device
+from pipnet_edge.targets.devices.device import CORE_TYPES, Anchor, Cores, Device
 from pipnet_edge.targets.networks import INPUT_PX, NETWORKS
 
 LATENCY = Path(__file__).with_name("latency.toml")

@@ -17,7 +17,7 @@ from pipnet_edge import runtimes
 from pipnet_edge.benchmarks.accuracy import parity
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets import emulated
-from pipnet_edge.targets.devices import device
+from pipnet_edge.targets.devices.device import device
 from pipnet_edge.targets.emulated import Count, Emulated, Instructions
 from pipnet_edge.targets.emulator import Emulator
 from pipnet_edge.worker import call as channel

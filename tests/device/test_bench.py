@@ -19,7 +19,8 @@ from pipnet_edge.benchmarks.speed.result import Measured, Settings
 from pipnet_edge.bundle import Bundle, Parity
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.runtimes import null
-from pipnet_edge.targets import devices, local
+from pipnet_edge.targets import local
+from pipnet_edge.targets.devices import device
 from pipnet_edge.targets.places import Place
 from pipnet_edge.worker import call as channel
 from pipnet_edge.worker.serve import STAGES
@@ -39,7 +40,7 @@ def sweep(call: channel.Call, bundle: Bundle, plan: Plan = ONE) -> list[Measured
 
 
 def predicted(name: str) -> Place:
-    return Place(name, "predicted", devices.device(name))
+    return Place(name, "predicted", device.device(name))
 
 
 # --- What is planned.
@@ -258,7 +259,7 @@ def no_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_ssh")
 def test_boards_that_cannot_be_reached_leave_this_machine(null_bundle: Bundle) -> None:
-    boards = [Place(name, "ssh", devices.device(name), f"pi@{name}") for name in ("rpi4", "rpi5")]
+    boards = [Place(name, "ssh", device.device(name), f"pi@{name}") for name in ("rpi4", "rpi5")]
     found, errors = bench.run(null_bundle, ONE, [*boards, HERE])
     assert set(errors) == {"rpi4", "rpi5"}
     assert [run.target for run in found.measured] == ["local", "local"]

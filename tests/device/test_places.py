@@ -8,7 +8,8 @@ import pytest
 
 from pipnet_edge.cli import command
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import devices, local, places
+from pipnet_edge.targets import local, places
+from pipnet_edge.targets.devices import device as devices
 from pipnet_edge.targets.places import Place
 
 HERE = "Raspberry Pi 4 Model B Rev 1.4"

@@ -18,7 +18,7 @@ from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets import cost as costs
 from pipnet_edge.targets.cost import BYTES, Cost, Layer, convolution, dense, other
-from pipnet_edge.targets.devices import CORE_TYPES, Cores, Device, device, devices
+from pipnet_edge.targets.devices.device import CORE_TYPES, Cores, Device, device, devices
 from pipnet_edge.targets.networks import NETWORKS
 from pipnet_edge.targets.predict import ANY_ARM, BORROWED, LENDERS, Fit, latency, predict, predict_variant
 

@@ -22,7 +22,7 @@ from pipnet_edge.converters.quantize import scheme
 from pipnet_edge.spec import ModelSpec, mean_faces
 from pipnet_edge.targets import cost
 from pipnet_edge.targets.cost import Cost
-from pipnet_edge.targets.devices import device
+from pipnet_edge.targets.devices.device import device
 from pipnet_edge.targets.networks import INPUT_PX, NETWORKS
 from pipnet_edge.targets.predict import predict, predict_variant
 
