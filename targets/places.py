@@ -71,7 +71,7 @@ def calling(place: Place, keep: bool = False) -> Iterator[call.Call]:
     if place.way == "local":
         yield local.call
     elif place.way == "ssh":
-        from pipnet_edge.targets import ssh
+        from pipnet_edge.targets.ssh import board as ssh
 
         assert place.host is not None
         with ssh.connect(place.host, keep=keep) as board:

@@ -19,7 +19,7 @@ from pipnet_edge import bundle as bundles
 from pipnet_edge.benchmarks.speed import result as results
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.errors import CHECK_FAILED
-from pipnet_edge.targets import ssh
+from pipnet_edge.targets.ssh import board
 
 Clean = Any  # conftest.StandIn
 INTERRUPTED = 130
@@ -32,7 +32,7 @@ def start(clean: Clean, tmp_path: Path) -> Any:
     def begin(*words: object) -> subprocess.Popen[str]:
         environment = {
             **os.environ,
-            ssh.OPTIONS: shlex.join(clean.options),
+            board.OPTIONS: shlex.join(clean.options),
             "XDG_CONFIG_HOME": str(tmp_path / "config"),
         }
         command = [sys.executable, "-P", "-m", "pipnet_edge.cli", *map(str, words)]

@@ -25,7 +25,8 @@ from pipnet_edge.bundle import GOLDEN, MANIFEST, Bundle
 from pipnet_edge.decode import MAP_NAMES, Decoder
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.runtimes import DESTINATIONS
-from pipnet_edge.targets import advice, ssh, wire
+from pipnet_edge.targets.ssh import advice, wire
+from pipnet_edge.targets.ssh import board as ssh
 from pipnet_edge.worker import call
 
 Clean = Any  # conftest.StandIn

@@ -22,8 +22,8 @@ import pipnet_edge
 from pipnet_edge import bundle as bundles
 from pipnet_edge import runtimes
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import advice, wire
-from pipnet_edge.targets.wire import Message
+from pipnet_edge.targets.ssh import advice, wire
+from pipnet_edge.targets.ssh.wire import Message
 from pipnet_edge.worker import call as channel
 from pipnet_edge.worker.call import Lost
 
