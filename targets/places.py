@@ -77,10 +77,10 @@ def calling(place: Place, keep: bool = False) -> Iterator[call.Call]:
         with ssh.connect(place.host, keep=keep) as board:
             yield board.call
     elif place.way == "emulated":
-        from pipnet_edge.targets import emulated
+        from pipnet_edge.targets.emulated import run
 
         assert place.device is not None
-        yield emulated.calling(place.device)
+        yield run.calling(place.device)
     else:
         raise EdgeError(f"{place.name} is only predicted; nothing can be run there")
 

@@ -20,7 +20,7 @@ from pipnet_edge import strict
 from pipnet_edge.cli.render import SCHEMA, counted
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.host import THROTTLED
-from pipnet_edge.targets.emulated import Count
+from pipnet_edge.targets.emulated.run import Count
 from pipnet_edge.worker import call
 from pipnet_edge.worker.serve import STAGES
 

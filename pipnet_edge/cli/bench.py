@@ -190,7 +190,7 @@ def targets(
 @command
 def emulator() -> Output:
     """Set up what --emulate needs, once: an aarch64 Python with the runtimes, under qemu, from Debian and PyPI."""
-    from pipnet_edge.targets import emulator as emulators
+    from pipnet_edge.targets.emulated import emulator as emulators
 
     progress = render.Progress()
     with progress.shown():

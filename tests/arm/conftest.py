@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import pytest
 
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import emulator as emulators
-from pipnet_edge.targets.emulator import Emulator
+from pipnet_edge.targets.emulated import emulator as emulators
+from pipnet_edge.targets.emulated.emulator import Emulator
 
 
 @dataclass(frozen=True)

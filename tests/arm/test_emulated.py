@@ -16,10 +16,10 @@ from pipnet_edge import bundle as bundles
 from pipnet_edge import runtimes
 from pipnet_edge.benchmarks.accuracy import parity
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import emulated
 from pipnet_edge.targets.devices.device import device
-from pipnet_edge.targets.emulated import Count, Emulated, Instructions
-from pipnet_edge.targets.emulator import Emulator
+from pipnet_edge.targets.emulated import run
+from pipnet_edge.targets.emulated.emulator import Emulator
+from pipnet_edge.targets.emulated.run import Count, Emulated, Instructions
 from pipnet_edge.worker import call as channel
 from pipnet_edge.worker.serve import MARK
 
@@ -107,9 +107,9 @@ def test_no_event_tells_a_time(emulator: Emulator, demo_bundle: Path) -> None:
 def test_devices_without_a_core_to_emulate(emulator: Emulator, demo_bundle: Path) -> None:
     x86 = device("x86_64")
     works = (
-        lambda: emulated.calling(x86),
+        lambda: run.calling(x86),
         functools.partial(Emulated(x86, emulator), {"do": "facts"}),
-        lambda: emulated.count(x86, emulator, demo_bundle, "ncnn-int8"),
+        lambda: run.count(x86, emulator, demo_bundle, "ncnn-int8"),
     )
     for work in works:
         with pytest.raises(EdgeError, match=r"target 'x86_64' cannot be emulated; allowed: .*rpi3, rpi4, rpi5"):
@@ -121,15 +121,15 @@ def test_cores_that_qemu_does_not_know(emulator: Emulator, demo_bundle: Path) ->
     with pytest.raises(EdgeError, match="cortex-a1000"):
         Emulated(unknown, emulator)({"do": "facts"})
     with pytest.raises(EdgeError, match=r"'cortex-a1000' cannot be emulated: .*cortex-a1000"):
-        emulated.count(unknown, emulator, demo_bundle, "ncnn-int8")
+        run.count(unknown, emulator, demo_bundle, "ncnn-int8")
 
 
 # --- Instructions.
 
 
 def test_instructions_of_a_known_loop(emulator: Emulator, tmp_path: Path) -> None:
-    plugin, log = emulated.compiled(tmp_path), tmp_path / "log"
-    root = emulated.root(emulator, "cortex-a72", tmp_path / "root")
+    plugin, log = run.compiled(tmp_path), tmp_path / "log"
+    root = run.root(emulator, "cortex-a72", tmp_path / "root")
     subprocess.run([*emulator.counted_python("cortex-a72", root, plugin, log), "-c", LOOP], check=True)
     marks = [tuple(map(int, line.split())) for line in log.read_text().splitlines()]
     assert [mark for mark, *_ in marks] == [0, 1] * 3
@@ -142,7 +142,7 @@ def test_instructions_of_a_known_loop(emulator: Emulator, tmp_path: Path) -> Non
 
 @functools.cache
 def counted(emulator: Emulator, bundle: Path, board: str, variant: str) -> Instructions:
-    return emulated.count(device(board), emulator, bundle, variant, frames=2)
+    return run.count(device(board), emulator, bundle, variant, frames=2)
 
 
 def test_counts_are_those_of_one_frame(emulator: Emulator, demo_bundle: Path) -> None:
@@ -160,7 +160,7 @@ def test_counts_are_those_of_one_frame(emulator: Emulator, demo_bundle: Path) ->
 def test_counts_are_the_same_again(emulator: Emulator, demo_bundle: Path) -> None:
     crops, _ = bundles.read(demo_bundle).read_golden()
     first = counted(emulator, demo_bundle, "rpi5", "tflite-int8")
-    again = emulated.count(device("rpi5"), emulator, demo_bundle, "tflite-int8", crops[1:2], frames=1)
+    again = run.count(device("rpi5"), emulator, demo_bundle, "tflite-int8", crops[1:2], frames=1)
     assert again.frame.total == pytest.approx(first.frame.total, rel=1e-3)
     assert again.stages["inference"].simd == pytest.approx(first.stages["inference"].simd, rel=1e-4)
 
@@ -175,9 +175,9 @@ def test_counting_needs_a_compiler(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EdgeError, match="needs a C compiler: install one that is called cc, for example gcc"):
-        emulated.count(device("rpi4"), emulator, demo_bundle, "ncnn-int8")
+        run.count(device("rpi4"), emulator, demo_bundle, "ncnn-int8")
     (tmp_path / "cc").write_text("#!/bin/sh\necho 'icount.c:1: fatal error: no stdint.h' >&2\nexit 1\n")
     (tmp_path / "cc").chmod(0o755)
     with pytest.raises(EdgeError, match=r"cannot compile icount.c: .*no stdint.h"):
-        emulated.count(device("rpi4"), emulator, demo_bundle, "ncnn-int8")
+        run.count(device("rpi4"), emulator, demo_bundle, "ncnn-int8")
     assert shutil.which("cc") == os.path.join(tmp_path, "cc")

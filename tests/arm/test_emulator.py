@@ -16,9 +16,9 @@ import pytest
 
 from pipnet_edge import runtimes
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import debian
-from pipnet_edge.targets import emulator as emulators
-from pipnet_edge.targets.emulator import Emulator
+from pipnet_edge.targets.emulated import debian
+from pipnet_edge.targets.emulated import emulator as emulators
+from pipnet_edge.targets.emulated.emulator import Emulator
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SET_UP = """

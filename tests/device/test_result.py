@@ -18,7 +18,7 @@ from pipnet_edge.benchmarks.speed.result import Counted, Limit, Measured, Predic
 from pipnet_edge.cli import render
 from pipnet_edge.cli.render import Output
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets.emulated import Count
+from pipnet_edge.targets.emulated.run import Count
 from pipnet_edge.worker.serve import STAGES
 
 FACTS = {"machine": "aarch64", "cpu": "Cortex-A72", "cores": "4", "governor": "performance"}

@@ -23,7 +23,7 @@ import pytest
 from pipnet_edge.bundle import CONV, GOLDEN, Bundle, File, Layer, Source, Variant
 from pipnet_edge.decode import map_shapes
 from pipnet_edge.spec import MeanFace, ModelSpec
-from pipnet_edge.targets.emulator import set_up
+from pipnet_edge.targets.emulated.emulator import set_up
 from pipnet_edge.targets.ssh import board as ssh
 
 ISOLATED = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")

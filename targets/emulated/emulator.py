@@ -27,8 +27,8 @@ from pathlib import Path
 import pipnet_edge
 from pipnet_edge import runtimes
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import debian
-from pipnet_edge.targets.debian import Tree
+from pipnet_edge.targets.emulated import debian
+from pipnet_edge.targets.emulated.debian import Tree
 from pipnet_edge.worker import call
 
 HOST, GUEST = "amd64", "arm64"  # as Debian calls them

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets.devices.device import Device, devices
-from pipnet_edge.targets.emulator import WORKER, Emulator, ready
+from pipnet_edge.targets.emulated.emulator import WORKER, Emulator, ready
 from pipnet_edge.worker import call
 from pipnet_edge.worker.serve import STAGES
 
