@@ -31,10 +31,11 @@ from pipnet_edge.benchmarks.speed.result import (
 from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.cli.render import counted
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import local, places, predict
+from pipnet_edge.targets import local, places
 from pipnet_edge.targets.emulated import run as emulated
 from pipnet_edge.targets.emulated.emulator import ready
 from pipnet_edge.targets.places import Place
+from pipnet_edge.targets.predicted import model
 from pipnet_edge.worker import call as channel
 from pipnet_edge.worker.serve import STAGES
 
@@ -169,7 +170,7 @@ def predictions(place: Place, bundle: Bundle, plan: Plan) -> Iterator[Predicted]
         for threads in plan.thread_counts(device.core_count):
             row = Predicted(place.name, variant.name, variant.size, threads, None, None, None, None, None, None, "")
             try:
-                found = predict.predict_variant(device, bundle, variant.name, threads)
+                found = model.predict_variant(device, bundle, variant.name, threads)
             except EdgeError as e:
                 if plan.variants:
                     raise

@@ -10,7 +10,7 @@ import pytest
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.host import parse_cpuinfo
 from pipnet_edge.targets.devices.device import CORE_TYPES, FOLDER, Anchor, Device, device, devices, read_device
-from pipnet_edge.targets.networks import NETWORKS
+from pipnet_edge.targets.predicted.networks import NETWORKS
 
 NAMES = ["arm64", "rk3588", "rpi3", "rpi4", "rpi5", "x86_64", "zero2w"]
 HOSTS = Path(__file__).parent / "hosts"

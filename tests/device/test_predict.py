@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipnet_edge.benchmarks import fit_latency
 from pipnet_edge.bundle import TRANSPOSED, Bundle, File, Quantization, Variant
 from pipnet_edge.bundle import Layer as Described
 from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import cost as costs
-from pipnet_edge.targets.cost import BYTES, Cost, Layer, convolution, dense, other
 from pipnet_edge.targets.devices.device import CORE_TYPES, Cores, Device, device, devices
-from pipnet_edge.targets.networks import NETWORKS
-from pipnet_edge.targets.predict import ANY_ARM, BORROWED, LENDERS, Fit, latency, predict, predict_variant
+from pipnet_edge.targets.predicted import cost as costs
+from pipnet_edge.targets.predicted import fit as fit_latency
+from pipnet_edge.targets.predicted.cost import BYTES, Cost, Layer, convolution, dense, other
+from pipnet_edge.targets.predicted.model import ANY_ARM, BORROWED, LENDERS, Fit, latency, predict, predict_variant
+from pipnet_edge.targets.predicted.networks import NETWORKS
 
 ROWS = fit_latency.read()
 FITS = fit_latency.fits(ROWS)

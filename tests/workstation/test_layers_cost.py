@@ -20,11 +20,11 @@ from pipnet_edge.converters.checkpoint import from_onnx, layers, nets
 from pipnet_edge.converters.checkpoint import read as checkpoints
 from pipnet_edge.converters.quantize import scheme
 from pipnet_edge.spec import ModelSpec, mean_faces
-from pipnet_edge.targets import cost
-from pipnet_edge.targets.cost import Cost
 from pipnet_edge.targets.devices.device import device
-from pipnet_edge.targets.networks import INPUT_PX, NETWORKS
-from pipnet_edge.targets.predict import predict, predict_variant
+from pipnet_edge.targets.predicted import cost
+from pipnet_edge.targets.predicted.cost import Cost
+from pipnet_edge.targets.predicted.model import predict, predict_variant
+from pipnet_edge.targets.predicted.networks import INPUT_PX, NETWORKS
 
 
 def variant(precision: str, *kept: str) -> Variant:

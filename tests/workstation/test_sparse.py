@@ -26,7 +26,8 @@ from pipnet_edge.converters.workshop import Workshop
 from pipnet_edge.decode import MAP_NAMES, Decoder, Features, Landmarks, Maps, Output, Winners
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec, mean_faces
-from pipnet_edge.targets import cost, local
+from pipnet_edge.targets import local
+from pipnet_edge.targets.predicted import cost
 from pipnet_edge.worker import call
 
 # tests/golden/README.md: the input of every case.

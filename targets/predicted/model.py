@@ -20,10 +20,10 @@ from pipnet_edge import strict
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.runtimes import HALF_ARITHMETIC
-from pipnet_edge.targets import cost as costs
-from pipnet_edge.targets.cost import BYTES, Cost
 from pipnet_edge.targets.devices.device import CORE_TYPES, Anchor, Cores, Device
-from pipnet_edge.targets.networks import INPUT_PX, NETWORKS
+from pipnet_edge.targets.predicted import cost as costs
+from pipnet_edge.targets.predicted.cost import BYTES, Cost
+from pipnet_edge.targets.predicted.networks import INPUT_PX, NETWORKS
 
 LATENCY = Path(__file__).with_name("latency.toml")
 ANY_ARM = "arm"

@@ -26,10 +26,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.targets.cost import Cost
 from pipnet_edge.targets.devices.device import CORE_TYPES
-from pipnet_edge.targets.networks import NETWORKS
-from pipnet_edge.targets.predict import ANY_ARM, LATENCY, Fit, terms
+from pipnet_edge.targets.predicted.cost import Cost
+from pipnet_edge.targets.predicted.model import ANY_ARM, LATENCY, Fit, terms
+from pipnet_edge.targets.predicted.networks import NETWORKS
 
 SPEEDS = Path(__file__).with_name("speeds.csv")
 # ncnn and MNN take Winograd's way through 3x3 convolutions; XNNPACK, which TFLite runs on, does not.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from pipnet_edge.targets.cost import Cost, Layer, convolution, dense, other
+from pipnet_edge.targets.predicted.cost import Cost, Layer, convolution, dense, other
 
 INPUT_PX = 224
 # MobileNetV2: expansion, output channels, repeats, stride of the first.
