@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import bundle as bundles
-from pipnet_edge.choice import choose
 from pipnet_edge.decode import Landmarks
+from pipnet_edge.defaults import choose
 from pipnet_edge.preprocess import Box, Rect, crop_rect, cut
 
 

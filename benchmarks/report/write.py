@@ -22,7 +22,7 @@ __all__ = ["Report", "csv", "html", "make", "markdown", "write"]
 
 def write(report: Report, output: Path) -> None:
     """Writes a report as its suffix says: .html, .md or .csv. Whole or not at all. Raises EdgeError."""
-    from pipnet_edge.benchmarks import picture
+    from pipnet_edge import picture
 
     if output.suffix.lower() not in FORMATS:
         raise EdgeError(f"cannot write a report as {output}; allowed: {', '.join(FORMATS)}")

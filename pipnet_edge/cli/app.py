@@ -57,7 +57,7 @@ def run(
     ] = None,
 ) -> Output:
     """Find landmarks in a picture: JSON and an annotated picture. Without boxes the picture is one crop."""
-    from pipnet_edge.benchmarks import picture
+    from pipnet_edge import picture
 
     if len(paths) > 2:
         raise EdgeError(f"{len(paths)} paths; give [BUNDLE] IMAGE")

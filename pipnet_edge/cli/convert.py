@@ -43,8 +43,8 @@ def demo(
     threads: Threads = 1,
 ) -> Output:
     """Convert and quantize the embedded checkpoint for every runtime; show parity, drift, speed and landmarks."""
-    from pipnet_edge import converters, runtimes
-    from pipnet_edge.benchmarks import picture, tables
+    from pipnet_edge import converters, picture, runtimes
+    from pipnet_edge.benchmarks import tables
     from pipnet_edge.benchmarks.accuracy import drift, labels, parity
     from pipnet_edge.benchmarks.speed import bench
     from pipnet_edge.benchmarks.speed.result import QUICK
@@ -239,8 +239,7 @@ def sensitivity(
     output: Annotated[Path, typer.Option("-o", "--output", help="The picture to draw.")] = Path("sensitivity.png"),
 ) -> Output:
     """Say what int8 costs in each layer: alone in int8, and alone in float."""
-    from pipnet_edge import converters
-    from pipnet_edge.benchmarks import picture
+    from pipnet_edge import converters, picture
     from pipnet_edge.benchmarks.pictures import layers
     from pipnet_edge.converters.checkpoint import read as checkpoints
 

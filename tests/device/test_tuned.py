@@ -16,13 +16,12 @@ from pathlib import Path
 import cv2
 import pytest
 
-from pipnet_edge import Landmarker, host
+from pipnet_edge import Landmarker, host, picture
 from pipnet_edge import bundle as bundles
-from pipnet_edge.benchmarks import picture
 from pipnet_edge.benchmarks.speed import tune
 from pipnet_edge.benchmarks.speed.tune import Candidate, Trial
 from pipnet_edge.bundle import MANIFEST, Bundle, Tuned
-from pipnet_edge.choice import Choice, choose
+from pipnet_edge.defaults import Choice, choose
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets import local
 from pipnet_edge.worker import call

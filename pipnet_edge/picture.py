@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipnet_edge import bundle as bundles
 from pipnet_edge import host
 from pipnet_edge.benchmarks.pictures import drawing
-from pipnet_edge.choice import choose
+from pipnet_edge.defaults import choose
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import Box, Rect, crop_rect, cut, read_picture
 from pipnet_edge.spec import CROPS
