@@ -31,10 +31,11 @@ from pipnet_edge.benchmarks.speed.result import (
 from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.cli.render import counted
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import local, places
+from pipnet_edge.targets import local
+from pipnet_edge.targets import place as places
 from pipnet_edge.targets.emulated import run as emulated
 from pipnet_edge.targets.emulated.emulator import ready
-from pipnet_edge.targets.places import Place
+from pipnet_edge.targets.place import Place
 from pipnet_edge.targets.predicted import model
 from pipnet_edge.worker import call as channel
 from pipnet_edge.worker.serve import STAGES

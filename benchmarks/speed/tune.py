@@ -21,8 +21,8 @@ from pipnet_edge.benchmarks.speed.result import Measured
 from pipnet_edge.bundle import Bundle, Tuned
 from pipnet_edge.cli.render import Table, counted
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import places
-from pipnet_edge.targets.places import Place
+from pipnet_edge.targets import place as places
+from pipnet_edge.targets.place import Place
 from pipnet_edge.worker import call as channel
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)

@@ -91,7 +91,7 @@ def parity(
     from pipnet_edge import bundle as bundles
     from pipnet_edge.benchmarks import tables
     from pipnet_edge.benchmarks.accuracy import parity as check
-    from pipnet_edge.targets.places import calling
+    from pipnet_edge.targets.place import calling
 
     (place,) = places([target] if target else (), [host] if host else (), emulate, False)
     opened = bundles.read(bundle)
@@ -180,7 +180,7 @@ def doctor(target: Target = None, host: Host = None, emulate: Emulate = False) -
     from pipnet_edge import runtimes
     from pipnet_edge.benchmarks.speed.result import facts_of
     from pipnet_edge.errors import CHECK_FAILED
-    from pipnet_edge.targets.places import calling
+    from pipnet_edge.targets.place import calling
     from pipnet_edge.worker import call as channel
 
     (place,) = places([target] if target else (), [host] if host else (), emulate, False)

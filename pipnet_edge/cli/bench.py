@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipnet_edge.benchmarks.speed.bench import Plan
     from pipnet_edge.benchmarks.speed.result import Result
     from pipnet_edge.bundle import Bundle
-    from pipnet_edge.targets.places import Place
+    from pipnet_edge.targets.place import Place
 
 
 @command
@@ -154,7 +154,7 @@ def targets(
     ] = None,
 ) -> Output:
     """List the devices that bench knows, and the hosts that are saved for them."""
-    from pipnet_edge.targets import places as known
+    from pipnet_edge.targets import place as known
     from pipnet_edge.targets.devices import device as devices
 
     for text in save or ():

@@ -17,7 +17,7 @@ from pipnet_edge.cli.render import Output
 from pipnet_edge.errors import USER_ERROR, EdgeError
 
 if TYPE_CHECKING:
-    from pipnet_edge.targets.places import Place
+    from pipnet_edge.targets.place import Place
 
 INTERRUPTED = 130
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -110,7 +110,7 @@ def floats(name: str, text: str, count: int) -> tuple[float, ...]:
 def places(names: Sequence[str], hosts: Sequence[str], emulate: bool, predict: bool) -> list[Place]:
     """What --target, --host, --emulate and --predict mean together."""
     from pipnet_edge import host as this
-    from pipnet_edge.targets import places as known
+    from pipnet_edge.targets import place as known
 
     names = list(dict.fromkeys(names)) or [known.LOCAL]
     given: dict[str, str] = {}

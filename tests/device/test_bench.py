@@ -21,7 +21,7 @@ from pipnet_edge.errors import EdgeError
 from pipnet_edge.runtimes import null
 from pipnet_edge.targets import local
 from pipnet_edge.targets.devices import device
-from pipnet_edge.targets.places import Place
+from pipnet_edge.targets.place import Place
 from pipnet_edge.worker import call as channel
 from pipnet_edge.worker.serve import STAGES
 

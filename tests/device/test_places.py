@@ -8,9 +8,10 @@ import pytest
 
 from pipnet_edge.cli import command
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import local, places
+from pipnet_edge.targets import local
+from pipnet_edge.targets import place as places
 from pipnet_edge.targets.devices import device as devices
-from pipnet_edge.targets.places import Place
+from pipnet_edge.targets.place import Place
 
 HERE = "Raspberry Pi 4 Model B Rev 1.4"
 SAVED = {"rpi4": "pi@four", "rpi5": "pi@five"}
