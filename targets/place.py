@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import local
-from pipnet_edge.targets.devices import device as devices
-from pipnet_edge.targets.devices.device import Device
+from pipnet_edge.targets import devices, local
+from pipnet_edge.targets.devices import Device
 from pipnet_edge.worker import call
 
 LOCAL = "local"

@@ -18,7 +18,7 @@ POLICY = "default-src 'none'; style-src 'sha256-{}'; base-uri 'none'; form-actio
 
 def page(report: Report) -> str:
     """The whole page."""
-    style = files("pipnet_edge.benchmarks").joinpath("report.css").read_text(encoding="utf-8")
+    style = files("pipnet_edge.benchmarks.report").joinpath("report.css").read_text(encoding="utf-8")
     policy = POLICY.format(base64.b64encode(hashlib.sha256(style.encode()).digest()).decode())
     name, dates = escape(tables.title(report)), escape(tables.dates(report))
     head = (

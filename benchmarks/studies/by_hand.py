@@ -1,4 +1,4 @@
-"""Do bench's timings agree with the runtime's own loop? `python -m pipnet_edge.benchmarks.by_hand BUNDLE`.
+"""Do bench's timings agree with the runtime's own loop? `python -m pipnet_edge.benchmarks.studies.by_hand BUNDLE`.
 
 Bench's worker (its inference stage) runs in turns with a loop that is written below by hand: numpy and the runtime
 alone, on crops that are ready, with the same conversion of the input inside the runtime. Exit status 3 where the
@@ -192,7 +192,7 @@ class Task:
         found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
         if status:
             told = found[-1].get("message") if found else None
-            raise EdgeError(f"{self.variant.name} {way}: {told or channel.how_it_died(status, errors)}")
+            raise EdgeError(f"{self.variant.name} {way}: {told or call.how_it_died(status, errors)}")
         return found
 
     def start_bench(self) -> subprocess.Popen[str]:

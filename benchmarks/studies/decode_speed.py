@@ -1,4 +1,4 @@
-"""How long decode takes, in microseconds per crop: `python -m pipnet_edge.benchmarks.decode_speed`."""
+"""How long decode takes, in microseconds per crop: `python -m pipnet_edge.benchmarks.studies.decode_speed`."""
 
 from __future__ import annotations
 

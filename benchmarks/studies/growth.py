@@ -1,4 +1,4 @@
-"""How cost grows with landmarks, input size, threads and faces: `python -m pipnet_edge.benchmarks.growth -o out.json`.
+"""How cost grows with landmarks, input size, threads and faces: `python -m pipnet_edge.benchmarks.studies.growth -o out.json`.
 
 Makes the networks (converters/variations.py, in processes of their own, side by side), then times each as bench does, a
 short run a round, so that what disturbs a round disturbs all networks. growth_page.py shows what was found.
@@ -117,7 +117,7 @@ def make(wanted: Sequence[Network], folder: Path, step: Step) -> None:
 
 @contextlib.contextmanager
 def _maker(jobs: Sequence[Mapping[str, Any]], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-P", "-m", "pipnet_edge.converters.variations"]
+    command = [sys.executable, "-P", "-m", "pipnet_edge.benchmarks.studies.variations"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
         assert process.stdin is not None
@@ -166,7 +166,7 @@ def _median(samples: NDArray[np.float64]) -> float:
 
 def locate(network: Network, folder: Path, threads: Sequence[int], rounds: int) -> Iterator[Faces]:
     """Times the ways of growth_faces on all variants of a network."""
-    command = [sys.executable, "-P", "-m", "pipnet_edge.benchmarks.growth_faces"]
+    command = [sys.executable, "-P", "-m", "pipnet_edge.benchmarks.studies.growth_faces"]
     for variant in (f"{network.runtime}-{precision}" for precision in network.precisions):
         bundle = folder / network.name
         batched = str(bundle / variant / BATCHED) if network.runtime == BATCHING else None

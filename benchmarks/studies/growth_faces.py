@@ -1,6 +1,6 @@
 """Several faces in one picture: how long each way to find all landmarks takes, a face.
 
-`python -m pipnet_edge.benchmarks.growth_faces` reads a job on stdin, {"bundle", "variant", "batched", "faces",
+`python -m pipnet_edge.benchmarks.studies.growth_faces` reads a job on stdin, {"bundle", "variant", "batched", "faces",
 "threads", "rounds"}, and writes a JSON list of {"way", "faces", "threads", "ms"}. Ways take turns in one process. All
 begin with a picture in memory and end with landmarks:
 

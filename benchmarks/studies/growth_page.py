@@ -1,6 +1,6 @@
 """How cost grows, as it is kept and as it is shown: Markdown tables and a drawing.
 
-`python -m pipnet_edge.benchmarks.growth_page RESULT.json` writes both beside the result.
+`python -m pipnet_edge.benchmarks.studies.growth_page RESULT.json` writes both beside the result.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ def markdown(growth: Growth) -> str:
     """All tables, and on what and how they were measured."""
     parts = [
         "# How cost grows",
-        "Made by `python -m pipnet_edge.benchmarks.growth -o growth.json` and `python -m "
-        "pipnet_edge.benchmarks.growth_page growth.json`. Heads of other landmarks are copies of the demo's, and "
+        "Made by `python -m pipnet_edge.benchmarks.studies.growth -o growth.json` and `python -m "
+        "pipnet_edge.benchmarks.studies.growth_page growth.json`. Heads of other landmarks are copies of the demo's, and "
         "ResNet18 has random weights, which changes no time. Artefacts take one crop; a batch is the same ONNX file "
         "with a free first dimension.",
         "Milliseconds of a frame, and of decode in it, by landmarks (256 px, one thread):",

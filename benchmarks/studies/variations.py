@@ -1,6 +1,6 @@
 """Networks that differ in landmarks or input size alone, for measuring how cost grows.
 
-`python -m pipnet_edge.converters.variations` reads a JSON list of jobs on stdin and makes a bundle for each:
+`python -m pipnet_edge.benchmarks.studies.variations` reads a JSON list of jobs on stdin and makes a bundle for each:
 {"backbone", "data", "side", "heads", "to", "precisions", "out"}, named as in `pipnet-edge convert`. MobileNetV2 is the
 embedded checkpoint, ResNet18 has random weights, the same every time. Neither is a landmark detector for other
 landmarks or sizes, so parity, which would tell that, is not looked at. Beside an ONNX variant lies the same network for

@@ -1,4 +1,4 @@
-"""A network's layers for the bundle's manifest, from which its latency is predicted (targets/cost.py)."""
+"""A network's layers for the bundle's manifest, from which its latency is predicted (targets/predicted/cost.py)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The int8 variants of MNN: its converter packs our weights, and the file is then told which tensors are int8, and how.
 
 The converter takes the steps of the weights of each convolution, named by the tensor that this one writes. How MNN cuts
-the network is told by the values of a float model (see converters/align.py).
+the network is told by the values of a float model (see quantize/match.py).
 
 A transposed convolution has no int8 form in MNN and stays in float.
 """
@@ -118,7 +118,7 @@ def _run_float(core: Core, image: Array) -> dict[str, Array]:
     fp.convert(core, "fp32", work)
     model, given, out = work / "model.mnn", work / "image.npy", work / "values.npz"
     np.save(given, image)
-    command = [*tool.PYTHON, "-m", "pipnet_edge.converters.mnn_values", str(model), str(given), str(out)]
+    command = [*tool.PYTHON, "-m", "pipnet_edge.converters.mnn.values", str(model), str(given), str(out)]
     tool.run("MNN", command, work, makes=(out,))
     tensors = {operation.name: tensor for tensor, operation in file.convolutions(file.read(model)).items()}
     with np.load(out, allow_pickle=False) as values:

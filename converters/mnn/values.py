@@ -1,4 +1,4 @@
-"""What each operation of an MNN model gives for an image: `python -m pipnet_edge.converters.mnn_values NET IMAGE OUT`.
+"""What each operation of an MNN model gives for an image: `python -m pipnet_edge.converters.mnn.values NET IMAGE OUT`.
 
 A process of its own, since MNN may crash and prints on stdout.
 """

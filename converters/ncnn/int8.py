@@ -1,4 +1,4 @@
-"""The int8 variant for ncnn: what converters/ncnn_quantize.py makes of the float one."""
+"""The int8 variant for ncnn: what quantize.py makes of the float one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The TFLite variants, made by litert-torch from the torch network.
 
 litert-torch imports JAX and prints a great deal, so it runs as a child process: `python -m
-pipnet_edge.converters.tflite NET OUT`.
+pipnet_edge.converters.tflite.fp NET OUT`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The quantizer is told everything: which operations become int8, and the range of each of their tensors. What it wrote is
 read back and compared. It prints a great deal, so it runs as a child process: `python -m
-pipnet_edge.converters.tflite_int8 FP32 PLAN OUT`.
+pipnet_edge.converters.tflite.int8 FP32 PLAN OUT`.
 """
 
 from __future__ import annotations

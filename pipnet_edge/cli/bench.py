@@ -1,4 +1,4 @@
-"""The commands that measure speed: bench, targets, report."""
+"""Speed: measured here or on a board, counted under emulation, or predicted."""
 
 from __future__ import annotations
 
@@ -145,69 +145,6 @@ def _notes(found: Result) -> list[str]:
         notes += dict.fromkeys(f"{row.variant.partition('-')[0]}: {row.note}" for row in found.predicted if row.note)
         notes.append("predicted: crop to maps, by a model fitted to published timings; nothing was run.")
     return notes
-
-
-@command
-def targets(
-    save: Annotated[
-        list[str] | None, typer.Option(help="Remember a host: TARGET=USER@HOST (TARGET= forgets it). Repeatable.")
-    ] = None,
-) -> Output:
-    """List the devices that bench knows, and the hosts that are saved for them."""
-    from pipnet_edge.targets import place as known
-    from pipnet_edge.targets.devices import device as devices
-
-    for text in save or ():
-        name, equals, host = text.partition("=")
-        if not equals:
-            raise EdgeError(f"--save {text}; TARGET=USER@HOST is needed")
-        known.save(name, host)
-    hosts = known.hosts()
-    found = devices.devices()
-    rows = [
-        [
-            device.name,
-            device.title,
-            " + ".join(f"{c.count} {c.type} at {c.mhz / 1000:g} GHz" for c in device.cores),
-            f"{device.memory_gb_s:g}",
-            str(len(device.anchors)),
-            hosts.get(device.name, ""),
-        ]
-        for device in found.values()
-    ]
-    settings = {device.name: [f"{s.name} {s.value}: {s.reason}" for s in device.settings] for device in found.values()}
-    lines = [f"{name}  {text}" for name, texts in settings.items() for text in texts]
-    data = {
-        name: {"title": row[1], "cores": row[2], "host": row[5] or None, "settings": settings[name]}
-        for name, row in zip(found, rows, strict=True)
-    }
-    return Output(
-        {"targets": data},
-        (Table(["target", "device", "cores", ">GB/s", ">published", "host"], rows), "", *lines),
-    )
-
-
-@command
-def emulator() -> Output:
-    """Set up what --emulate needs, once: an aarch64 Python with the runtimes, under qemu, from Debian and PyPI."""
-    from pipnet_edge.targets.emulated import emulator as emulators
-
-    progress = render.Progress()
-    with progress.shown():
-        made = emulators.set_up(progress.step)
-    return Output({"emulator": str(made.folder)}, (f"emulator  {made.folder}",))
-
-
-@command
-def report(
-    results: Annotated[list[Path], typer.Argument(help="What bench -o wrote, and bench, parity, drift with --json.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="A .html, .md or .csv file.")] = Path("report.html"),
-) -> Output:
-    """Put results of bench, parity and drift into one file: HTML with plots, Markdown or CSV."""
-    from pipnet_edge.benchmarks.report import write as reports
-
-    reports.write(reports.make(results), output)
-    return Output({"report": str(output)}, (f"report  {output}",))
 
 
 def _counts(text: str | None) -> tuple[int, ...]:

@@ -24,14 +24,6 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM
 # What the extra [convert] brings; a device has none of it.
 WORKSTATION = {"torch", "onnx", "onnxsim", "onnxruntime", "pnnx"}
 
-app = typer.Typer(
-    help="Takes trained PIPNet checkpoints to NCNN, MNN, TFLite and ONNX Runtime, and checks that the landmarks stay.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
 BundleArgument = Annotated[Path, typer.Argument(metavar="[BUNDLE]", help="The bundle's folder.")]
 Threads = Annotated[
     int, typer.Option(min=0, help="Threads of the runtime; 0: as many as this machine has cores, at most 4.")
@@ -44,7 +36,7 @@ Emulate = Annotated[bool, typer.Option("--emulate", help="Emulate the target's c
 
 
 def command(function: Callable[..., Output]) -> Callable[..., None]:
-    """Registers a command: adds --json, prints its Output, and prints an EdgeError as one line."""
+    """A command of the function: it has --json too, prints the Output, and prints an EdgeError as one line."""
 
     @functools.wraps(function)
     def run(*, json: bool, **arguments: Any) -> None:
@@ -76,7 +68,6 @@ def command(function: Callable[..., Output]) -> Callable[..., None]:
     ]
     run.__signature__ = python_inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command(name)(run)
     return run
 
 

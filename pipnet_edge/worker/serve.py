@@ -138,7 +138,7 @@ def timing(job: Job) -> Iterator[Event]:
 def counting(job: Job) -> Iterator[Event]:
     """Frames like those that are timed, on one thread, each with a mark before every stage and one behind the last.
 
-    A mark is a system call that fails without any effect; who counts instructions sees it (targets/icount.c).
+    A mark is a system call that fails without any effect; who counts instructions sees it (targets/emulated/icount.c).
     """
     import ctypes
 

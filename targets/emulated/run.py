@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets.devices.device import Device, devices
+from pipnet_edge.targets.devices import Device, devices
 from pipnet_edge.targets.emulated.emulator import WORKER, Emulator, ready
 from pipnet_edge.worker import call
 from pipnet_edge.worker.serve import STAGES
@@ -138,7 +138,7 @@ def compiled(folder: Path) -> Path:
     command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(plugin), str(PLUGIN)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise EdgeError(f"{compiler} cannot compile {PLUGIN.name}: {channel.last_line(done.stderr)}")
+        raise EdgeError(f"{compiler} cannot compile {PLUGIN.name}: {call.last_line(done.stderr)}")
     return plugin
 
 
@@ -151,7 +151,7 @@ def root(emulator: Emulator, cpu: str, folder: Path) -> Path:
     command = [*emulator.python(cpu), "-c", "print(open('/proc/cpuinfo').read())"]
     shown = subprocess.run(command, env={}, capture_output=True, text=True, check=False)
     if shown.returncode:
-        raise EdgeError(f"{cpu!r:.60} cannot be emulated: {channel.last_line(shown.stderr)}")
+        raise EdgeError(f"{cpu!r:.60} cannot be emulated: {call.last_line(shown.stderr)}")
     (folder / "proc").mkdir(parents=True)
     for path in emulator.guest.iterdir():
         (folder / path.name).symlink_to(path)

@@ -1,4 +1,4 @@
-"""Fits the latency model to published timings: `python -m pipnet_edge.benchmarks.fit_latency [--write]`, in a checkout.
+"""Fits the latency model to published timings: `python -m pipnet_edge.targets.predicted.fit [--write]`, in a checkout.
 
 speeds.csv holds the timings, each with the address it was published at: those on one cluster of cores of a known type
 and clock with 1, 2 or 4 threads, of networks whose layers networks.py knows. ms is the smallest published, else the
@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.targets.devices.device import CORE_TYPES
+from pipnet_edge.targets.devices import CORE_TYPES
 from pipnet_edge.targets.predicted.cost import Cost
 from pipnet_edge.targets.predicted.model import ANY_ARM, LATENCY, Fit, terms
 from pipnet_edge.targets.predicted.networks import NETWORKS
@@ -168,7 +168,7 @@ def promised_errors(rows: list[dict[str, str]]) -> dict[str, tuple[float, int]]:
 def to_toml(found: list[Fit]) -> str:
     """The text of latency.toml."""
     lines = [
-        "# Written by `python -m pipnet_edge.benchmarks.fit_latency --write`; what it means stands in predict.py.",
+        "# Written by `python -m pipnet_edge.targets.predicted.fit --write`; what it means stands in model.py.",
         *("version = 1", f"share = {SHARE}"),
     ]
     for fit in found:

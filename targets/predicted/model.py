@@ -3,7 +3,7 @@
     T = a * operations / (peak of a core * threads) + b * bytes / memory bandwidth
 
 Operations count 3x3 stride-1 convolutions at Winograd's reduced number where the runtime uses it. a and b come from
-latency.toml, which benchmarks/fit_latency.py writes, one pair for each runtime, precision and kind of core. The
+latency.toml, which fit.py writes, one pair for each runtime, precision and kind of core. The
 interval comes from devices that were left out of a fit. A prediction is never a measurement.
 """
 
@@ -20,7 +20,7 @@ from pipnet_edge import strict
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.runtimes import HALF_ARITHMETIC
-from pipnet_edge.targets.devices.device import CORE_TYPES, Anchor, Cores, Device
+from pipnet_edge.targets.devices import CORE_TYPES, Anchor, Cores, Device
 from pipnet_edge.targets.predicted import cost as costs
 from pipnet_edge.targets.predicted.cost import BYTES, Cost
 from pipnet_edge.targets.predicted.networks import INPUT_PX, NETWORKS

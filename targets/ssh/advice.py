@@ -1,4 +1,4 @@
-"""What to do where a board lacks something: one line each, for messages of targets/ssh.py."""
+"""What to do where a board lacks something: one line each, for messages of board.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A board over the user's own OpenSSH: one connection, on which targets/remote.py pushes, runs and cleans up.
+"""A board over the user's own OpenSSH: one connection, on which remote.py pushes, runs and cleans up.
 
 The board needs Python 3.11 or newer with numpy and the runtime, best in an environment at ~/pipnet; the device half of
 this package comes along. What was pushed lies below ~/.cache/pipnet-edge (or $XDG_CACHE_HOME) and is gone at the end.

@@ -1,4 +1,4 @@
-"""The far end of targets/ssh.py: sent to a board as text and run there by its Python, with the standard library alone.
+"""The far end of board.py: sent to a board as text and run there by its Python, with the standard library alone.
 
 It reads requests, one JSON object a line, from stdin and answers in JSON lines on stdout; file contents follow their
 line as raw bytes. When stdin ends or falls silent for longer than agreed, the worker is killed and every file removed:

@@ -19,7 +19,7 @@ Message = dict[str, Any]
 
 
 class Wire:
-    """JSON lines to and from targets/remote.py, some followed by bytes. The process writes its stderr to a file."""
+    """JSON lines to and from remote.py, some followed by bytes. The process writes its stderr to a file."""
 
     def __init__(self, command: Sequence[str], stderr: TextIO) -> None:
         self.stderr = stderr

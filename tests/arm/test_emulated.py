@@ -16,7 +16,7 @@ from pipnet_edge import bundle as bundles
 from pipnet_edge import runtimes
 from pipnet_edge.benchmarks.accuracy import parity
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets.devices.device import device
+from pipnet_edge.targets.devices import device
 from pipnet_edge.targets.emulated import run
 from pipnet_edge.targets.emulated.emulator import Emulator
 from pipnet_edge.targets.emulated.run import Count, Emulated, Instructions

@@ -23,14 +23,15 @@ from numpy.typing import NDArray
 from pipnet_edge import host, runtimes
 from pipnet_edge.benchmarks.speed import result as results
 from pipnet_edge.bundle import GOLDEN, Bundle, File
-from pipnet_edge.cli import app
+from pipnet_edge.cli.app import INTERRUPTED, app
 from pipnet_edge.decode import Decoder
 from pipnet_edge.errors import CHECK_FAILED, USER_ERROR
+from pipnet_edge.targets import devices
 
 USAGE = 2
 RUNTIME_PACKAGES = ("onnxruntime", "ncnn", "MNN", "ai_edge_litert", "tflite_runtime")
 CONVERTER_PACKAGES = ("torch", "onnx", "onnxsim", "pnnx", "litert_torch", "ai_edge_quantizer")
-COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 Result = subprocess.CompletedProcess[str]
 
@@ -45,7 +46,7 @@ def here(*arguments: str | Path) -> Result:
     previous = signal.getsignal(signal.SIGTERM)
     try:
         found = typer.testing.CliRunner().invoke(
-            app.app, list(map(str, arguments)), prog_name="pipnet-edge", catch_exceptions=False
+            app, list(map(str, arguments)), prog_name="pipnet-edge", catch_exceptions=False
         )
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -406,7 +407,7 @@ def test_an_interrupted_command_says_so_and_ends_its_worker(
         finally:
             process.kill()
     result = subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
-    failed(result, app.INTERRUPTED, "interrupted")
+    failed(result, INTERRUPTED, "interrupted")
     assert envelope(result, "doctor") == {}
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text()), 0)
@@ -432,7 +433,7 @@ def test_every_command_and_option_has_help(name: str) -> None:
 
 HELP = """
 import json, sys
-from pipnet_edge.cli import app
+from pipnet_edge.cli.app import INTERRUPTED, app
 shown = {}
 for command in sys.argv[1:]:
     sys.stdout = out = __import__("io").StringIO()
@@ -484,7 +485,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def kiosk(folder: Path) -> Path:
     """A user's own device, like a Raspberry Pi 4."""
-    text = (Path(app.__file__).parent / "targets" / "rpi4.toml").read_text()
+    text = (devices.FOLDER / "rpi4.toml").read_text()
     path = folder / "kiosk.toml"
     path.write_text(text.replace('name = "rpi4"', 'name = "kiosk"', 1))
     return path
@@ -665,7 +666,7 @@ def test_an_interrupted_bench_leaves_no_result(null_bundle: Bundle, tmp_path: Pa
         finally:
             process.kill()
     result = subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
-    failed(result, app.INTERRUPTED, "interrupted")
+    failed(result, INTERRUPTED, "interrupted")
     assert envelope(result, "bench") == {}
     assert list(tmp_path.iterdir()) == []
 

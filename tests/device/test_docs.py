@@ -61,7 +61,7 @@ def test_datasets_and_extras_named_in_the_readme_exist():
 
 
 def test_the_table_beside_others_is_that_of_the_committed_results():
-    folder = Path(__file__).resolve().parents[2] / "benchmarks"
+    folder = Path(__file__).resolve().parents[2] / "benchmarks" / "studies"
     page = runpy.run_path(str(folder / "head_to_head" / "page.py"))
     names = ("resnet18", "mobilenet_v2", "mobilenet_v3")
     assert page["table"](folder / "results" / f"head_to_head_{name}.json" for name in names) in README

@@ -8,9 +8,8 @@ import pytest
 
 from pipnet_edge.cli import command
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import local
+from pipnet_edge.targets import devices, local
 from pipnet_edge.targets import place as places
-from pipnet_edge.targets.devices import device as devices
 from pipnet_edge.targets.place import Place
 
 HERE = "Raspberry Pi 4 Model B Rev 1.4"

@@ -15,7 +15,7 @@ from pipnet_edge.bundle import TRANSPOSED, Bundle, File, Quantization, Variant
 from pipnet_edge.bundle import Layer as Described
 from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets.devices.device import CORE_TYPES, Cores, Device, device, devices
+from pipnet_edge.targets.devices import CORE_TYPES, Cores, Device, device, devices
 from pipnet_edge.targets.predicted import cost as costs
 from pipnet_edge.targets.predicted import fit as fit_latency
 from pipnet_edge.targets.predicted.cost import BYTES, Cost, Layer, convolution, dense, other

@@ -204,5 +204,5 @@ def test_the_committed_result_is_what_is_shown() -> None:
     readme = (ROOT / "README.md").read_text()
     assert RESULT.with_suffix(".md").read_text() == growth_page.markdown(committed)
     assert RESULT.with_suffix(".svg").read_text() == growth_page.drawing(committed)
-    assert "(benchmarks/results/growth.md)" in readme
-    assert "(benchmarks/results/growth.svg)" in readme
+    assert "(benchmarks/studies/results/growth.md)" in readme
+    assert "(benchmarks/studies/results/growth.svg)" in readme

@@ -20,7 +20,7 @@ from pipnet_edge.converters.checkpoint import from_onnx, layers, nets
 from pipnet_edge.converters.checkpoint import read as checkpoints
 from pipnet_edge.converters.quantize import scheme
 from pipnet_edge.spec import ModelSpec, mean_faces
-from pipnet_edge.targets.devices.device import device
+from pipnet_edge.targets.devices import device
 from pipnet_edge.targets.predicted import cost
 from pipnet_edge.targets.predicted.cost import Cost
 from pipnet_edge.targets.predicted.model import predict, predict_variant

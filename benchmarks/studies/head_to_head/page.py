@@ -1,4 +1,4 @@
-"""Results of run.py as the README's table: `python benchmarks/head_to_head/page.py RESULT.json ...`."""
+"""Results of run.py as the README's table: `python benchmarks/studies/head_to_head/page.py RESULT.json ...`."""
 
 from __future__ import annotations
 

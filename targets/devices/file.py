@@ -25,7 +25,6 @@ from pipnet_edge.errors import EdgeError
 from pipnet_edge.host import ISA_FEATURES
 
 FOLDER = Path(__file__).parent
-NOT_DEVICES = {"latency.toml"}
 MACHINES = ("aarch64", "x86_64")
 SETTINGS = ("governor", "threads")
 OPTIONAL: Mapping[str, object] = {"boards": [], "qemu": None, "settings": [], "anchors": []}
@@ -175,7 +174,7 @@ class Device:
 @lru_cache
 def devices() -> Mapping[str, Device]:
     """The devices that come with the package, by name, in alphabetical order."""
-    paths = sorted(path for path in FOLDER.glob("*.toml") if path.name not in NOT_DEVICES)
+    paths = sorted(FOLDER.glob("*.toml"))
     return MappingProxyType({path.stem: read_device(path) for path in paths})
 
 

@@ -1,0 +1,3 @@
+from pipnet_edge.cli.app import main
+
+main()

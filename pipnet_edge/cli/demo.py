@@ -1,0 +1,73 @@
+"""Everything on the embedded checkpoint and faces."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipnet_edge.cli import render
+from pipnet_edge.cli.command import Threads, command, thread_count
+from pipnet_edge.cli.faces import (
+    faces_in,
+)
+from pipnet_edge.cli.render import Output, counted
+
+if TYPE_CHECKING:
+    pass
+
+
+@command
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the bundle and the picture.")] = Path(
+        "demo"
+    ),
+    threads: Threads = 1,
+) -> Output:
+    """Convert and quantize the embedded checkpoint for every runtime; show parity, drift, speed and landmarks."""
+    from pipnet_edge import converters, picture, runtimes
+    from pipnet_edge.benchmarks import tables
+    from pipnet_edge.benchmarks.accuracy import drift, labels, parity
+    from pipnet_edge.benchmarks.speed import bench
+    from pipnet_edge.benchmarks.speed.result import QUICK
+    from pipnet_edge.converters import golden
+    from pipnet_edge.converters.checkpoint import read as checkpoints
+
+    count = thread_count(threads)
+    progress = render.Progress()
+    with progress.shown():
+        plan = converters.Plan(runtimes.DESTINATIONS, ("fp32", "fp16", "int8"))
+        options = checkpoints.Options(data="300w")
+        quantize = converters.Quantize(faces_in(golden.CALIBRATION, None)[0])
+        bundle = converters.convert(
+            golden.CHECKPOINT, output / "bundle", plan, options, parity.verify, progress.step, quantize=quantize
+        )
+        labelled = labels.read_labels(golden.FACES / "labels.txt", golden.FACES, num_lms=bundle.spec.num_lms)
+        faces = drift.Faces(labelled, bundle.spec.input_size)
+        with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as cache:
+            rows, _ = drift.run(bundle, faces, drift.choose(bundle, (), None), Path(cache), 1, progress.step)
+        crops, _ = bundle.read_golden()
+        timings = []
+        for index, variant in enumerate(bundle.variants):
+            progress.step(f"time {variant.name}", index, len(bundle.variants))
+            timings.append(bench.measure(bundle, variant.name, count, crops, QUICK))
+    drawn = picture.draw_crops(bundle, bundle.variants[0].name, crops, output / "faces.png")
+    notes = (
+        f"parity: distance to torch's landmarks, pixels of the {bundle.spec.input_size} px crop, {len(crops)} faces.",
+        f"drift: the same and the change of the NME, against {bundle.variants[0].name}, {len(faces)} labelled faces, "
+        "none of them for calibration.",
+        f"ms: picture to landmarks, median, {counted(count, 'thread')}, measured on this machine.",
+    )
+    return Output(
+        {
+            "bundle": bundle.to_json(),
+            "drift": [row.to_json() for row in rows],
+            "timings": [
+                {"variant": t.variant, "p50": t.frame(0.5), "p90": t.frame(0.9), "kind": "measured"} for t in timings
+            ],
+            "picture": str(drawn),
+        },
+        (tables.variants(bundle, timings, rows), "", *notes, f"bundle   {bundle.folder}", f"picture  {drawn}"),
+    )

@@ -1,0 +1,51 @@
+"""Which runtimes work, here or on a target."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipnet_edge.cli.command import (
+    Emulate,
+    Host,
+    Target,
+    command,
+    places,
+)
+from pipnet_edge.cli.render import Output, Table
+from pipnet_edge.errors import EdgeError
+
+if TYPE_CHECKING:
+    pass
+
+
+@command
+def doctor(target: Target = None, host: Host = None, emulate: Emulate = False) -> Output:
+    """Run a tiny inference on every runtime, here or on a target, and say which work there."""
+    from pipnet_edge import runtimes
+    from pipnet_edge.benchmarks.speed.result import facts_of
+    from pipnet_edge.errors import CHECK_FAILED
+    from pipnet_edge.targets.place import calling
+    from pipnet_edge.worker import call as channel
+
+    (place,) = places([target] if target else (), [host] if host else (), emulate, False)
+    results: dict[str, dict[str, str]] = {}
+    with calling(place) as call:
+        facts = call({"do": "facts"})
+        for name in runtimes.DESTINATIONS:
+            try:
+                results[name] = {"result": "PASS", "detail": call({"do": "probe", "runtime": name})["version"]}
+            except EdgeError as e:
+                results[name] = {"result": "FAIL" if name in facts["runtimes"] else "absent", "detail": str(e)}
+    failed = [name for name, result in results.items() if result["result"] == "FAIL"]
+    return Output(
+        {"target": place.name, "kind": place.kind, "machine": channel.machine(facts), "runtimes": results},
+        (
+            Table(["machine", ""], list(facts_of(facts).items())),
+            "",
+            Table(["runtime", "result", ""], [[name, r["result"], r["detail"]] for name, r in results.items()]),
+        ),
+        code=CHECK_FAILED if failed else 0,
+        error=f"{', '.join(failed)} does not work {'here' if place.way == 'local' else f'on {place.name}'}"
+        if failed
+        else None,
+    )

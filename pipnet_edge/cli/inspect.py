@@ -1,0 +1,53 @@
+"""What a checkpoint or a bundle is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipnet_edge.cli.command import command
+from pipnet_edge.cli.render import Output
+
+if TYPE_CHECKING:
+    pass
+
+
+@command
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="CHECKPOINT|BUNDLE", help="A checkpoint, five-map ONNX or bundle.")],
+    input_size: Annotated[int | None, typer.Option(help="Side of the crop, for ONNX files that leave it open.")] = None,
+    trust_pickle: Annotated[bool, typer.Option(help="Load pickled modules, which run the file's code.")] = False,
+) -> Output:
+    """Say what a checkpoint or a bundle is."""
+    from pipnet_edge.benchmarks import tables
+
+    if path.is_dir():
+        from pipnet_edge import bundle as bundles
+
+        bundle = bundles.read(path)
+        tuned = [f"tuned for {machine}: {tuned}" for machine, tuned in bundle.tuned.items()]
+        return Output(
+            bundle.to_json(),
+            (
+                tables.network(bundle.spec, bundle.source),
+                "",
+                tables.variants(bundle),
+                *tables.quantization(bundle),
+                *tuned,
+            ),
+        )
+    from pipnet_edge.converters.checkpoint import read as checkpoints
+
+    found = checkpoints.read(path, input_size, trust_pickle)
+    data = {
+        "backbone": found.backbone,
+        "num_lms": found.num_lms,
+        "num_nb": found.num_nb,
+        "net_stride": found.net_stride,
+        "input_size": found.input_size,
+        "parameters": found.parameters,
+        "datasets": found.datasets,
+    }
+    return Output(data, (tables.checkpoint(data),))

@@ -1,0 +1,64 @@
+"""Every variant against the float network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipnet_edge.cli import render
+from pipnet_edge.cli.command import (
+    DEFAULT_BUNDLE,
+    BundleArgument,
+    Emulate,
+    Host,
+    Target,
+    Threads,
+    command,
+    places,
+    thread_count,
+)
+from pipnet_edge.cli.render import Output, counted
+
+if TYPE_CHECKING:
+    pass
+
+
+@command
+def parity(
+    bundle: BundleArgument = DEFAULT_BUNDLE,
+    variant: Annotated[list[str] | None, typer.Option(help="A variant to check; all if not given. Repeatable.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of face crops to compare on, instead of the golden ones.")
+    ] = None,
+    crops: Annotated[int | None, typer.Option(min=1, help="Compare on no more than so many crops.")] = None,
+    threads: Threads = 1,
+    target: Target = None,
+    host: Host = None,
+    emulate: Emulate = False,
+) -> Output:
+    """Check, here or on a target, that every variant gives the float network's maps and landmarks."""
+    from pipnet_edge import bundle as bundles
+    from pipnet_edge.benchmarks import tables
+    from pipnet_edge.benchmarks.accuracy import parity as check
+    from pipnet_edge.targets.place import calling
+
+    (place,) = places([target] if target else (), [host] if host else (), emulate, False)
+    opened = bundles.read(bundle)
+    progress = render.Progress()
+    with progress.shown(), calling(place) as call:
+        pictures = check.images_in(images) if images else ()
+        rows = check.check(opened, variant or (), thread_count(threads), pictures, progress.step, call, crops)
+    failed = check.first_failure(rows)
+    where = "" if place.way == "local" else f", {place.kind} on {place.name}"
+    return Output(
+        {"target": place.name, "kind": place.kind, "rows": [row.to_json() for row in rows]},
+        (
+            tables.parity(rows),
+            "",
+            f"px: pixels of the crop, {counted(rows[0].images, 'crop')}, against {rows[0].reference}{where}",
+        ),
+        code=failed.code if failed else 0,
+        error=str(failed) if failed else None,
+    )

@@ -1,0 +1,68 @@
+"""Landmarks in a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipnet_edge.cli.command import (
+    DEFAULT_BUNDLE,
+    command,
+    floats,
+    thread_count,
+)
+from pipnet_edge.cli.render import Output, counted
+from pipnet_edge.errors import EdgeError
+
+if TYPE_CHECKING:
+    from pipnet_edge.preprocess import Box
+
+
+@command
+def run(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="[BUNDLE] IMAGE", help="An image, after the bundle if not ./bundle.")
+    ],
+    box: Annotated[
+        list[str] | None, typer.Option(help="A face: x,y,width,height in pixels. Repeat for more faces.")
+    ] = None,
+    crop: Annotated[
+        str | None, typer.Option(help="How a box is cut: test (x1.2) or demo (for a detector's box).")
+    ] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="For example ncnn-fp32; as `bench --tune` found, else the first one installed.")
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Threads of the runtime; as `bench --tune` found, else 0: as many as there are cores, at most 4.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The picture to draw; IMAGE-landmarks.png if not given.")
+    ] = None,
+) -> Output:
+    """Find landmarks in a picture: JSON and an annotated picture. Without boxes the picture is one crop."""
+    from pipnet_edge import picture
+
+    if len(paths) > 2:
+        raise EdgeError(f"{len(paths)} paths; give [BUNDLE] IMAGE")
+    bundle, image = (paths[0], paths[1]) if len(paths) == 2 else (DEFAULT_BUNDLE, paths[0])
+    boxes: list[Box] = [_box(text) for text in box or ()]
+    found = picture.annotate(
+        bundle, image, boxes, crop, variant, None if threads is None else thread_count(threads), output
+    )
+    lines = [
+        f"{counted(len(found.faces), 'face')}, {found.landmarks} landmarks each, by {found.variant} ({found.version}), "
+        f"{counted(found.threads, 'thread')}",
+        *([found.note] if found.note else []),
+    ]
+    return Output(found.to_json(), (*lines, f"picture    {found.picture}", f"landmarks  {found.json}"))
+
+
+def _box(text: str) -> Box:
+    x, y, width, height = floats("box", text, 4)
+    return x, y, width, height

@@ -1,0 +1,3 @@
+from pipnet_edge.worker.serve import main
+
+main()
