@@ -67,7 +67,7 @@ class File:
 
 @dataclass(frozen=True)
 class Parity:
-    """What a variant differed from the float network by when the bundle was written (see benchmarks/accuracy/parity.py).
+    """How far a variant was from the float network when the bundle was written (see benchmarks/accuracy/parity.py).
 
     px_mean, px_max: landmark differences in pixels of the crop over so many images. flips: landmarks in another cell.
     """

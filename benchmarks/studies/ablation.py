@@ -1,7 +1,7 @@
-"""What each part of the int8 scheme gives: `python -m pipnet_edge.benchmarks.studies.ablation CHECKPOINT CALIBRATION TEST`.
+"""What each part of the int8 scheme gives: `python -m pipnet_edge.benchmarks.studies.ablation CHECKPOINT FACES TEST`.
 
 Simulated in torch, so that no runtime's own rounding comes in: drift of the landmarks from those of the float network,
-heads in float, over the pictures of the folder TEST, each a crop. CALIBRATION is a folder of crops, too.
+heads in float, over the pictures of the folder TEST, each a crop. FACES is a folder of crops to calibrate with.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How cost grows with landmarks, input size, threads and faces: `python -m pipnet_edge.benchmarks.studies.growth -o out.json`.
+"""How cost grows with landmarks, input size, threads, faces: `python -m pipnet_edge.benchmarks.studies.growth -o OUT`.
 
 Makes the networks (converters/variations.py, in processes of their own, side by side), then times each as bench does, a
 short run a round, so that what disturbs a round disturbs all networks. growth_page.py shows what was found.

