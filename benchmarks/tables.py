@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipnet_edge.benchmarks.speed.result import warnings
-from pipnet_edge.cli.render import Table, megabytes
+from pipnet_edge.cli.render import Table
+from pipnet_edge.words import megabytes
 
 if TYPE_CHECKING:
     from pipnet_edge.benchmarks.accuracy.drift import Row as DriftRow

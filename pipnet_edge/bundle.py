@@ -49,6 +49,7 @@ from pipnet_edge.manifest import (
     Variant,
     file_sha256,
 )
+from pipnet_edge.words import one_line
 
 __all__ = [
     "CONV",
@@ -175,7 +176,7 @@ def _arrays(path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
         with np.load(path, allow_pickle=False) as arrays:
             yield arrays
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, TypeError, IndexError) as e:
-        raise EdgeError(f"{path} is not readable: {runtimes.one_line(e)}") from e
+        raise EdgeError(f"{path} is not readable: {one_line(e)}") from e
 
 
 def _check_array(path: Path, name: str, array: NDArray[Any], kind: type, shape: tuple[int, ...]) -> None:

@@ -16,10 +16,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipnet_edge import runtimes, strict
-from pipnet_edge.cli.render import counted
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.host import cpu_list
 from pipnet_edge.spec import ModelSpec
+from pipnet_edge.words import counted, one_line
 
 FORMAT, VERSION = "pipnet-edge-bundle", 3
 MANIFEST, GOLDEN, HEADS = "manifest.json", "golden.npz", "heads.npz"
@@ -252,7 +252,7 @@ def read(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise EdgeError(f"there is no bundle at {folder} (no {MANIFEST}); `pipnet-edge convert` makes one") from None
     except (OSError, ValueError, RecursionError) as e:
-        raise EdgeError(f"{path} is not readable: {runtimes.one_line(e)}") from e
+        raise EdgeError(f"{path} is not readable: {one_line(e)}") from e
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise EdgeError(f"{path} is not a {FORMAT} manifest")
     if type(data.get("version")) is not int or data["version"] != VERSION:

@@ -29,7 +29,6 @@ from pipnet_edge.benchmarks.speed.result import (
     facts_of,
 )
 from pipnet_edge.bundle import Bundle, Variant
-from pipnet_edge.cli.render import counted
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets import local
 from pipnet_edge.targets import place as places
@@ -37,6 +36,7 @@ from pipnet_edge.targets.emulated import run as emulated
 from pipnet_edge.targets.emulated.emulator import ready
 from pipnet_edge.targets.place import Place
 from pipnet_edge.targets.predicted import model
+from pipnet_edge.words import counted
 from pipnet_edge.worker import call as channel
 from pipnet_edge.worker.serve import STAGES
 

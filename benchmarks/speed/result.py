@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import strict
-from pipnet_edge.cli.render import SCHEMA, counted
+from pipnet_edge.cli.render import SCHEMA
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.host import THROTTLED
 from pipnet_edge.targets.emulated.run import Count
+from pipnet_edge.words import counted
 from pipnet_edge.worker import call
 from pipnet_edge.worker.serve import STAGES
 

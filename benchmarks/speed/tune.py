@@ -19,10 +19,11 @@ from pipnet_edge.benchmarks.speed import result as results
 from pipnet_edge.benchmarks.speed.bench import Plan, Step
 from pipnet_edge.benchmarks.speed.result import Measured
 from pipnet_edge.bundle import Bundle, Tuned
-from pipnet_edge.cli.render import Table, counted
+from pipnet_edge.cli.render import Table
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets import place as places
 from pipnet_edge.targets.place import Place
+from pipnet_edge.words import counted
 from pipnet_edge.worker import call as channel
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)

@@ -13,7 +13,8 @@ from pipnet_edge.cli.command import Threads, command, thread_count
 from pipnet_edge.cli.faces import (
     faces_in,
 )
-from pipnet_edge.cli.render import Output, counted
+from pipnet_edge.cli.render import Output
+from pipnet_edge.words import counted
 
 if TYPE_CHECKING:
     pass

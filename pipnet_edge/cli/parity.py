@@ -19,7 +19,8 @@ from pipnet_edge.cli.command import (
     places,
     thread_count,
 )
-from pipnet_edge.cli.render import Output, counted
+from pipnet_edge.cli.render import Output
+from pipnet_edge.words import counted
 
 if TYPE_CHECKING:
     pass

@@ -64,15 +64,6 @@ def _lines(table: Table) -> Iterator[str]:
         yield "  ".join(cells).rstrip()
 
 
-def counted(number: int, what: str) -> str:
-    """ "1 face", "2 faces"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
-
-
 SILENCE = 5.0  # seconds after which the same step is reported again
 
 

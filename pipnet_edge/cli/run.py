@@ -13,8 +13,9 @@ from pipnet_edge.cli.command import (
     floats,
     thread_count,
 )
-from pipnet_edge.cli.render import Output, counted
+from pipnet_edge.cli.render import Output
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.words import counted
 
 if TYPE_CHECKING:
     from pipnet_edge.preprocess import Box

@@ -20,8 +20,9 @@ from pipnet_edge.cli.faces import (
     Seed,
     faces_in,
 )
-from pipnet_edge.cli.render import Output, counted
+from pipnet_edge.cli.render import Output
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.words import counted
 
 if TYPE_CHECKING:
     pass

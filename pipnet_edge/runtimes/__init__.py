@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pipnet_edge.decode import Output
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
+from pipnet_edge.words import one_line
 
 # Destination (as in `--to` and in variant names) to adapter module and the package that provides the runtime.
 ADAPTERS = {
@@ -86,12 +87,6 @@ def arithmetic(destination: str, precision: str, features: Sequence[str]) -> str
     if precision == "w8":
         return "fp32, int8 weights"
     return "int8, depthwise fp32" if (destination, precision) == ("ncnn", "int8") else precision
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's type and first line of text, for messages that have to fit one line."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
 
 
 def is_missing(destination: str) -> bool:

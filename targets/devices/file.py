@@ -20,9 +20,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pipnet_edge import strict
-from pipnet_edge.cli.render import counted
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.host import ISA_FEATURES
+from pipnet_edge.words import counted
 
 FOLDER = Path(__file__).parent
 MACHINES = ("aarch64", "x86_64")

@@ -1,0 +1,19 @@
+"""Numbers and errors in the words of tables and messages."""
+
+from __future__ import annotations
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 face", "2 faces"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def megabytes(size: int) -> str:
+    """Bytes as "1.5 MB"."""
+    return f"{size / 1e6:.1f} MB"
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's type and first line of text, for messages that have to fit one line."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
