@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import runtimes
-from pipnet_edge.bundle import GOLDEN, Bundle, File, Parity, Source, file_sha256, replacing
+from pipnet_edge.bundle import GOLDEN, Bundle, File, Parity, Source, replacing
 from pipnet_edge.converters.quantize.budget import Budget
 from pipnet_edge.converters.recipe import recipes
 from pipnet_edge.decode import Landmarks
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.files import file_sha256
 
 if TYPE_CHECKING:
     from pipnet_edge.converters.checkpoint.read import Options

@@ -47,7 +47,6 @@ from pipnet_edge.manifest import (
     Source,
     Tuned,
     Variant,
-    file_sha256,
 )
 from pipnet_edge.words import one_line
 
@@ -68,7 +67,6 @@ __all__ = [
     "Source",
     "Tuned",
     "Variant",
-    "file_sha256",
     "read",
     "replacing",
 ]

@@ -5,17 +5,14 @@ A manifest is untrusted when read: what is missing, unknown, of another type or 
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipnet_edge import runtimes, strict
+from pipnet_edge import files, runtimes, strict
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.host import cpu_list
 from pipnet_edge.spec import ModelSpec
@@ -51,7 +48,7 @@ class File:
     @classmethod
     def of(cls, folder: Path, path: Path) -> File:
         """Hashes a file that lies in the bundle at `folder`."""
-        return cls(path.relative_to(folder).as_posix(), file_sha256(path), path.stat().st_size)
+        return cls(path.relative_to(folder).as_posix(), files.file_sha256(path), path.stat().st_size)
 
     def verified(self, folder: Path) -> Path:
         """The file's path in `folder`. Raises EdgeError when it is missing, leads outside or is not the one hashed."""
@@ -60,7 +57,7 @@ class File:
             raise EdgeError(f"bundle {folder} lacks {self.path}")
         if not path.resolve().is_relative_to(folder.resolve()):
             raise EdgeError(f"{self.path} in bundle {folder} is a link that leaves the bundle")
-        if path.stat().st_size != self.size or file_sha256(path) != self.sha256:
+        if path.stat().st_size != self.size or files.file_sha256(path) != self.sha256:
             raise EdgeError(f"{self.path} in bundle {folder} was changed after it was written (sha256 differs)")
         return path
 
@@ -278,21 +275,6 @@ def to_json(manifest: Manifest) -> dict[str, Any]:
 
 def write(folder: Path, manifest: Manifest) -> None:
     """Writes a folder's manifest whole or not at all. Raises EdgeError with the system's reason."""
-    path = folder / MANIFEST
     text = json.dumps(to_json(manifest), indent=1)
-    scratch = path.with_name(f".{MANIFEST}.{os.getpid()}")
-    try:
-        try:
-            scratch.write_text(NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
-            scratch.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                scratch.unlink(missing_ok=True)
-    except OSError as e:
-        raise EdgeError(f"cannot write {path}: {e.strerror}") from e
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    text = NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+    files.write(folder / MANIFEST, text.encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import bundle as bundles
-from pipnet_edge import host
+from pipnet_edge import files, host
 from pipnet_edge.benchmarks.pictures import drawing
 from pipnet_edge.defaults import choose
 from pipnet_edge.errors import EdgeError
@@ -97,7 +96,7 @@ def annotate(
         str(target.with_suffix(".json")),
     )
     write_picture(target, drawn)
-    write(target.with_suffix(".json"), (json.dumps(result.to_json(), indent=1) + "\n").encode())
+    files.write(target.with_suffix(".json"), (json.dumps(result.to_json(), indent=1) + "\n").encode())
     return result
 
 
@@ -122,16 +121,4 @@ def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
         done = False
     if not done:
         raise EdgeError(f"cannot write a picture as {path.name}; use .png or .jpg")
-    write(path, data.tobytes())
-
-
-def write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all. Raises EdgeError with the system's reason."""
-    scratch = path.with_name(f".{path.name}.part")
-    try:
-        scratch.write_bytes(content)
-        scratch.replace(path)
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
-        raise EdgeError(f"cannot write {path}: {e.strerror}") from e
+    files.write(path, data.tobytes())

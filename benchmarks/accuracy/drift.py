@@ -24,10 +24,11 @@ from pipnet_edge.benchmarks.accuracy.labels import Labels
 from pipnet_edge.benchmarks.pictures import drawing
 from pipnet_edge.benchmarks.speed import bench
 from pipnet_edge.benchmarks.speed.result import QUICK
-from pipnet_edge.bundle import Bundle, Variant, file_sha256
+from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.decode import Landmarks
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
-from pipnet_edge.picture import write, write_picture
+from pipnet_edge.files import file_sha256, write
+from pipnet_edge.picture import write_picture
 from pipnet_edge.preprocess import Rect, cut, read_picture
 from pipnet_edge.targets import local
 from pipnet_edge.worker import call

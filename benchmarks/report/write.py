@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pipnet_edge import files
 from pipnet_edge.benchmarks.report import tables
 from pipnet_edge.benchmarks.report.data import EMULATED, MEANING, MEASURED, PREDICTED, Report, Target, make
 from pipnet_edge.cli.render import Table
@@ -22,11 +23,9 @@ __all__ = ["Report", "csv", "html", "make", "markdown", "write"]
 
 def write(report: Report, output: Path) -> None:
     """Writes a report as its suffix says: .html, .md or .csv. Whole or not at all. Raises EdgeError."""
-    from pipnet_edge import picture
-
     if output.suffix.lower() not in FORMATS:
         raise EdgeError(f"cannot write a report as {output}; allowed: {', '.join(FORMATS)}")
-    picture.write(output, FORMATS[output.suffix.lower()](report).encode())
+    files.write(output, FORMATS[output.suffix.lower()](report).encode())
 
 
 def html(report: Report) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.bundle import file_sha256
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.files import file_sha256
 from pipnet_edge.preprocess import Rect, cut, read_picture
 
 COUNT = 256

@@ -26,6 +26,7 @@ from pipnet_edge.converters.quantize import equalise, ranges, rounding, scheme
 from pipnet_edge.converters.quantize.calibration import Calibration
 from pipnet_edge.converters.quantize.scheme import Quantized, Range
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.files import cache_folder
 from pipnet_edge.spec import ModelSpec
 
 ROUNDINGS = ("sequential", "nearest")
@@ -76,7 +77,7 @@ class Prepared:
 def prepare(network: Network, faces: Calibration, options: Options, progress: Progress = lambda *_: None) -> Prepared:
     """Equalises, finds ranges and rounds; takes minutes, or a moment where the cache has it."""
     graph = scheme.trace(network.net)
-    path = _cache() / f"{_key(network, faces, options)}.pt"
+    path = cache_folder() / "rounded" / f"{_key(network, faces, options)}.pt"
     kept = _read(path)
     if kept is None:
         progress("equalise", 0, 1)
@@ -100,10 +101,6 @@ def prepare(network: Network, faces: Calibration, options: Options, progress: Pr
         )
     _write(path, {"float": graph.state_dict(), "rounded": rounded.state_dict(), "ranges": found})
     return Prepared(graph, rounded, spec, found)
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pipnet-edge" / "rounded"
 
 
 def _key(network: Network, faces: Calibration, options: Options) -> str:

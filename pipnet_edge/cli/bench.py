@@ -102,7 +102,7 @@ def bench(
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
     out = Output(data, (*parts, *_notes(found)), CHECK_FAILED if failed else 0, failed[0] + more if failed else None)
     if output:
-        from pipnet_edge.picture import write
+        from pipnet_edge.files import write
 
         write(output, (json.dumps(render.envelope("bench", out), allow_nan=False) + "\n").encode())
         return Output(out.data, (*out.parts, f"result  {output}"), out.code, out.error)

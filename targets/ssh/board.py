@@ -22,6 +22,7 @@ import pipnet_edge
 from pipnet_edge import bundle as bundles
 from pipnet_edge import runtimes
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.files import file_sha256
 from pipnet_edge.targets.ssh import advice, wire
 from pipnet_edge.targets.ssh.wire import Message
 from pipnet_edge.worker import call as channel
@@ -74,7 +75,7 @@ class Board:
             bundle = bundles.read(Path(job["bundle"]))
             variant = bundle.variant(job["variant"])
             self._need(variant.runtime)
-            name = f"bundle-{bundles.file_sha256(bundle.folder / bundles.MANIFEST)[:16]}"
+            name = f"bundle-{file_sha256(bundle.folder / bundles.MANIFEST)[:16]}"
             files[f"{name}/{bundles.MANIFEST}"] = bundle.folder / bundles.MANIFEST
             for file in (bundle.golden, *variant.files):
                 files[f"{name}/{file.path}"] = file.verified(bundle.folder)
@@ -82,7 +83,7 @@ class Board:
         if job.get("runtime") in runtimes.PACKAGES:
             self._need(job["runtime"])
         if "crops" in job:
-            name = f"crops-{bundles.file_sha256(Path(job['crops']))[:16]}.npy"
+            name = f"crops-{file_sha256(Path(job['crops']))[:16]}.npy"
             files[name] = Path(job["crops"])
             there["crops"] = f"{folder}/{name}"
         if "out" in job:

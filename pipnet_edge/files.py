@@ -1,0 +1,48 @@
+"""Files of this machine: written whole, known by their hash, and where caches and settings lie."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+from pipnet_edge.errors import EdgeError
+
+PROGRAM = "pipnet-edge"
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all. Raises EdgeError with the system's reason."""
+    # Two processes may write the same file; each has a scratch file of its own, and the last one counts.
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        try:
+            scratch.write_bytes(content)
+            scratch.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
+    except OSError as e:
+        raise EdgeError(f"cannot write {path}: {e.strerror}") from e
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """What can be made again lies here: $XDG_CACHE_HOME/pipnet-edge, else ~/.cache/pipnet-edge. It may not exist."""
+    return _home("XDG_CACHE_HOME", ".cache")
+
+
+def config_folder() -> Path:
+    """What the user has set lies here: $XDG_CONFIG_HOME/pipnet-edge, else ~/.config/pipnet-edge. It may not exist."""
+    return _home("XDG_CONFIG_HOME", ".config")
+
+
+def _home(variable: str, usual: str) -> Path:
+    """Absolute, as a worker may run in another folder."""
+    return Path(os.environ.get(variable) or Path.home() / usual).absolute() / PROGRAM
