@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipnet_edge import host
 from pipnet_edge.benchmarks.speed.result import warnings
 from pipnet_edge.cli.render import Table
 from pipnet_edge.words import megabytes
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from pipnet_edge.benchmarks.accuracy.metrics import Estimate
     from pipnet_edge.benchmarks.accuracy.parity import Row as ParityRow
     from pipnet_edge.benchmarks.speed.result import Change, Counted, Measured, Predicted, Result
+    from pipnet_edge.benchmarks.speed.tune import Found
     from pipnet_edge.bundle import Budget, Bundle, Source
     from pipnet_edge.spec import ModelSpec
 
@@ -227,3 +230,42 @@ def changes(found: Sequence[Change]) -> Table:
         for c in found
     ]
     return Table(["variant", ">threads", ">before ms", ">now ms", ">ratio", "target", "kind"], rows)
+
+
+def tuned(found: Sequence[Found]) -> Table:
+    """All that was tried, the fastest first; ratios to the fastest, in turns."""
+    rows = []
+    for each in found:
+        fastest = each.trials[0]
+        for trial in each.trials:
+            candidate = trial.candidate
+            px = each.px[candidate.variant]
+            numbers = ["", ""] if trial.failure else [f"{trial.ms:.2f}", f"{median(trial.ratios(fastest)):.2f}"]
+            word = f"FAIL: {trial.failure}" if trial.failure else "chosen" if candidate == each.chosen else ""
+            where = [str(candidate.threads), host.cpu_list(candidate.cpus)]
+            accuracy = "" if px is None else f"{px:.3f}"
+            rows.append([candidate.variant, *where, *numbers, accuracy, each.target, "measured", word])
+    return Table(["variant", ">threads", "CPUs", ">p50 ms", ">x fastest", ">px", "target", "kind", ""], rows)
+
+
+def sensitivity(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One line a layer; px and flips with this layer alone in int8, then with this layer alone in float.
+
+    Rows are what converters.quantize.sensitivity.LayerSensitivity.to_json gives.
+    """
+    columns = ["layer", ">SNR dB", ">weights %", ">MACs %", ">px alone", ">flips %"]
+    cells = [
+        [
+            row["layer"].removeprefix("backbone."),
+            f"{row['snr_db']:.1f}",
+            f"{100 * row['params']:.1f}",
+            f"{100 * row['macs']:.1f}",
+            f"{row['px_alone']:.3f}",
+            f"{row['flips_alone']:.2f}",
+            f"{row['px_without']:.3f}",
+            f"{row['flips_without']:.2f}",
+            f"{row['px_gain']:+.3f}",
+        ]
+        for row in rows
+    ]
+    return Table([*columns, ">px without", ">flips %", ">px gain"], cells)

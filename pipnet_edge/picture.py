@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from pipnet_edge import bundle as bundles
-from pipnet_edge import files, host
-from pipnet_edge.benchmarks.pictures import drawing
+from pipnet_edge import draw, files, host
 from pipnet_edge.defaults import choose
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import Box, Rect, crop_rect, cut, read_picture
 from pipnet_edge.spec import CROPS
-from pipnet_edge.targets import local
-from pipnet_edge.worker import call
+from pipnet_edge.worker import call as calls
 
 
 @dataclass(frozen=True)
@@ -63,8 +60,8 @@ def annotate(
     """Landmarks of every box (the whole picture without boxes) in a worker; writes the drawing and the JSON beside it.
 
     policy is the crop policy, the network's own by default. Variant and threads are by default what the bundle was
-    tuned to for this machine, as are the worker's CPUs (see pipnet_edge.choice). Raises EdgeError for unreadable input,
-    unknown variants and places that cannot be written.
+    tuned to for this machine, as are the worker's CPUs (see pipnet_edge.defaults). Raises EdgeError for unreadable
+    input, unknown variants and places that cannot be written.
     """
     read = bundles.read(bundle)
     if policy not in (None, *CROPS):
@@ -74,10 +71,10 @@ def annotate(
     rects = [crop_rect(box, width, height, policy or read.spec.crop) for box in boxes] or [Rect(0, 0, width, height)]
     chosen = choose(read, variant, threads, host.default_threads())
     crops = np.stack([cut(picture, rect, read.spec.input_size) for rect in rects])
-    inference = call.infer(_keeping_to(chosen.cpus), bundle, chosen.variant, chosen.threads, crops)
+    inference = calls.infer(_keeping_to(chosen.cpus), bundle, chosen.variant, chosen.threads, crops)
     found = inference.landmarks
     points = np.stack([rect.to_picture(p) for rect, p in zip(rects, found.points, strict=True)])
-    drawn = drawing.annotate(picture, points)
+    drawn = draw.annotate(picture, points)
     target = output or Path(f"{image.stem}-landmarks.png")
     faces = tuple(
         Face((r.left, r.top, r.right, r.bottom), p.round(2).tolist(), s.round(4).tolist())
@@ -95,30 +92,12 @@ def annotate(
         str(target),
         str(target.with_suffix(".json")),
     )
-    write_picture(target, drawn)
+    draw.write_picture(target, drawn)
     files.write(target.with_suffix(".json"), (json.dumps(result.to_json(), indent=1) + "\n").encode())
     return result
 
 
-def draw_crops(bundle: bundles.Bundle, variant: str, crops: NDArray[np.uint8], output: Path) -> Path:
-    """Draws a variant's landmarks on crops (n, S, S, 3) uint8 RGB side by side into `output`, and returns that path."""
-    points = call.infer(local.call, bundle.folder, variant, 1, crops).landmarks.points * bundle.spec.input_size
-    faces = [drawing.annotate(crop, p) for crop, p in zip(crops, points, strict=True)]
-    write_picture(output, np.hstack(faces))
-    return output
-
-
-def _keeping_to(cpus: Sequence[int]) -> call.Call:
+def _keeping_to(cpus: Sequence[int]) -> calls.Call:
     """Workers on this machine that keep to these CPUs (none: to no special ones)."""
-    return lambda job, listen=call.ignore: local.call({**job, "cpus": list(cpus)}, listen)
-
-
-def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Writes an (H, W, 3) uint8 RGB picture in its suffix's format. EdgeError for unknown ones and full disks."""
-    try:
-        done, data = cv2.imencode(path.suffix, picture[:, :, ::-1])
-    except cv2.error:
-        done = False
-    if not done:
-        raise EdgeError(f"cannot write a picture as {path.name}; use .png or .jpg")
-    files.write(path, data.tobytes())
+    worker = [sys.executable, "-P", "-m", "pipnet_edge.worker"]
+    return lambda job, listen=calls.ignore: calls.converse(worker, {**job, "cpus": list(cpus)}, listen)

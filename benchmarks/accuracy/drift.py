@@ -21,20 +21,17 @@ from numpy.typing import NDArray
 from pipnet_edge import __version__, host, runtimes
 from pipnet_edge.benchmarks.accuracy import metrics
 from pipnet_edge.benchmarks.accuracy.labels import Labels
-from pipnet_edge.benchmarks.pictures import drawing
 from pipnet_edge.benchmarks.speed import bench
 from pipnet_edge.benchmarks.speed.result import QUICK
 from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.decode import Landmarks
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 from pipnet_edge.files import file_sha256, write
-from pipnet_edge.picture import write_picture
 from pipnet_edge.preprocess import Rect, cut, read_picture
 from pipnet_edge.targets import local
 from pipnet_edge.worker import call
 
 CHUNK = 128
-WORST = 12
 
 
 @dataclass(frozen=True)
@@ -180,29 +177,6 @@ def broken_limits(rows: Sequence[Row], limits: Sequence[metrics.Limit]) -> EdgeE
     if not broken:
         return None
     return EdgeError(broken[0] + (f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""), CHECK_FAILED)
-
-
-def draw(
-    bundle: Bundle, faces: Faces, reference: str, rows: Sequence[Row], landmarks: dict[str, Landmarks], output: Path
-) -> list[Path]:
-    """Two pictures a variant into `output`: the mean face coloured by drift, and the worst faces."""
-    paths = []
-    for row in rows:
-        if row.summary is None:
-            continue
-        mean, worst = output / f"{row.variant}-landmarks.png", output / f"{row.variant}-worst.png"
-        title = f"{row.variant} against {reference}, {row.summary.images} faces"
-        write_picture(mean, drawing.mean_face_picture(bundle.spec.mean_face, row.summary.landmarks, title))
-        a, b = landmarks[reference], landmarks[row.variant]
-        px = np.linalg.norm((a.points - b.points) * faces.side, axis=-1).mean(axis=1)
-        order = np.argsort(-px, kind="stable")[:WORST]
-        names = [faces.labels.images[i].name for i in order]
-        sheet = drawing.worst_sheet(
-            list(faces.crops(order.tolist())), a.points[order], b.points[order], names, px[order].tolist(), title
-        )
-        write_picture(worst, sheet)
-        paths += [mean, worst]
-    return paths
 
 
 def _cached(bundle: Bundle, variant: Variant, crops: NDArray[np.uint8], cache: Path) -> Landmarks | EdgeError:

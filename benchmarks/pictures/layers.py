@@ -1,6 +1,6 @@
-"""How much int8 costs in each layer, as a table and as a picture.
+"""How much int8 costs in each layer.
 
-Rows are what converters.sensitivity.LayerSensitivity.to_json gives, in the network's order.
+Rows are what converters.quantize.sensitivity.LayerSensitivity.to_json gives, in the network's order.
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 
 from pipnet_edge.benchmarks.pictures import drawing
-from pipnet_edge.benchmarks.pictures.drawing import BOLD, HAIRLINE, INK, MUTED, PAPER, Colour, Image
-from pipnet_edge.cli.render import Table
+from pipnet_edge.benchmarks.pictures.drawing import BOLD, HAIRLINE, MUTED, PAPER
+from pipnet_edge.draw import INK, Image
 from pipnet_edge.errors import EdgeError
 
 Row = Mapping[str, Any]
@@ -21,26 +20,6 @@ Row = Mapping[str, Any]
 COST, GAIN, LOSS, BAND = (205, 30, 45), (38, 120, 200), (186, 196, 210), (243, 245, 248)
 LABELLED = 8  # bars of each panel that carry their number
 TICKS = 5
-
-
-def table(rows: Sequence[Row]) -> Table:
-    """One line a layer; px and flips with this layer alone in int8, then with this layer alone in float."""
-    columns = ["layer", ">SNR dB", ">weights %", ">MACs %", ">px alone", ">flips %"]
-    cells = [
-        [
-            _short(row["layer"]),
-            f"{row['snr_db']:.1f}",
-            f"{100 * row['params']:.1f}",
-            f"{100 * row['macs']:.1f}",
-            f"{row['px_alone']:.3f}",
-            f"{row['flips_alone']:.2f}",
-            f"{row['px_without']:.3f}",
-            f"{row['flips_without']:.2f}",
-            f"{row['px_gain']:+.3f}",
-        ]
-        for row in rows
-    ]
-    return Table([*columns, ">px without", ">flips %", ">px gain"], cells)
 
 
 def picture(rows: Sequence[Row], title: str, width: int = 1300) -> Image:
@@ -66,8 +45,9 @@ def picture(rows: Sequence[Row], title: str, width: int = 1300) -> Image:
         y = upper + (index + 0.5) * pitch
         shaded ^= index > 0 and blocks[index] != blocks[index - 1]
         if shaded:
-            _box(canvas, 30 * u, y - pitch / 2, 1270 * u, y + pitch / 2, BAND)
-        drawing.put_text(canvas, _short(row["layer"]), 40 * u, y, 10 * u, anchor=(0, 0.5), most=300 * u)
+            drawing.put_box(canvas, 30 * u, y - pitch / 2, 1270 * u, y + pitch / 2, BAND)
+        name = row["layer"].removeprefix("backbone.")
+        drawing.put_text(canvas, name, 40 * u, y, 10 * u, anchor=(0, 0.5), most=300 * u)
 
     alone, gain = (np.array([row[name] for row in rows], dtype=np.float64) for name in ("px_alone", "px_gain"))
     top = drawing.round_up(max(float(alone.max()), float(gain.max())))
@@ -76,14 +56,14 @@ def picture(rows: Sequence[Row], title: str, width: int = 1300) -> Image:
     scale = 790 * u / (2 * top - below)
     zeros = 350 * u, 1210 * u - scale * top
     titles = "px with this layer alone in int8", "px gained by this layer in float"
-    for values, zero, name, colour in zip((alone, gain), zeros, titles, (COST, GAIN), strict=True):
-        drawing.put_text(canvas, name, min(zero, 990 * u), 112 * u, 11 * u, anchor=(0, 0.5))
+    for values, zero, heading, colour in zip((alone, gain), zeros, titles, (COST, GAIN), strict=True):
+        drawing.put_text(canvas, heading, min(zero, 990 * u), 112 * u, 11 * u, anchor=(0, 0.5))
         _axis(canvas, zero, upper, lower, top, scale, u)
         labelled = set(np.argsort(-values, kind="stable")[:LABELLED].tolist())
         for index, value in enumerate(values.tolist()):
             y, end = upper + (index + 0.5) * pitch, zero + scale * value
             shade = colour if value > 0 else LOSS
-            _box(canvas, min(zero, end), y - 7 * u, max(zero, end), y + 7 * u, shade)
+            drawing.put_box(canvas, min(zero, end), y - 7 * u, max(zero, end), y + 7 * u, shade)
             if index in labelled and value > 0:
                 drawing.put_text(canvas, f"{value:.{digits}f}", end + 6 * u, y, 9 * u, anchor=(0, 0.5))
         drawing.put_line(canvas, np.array([zero, upper]), np.array([zero, lower]), INK, 1.5 * u)
@@ -98,14 +78,6 @@ def _axis(canvas: Image, zero: float, upper: float, lower: float, top: float, sc
         drawing.put_line(canvas, np.array([x, upper]), np.array([x, lower]), HAIRLINE, u)
         for y in (upper - 14 * u, lower + 16 * u):
             drawing.put_text(canvas, f"{value:.3g}", x, y, 9 * u, MUTED, anchor=(0.5, 0.5))
-
-
-def _box(canvas: Image, left: float, upper: float, right: float, lower: float, colour: Colour) -> None:
-    cv2.rectangle(canvas, (round(left), round(upper)), (round(right) - 1, round(lower) - 1), colour, cv2.FILLED)
-
-
-def _short(layer: str) -> str:
-    return layer.removeprefix("backbone.")
 
 
 def _block(layer: str) -> str:

@@ -19,7 +19,6 @@ from pipnet_edge.benchmarks.speed import result as results
 from pipnet_edge.benchmarks.speed.bench import Plan, Step
 from pipnet_edge.benchmarks.speed.result import Measured
 from pipnet_edge.bundle import Bundle, Tuned
-from pipnet_edge.cli.render import Table
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets import place as places
 from pipnet_edge.targets.place import Place
@@ -277,19 +276,3 @@ def write(bundle: Bundle, tuned: Mapping[str, Tuned]) -> None:
     if replace(now, tuned=bundle.tuned) != bundle:
         raise EdgeError(f"{bundle.folder} was changed while it was tuned; nothing was written, tune it again")
     replace(now, tuned={**now.tuned, **tuned}).write_manifest()
-
-
-def table(found: Sequence[Found]) -> Table:
-    """All that was tried, the fastest first; ratios to the fastest, in turns."""
-    rows = []
-    for each in found:
-        fastest = each.trials[0]
-        for trial in each.trials:
-            candidate = trial.candidate
-            px = each.px[candidate.variant]
-            numbers = ["", ""] if trial.failure else [f"{trial.ms:.2f}", f"{median(trial.ratios(fastest)):.2f}"]
-            word = f"FAIL: {trial.failure}" if trial.failure else "chosen" if candidate == each.chosen else ""
-            where = [str(candidate.threads), host.cpu_list(candidate.cpus)]
-            accuracy = "" if px is None else f"{px:.3f}"
-            rows.append([candidate.variant, *where, *numbers, accuracy, each.target, "measured", word])
-    return Table(["variant", ">threads", "CPUs", ">p50 ms", ">x fastest", ">px", "target", "kind", ""], rows)

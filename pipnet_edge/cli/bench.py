@@ -110,12 +110,13 @@ def bench(
 
 
 def _tune(bundle: Bundle, plan: Plan, where: list[Place], progress: render.Progress, keep: bool) -> Output:
+    from pipnet_edge.benchmarks import tables
     from pipnet_edge.benchmarks.speed import tune as tuning
 
     with progress.shown():
         found, errors = tuning.run(bundle, plan, where, progress.step, keep)
     parts: list[Table | str] = [
-        tuning.table(found),
+        tables.tuned(found),
         *(f"{each.target}: {warning}" for each in found for warning in each.warnings),
         "",
         "ms: picture in memory to landmarks; x fastest: median of ratios, in turns; px: distance to torch's landmarks.",

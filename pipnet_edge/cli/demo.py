@@ -28,9 +28,10 @@ def demo(
     threads: Threads = 1,
 ) -> Output:
     """Convert and quantize the embedded checkpoint for every runtime; show parity, drift, speed and landmarks."""
-    from pipnet_edge import converters, picture, runtimes
+    from pipnet_edge import converters, runtimes
     from pipnet_edge.benchmarks import tables
     from pipnet_edge.benchmarks.accuracy import drift, labels, parity
+    from pipnet_edge.benchmarks.pictures.faces import draw_crops
     from pipnet_edge.benchmarks.speed import bench
     from pipnet_edge.benchmarks.speed.result import QUICK
     from pipnet_edge.converters import golden
@@ -54,7 +55,7 @@ def demo(
         for index, variant in enumerate(bundle.variants):
             progress.step(f"time {variant.name}", index, len(bundle.variants))
             timings.append(bench.measure(bundle, variant.name, count, crops, QUICK))
-    drawn = picture.draw_crops(bundle, bundle.variants[0].name, crops, output / "faces.png")
+    drawn = draw_crops(bundle, bundle.variants[0].name, crops, output / "faces.png")
     notes = (
         f"parity: distance to torch's landmarks, pixels of the {bundle.spec.input_size} px crop, {len(crops)} faces.",
         f"drift: the same and the change of the NME, against {bundle.variants[0].name}, {len(faces)} labelled faces, "

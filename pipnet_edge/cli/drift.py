@@ -52,6 +52,7 @@ def drift(
     from pipnet_edge.benchmarks.accuracy import drift as drifts
     from pipnet_edge.benchmarks.accuracy import labels as label_files
     from pipnet_edge.benchmarks.accuracy import metrics
+    from pipnet_edge.benchmarks.pictures import drift as drawn
 
     limits = [metrics.parse_limit(text) for text in limit or ()]
     opened = bundles.read(bundle)
@@ -64,7 +65,7 @@ def drift(
     progress = render.Progress()
     with progress.shown():
         rows, landmarks = drifts.run(opened, faces, variants, output / "cache", thread_count(jobs), progress.step)
-    pictures = drifts.draw(opened, faces, variants[0].name, rows, landmarks, output)
+    pictures = drawn.draw(opened, faces, variants[0].name, rows, landmarks, output)
     broken = drifts.broken_limits(rows, limits)
     notes = [*found.notes(), *drifts.overlap_note(faces, opened)]
     note = f"{len(faces)} faces, against {variants[0].name}; [low, high]: 95 % bootstrap interval over faces"

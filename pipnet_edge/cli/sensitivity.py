@@ -45,7 +45,8 @@ def sensitivity(
     output: Annotated[Path, typer.Option("-o", "--output", help="The picture to draw.")] = Path("sensitivity.png"),
 ) -> Output:
     """Say what int8 costs in each layer: alone in int8, and alone in float."""
-    from pipnet_edge import converters, picture
+    from pipnet_edge import converters, draw
+    from pipnet_edge.benchmarks import tables
     from pipnet_edge.benchmarks.pictures import layers
     from pipnet_edge.converters.checkpoint import read as checkpoints
 
@@ -57,11 +58,11 @@ def sensitivity(
         quantize = converters.Quantize(found_faces, calibrate_count, seed, ranges, rounding)
         rows = converters.sensitivities(checkpoint, options, quantize, precision, faces, progress.step)
     found = [row.to_json() for row in rows]
-    picture.write_picture(output, layers.picture(found, f"{checkpoint.name}, {precision}, {counted(faces, 'face')}"))
+    draw.write_picture(output, layers.picture(found, f"{checkpoint.name}, {precision}, {counted(faces, 'face')}"))
     note = "px: mean drift from float in pixels of the crop; alone: only this layer is int8; without: only it is not"
     return Output(
         {"notes": notes, "layers": found, "picture": str(output)},
-        (layers.table(found), "", note, *notes, f"picture  {output}"),
+        (tables.sensitivity(found), "", note, *notes, f"picture  {output}"),
     )
 
 

@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipnet_edge import draw
 from pipnet_edge.benchmarks.accuracy.metrics import PerLandmark
-from pipnet_edge.benchmarks.pictures import drawing
-from pipnet_edge.benchmarks.pictures.drawing import GREEN, PAPER, RED, TRAIL, annotate, mean_face_picture, worst_sheet
+from pipnet_edge.benchmarks.pictures import drawing, drift
+from pipnet_edge.benchmarks.pictures.drawing import PAPER
+from pipnet_edge.benchmarks.pictures.drift import RED, TRAIL, mean_face_picture, worst_sheet
+from pipnet_edge.draw import GREEN, annotate
 from pipnet_edge.spec import MeanFace, mean_faces
 
 GREY = np.full((120, 160, 3), 128, dtype=np.uint8)
@@ -54,7 +57,7 @@ def test_annotate_takes_several_faces_and_points_outside() -> None:
 @given(st.floats(5, 15), st.floats(5, 15), st.floats(1, 4))
 def test_a_dot_has_its_centre_and_area_at_any_fraction_of_a_pixel(x: float, y: float, radius: float) -> None:
     canvas = np.zeros((20, 20, 3), dtype=np.uint8)
-    drawing._disk(canvas, x, y, radius, (255, 255, 255))
+    draw.disk(canvas, x, y, radius, (255, 255, 255))
     cover = canvas[:, :, 0] / 255
     centre = np.arange(20) + 0.5
     assert cover.sum() == pytest.approx(np.pi * radius**2, rel=0.15)
@@ -69,10 +72,10 @@ def test_the_scale_ends_just_above_the_largest_drift(value: float) -> None:
 
 
 def test_the_ramp_darkens() -> None:
-    light = [sum(drawing._ramp(share)) for share in np.linspace(0, 1, 30)]
+    light = [sum(drift._ramp(share)) for share in np.linspace(0, 1, 30)]
     assert light[0] > light[-1]
-    assert tuple(drawing.RAMP[0]) == drawing._ramp(0.0)
-    assert tuple(drawing.RAMP[-1]) == drawing._ramp(1.0)
+    assert tuple(drift.RAMP[0]) == drift._ramp(0.0)
+    assert tuple(drift.RAMP[-1]) == drift._ramp(1.0)
 
 
 def table(lms: int, worst: int | None = None) -> PerLandmark:
@@ -86,9 +89,9 @@ def test_mean_face_shows_the_worst_landmark() -> None:
     face = MeanFace("square", ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)))
     image = mean_face_picture(face, table(4, worst=2), "square", worst=1)
     assert image.shape == (900, 1305, 3)
-    assert tuple(image[835, 770]) == drawing._ramp(1.0)  # the corners are 690 apart around (425, 490)
+    assert tuple(image[835, 770]) == drift._ramp(1.0)  # the corners are 690 apart around (425, 490)
     for x, y in ((80, 145), (770, 145), (80, 835)):
-        assert tuple(image[y, x]) == drawing._ramp(0.0)
+        assert tuple(image[y, x]) == drift._ramp(0.0)
     assert tuple(image[450, 425]) == PAPER
     number = (image[790:830, 740:800] < 90).all(axis=2).sum()  # ink above that corner only
     assert number > 20

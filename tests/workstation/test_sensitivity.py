@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
+from pipnet_edge.benchmarks import tables
 from pipnet_edge.benchmarks.pictures import layers
 from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import nets
@@ -323,7 +324,7 @@ def test_rows_go_through_json(rows: Rows) -> None:
 
 
 def test_the_table_has_a_line_for_every_layer(rows: Rows) -> None:
-    table = layers.table([ROW, *(row.to_json() for row in rows)])
+    table = tables.sensitivity([ROW, *(row.to_json() for row in rows)])
     assert len(table.rows) == 1 + len(rows)
     assert {len(row) for row in table.rows} == {len(table.columns)}
     assert table.rows[0] == ["stem.0", "31.2", "10.0", "25.0", "0.125", "0.50", "0.750", "1.50", "+0.062"]
