@@ -1,4 +1,4 @@
-"""A report's plots but for those of speed: clocks, instructions, predictions and drift on the mean face.
+"""A report's charts but for those of speed: clocks, instructions, predictions and drift on the mean face.
 
 Each is None where there is nothing to show.
 """
@@ -11,8 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from pipnet_edge.benchmarks.report import plots
-from pipnet_edge.benchmarks.report.data import Drift, DriftRow, Estimate, Report, Target
+from pipnet_edge.benchmarks.report import svg
+from pipnet_edge.benchmarks.report.contents import Drift, DriftRow, Estimate, Report, Target
 from pipnet_edge.benchmarks.report.tables import name, px, runtime
 from pipnet_edge.benchmarks.speed.result import Measured
 
@@ -43,7 +43,7 @@ def colours(report: Report) -> dict[str, int]:
 
 def rows(
     names: Sequence[str],
-    axis: plots.Axis,
+    axis: svg.Axis,
     unit: str,
     title: str,
     draw: Callable[[int, float], Iterable[str]],
@@ -52,20 +52,20 @@ def rows(
     """Rows under each other over one horizontal axis; draw(row, y of its middle) gives what stands in a row."""
     top = 8.0
     bottom = top + high * len(names)
-    parts = plots.grid_x(axis, top, bottom, unit)
+    parts = svg.grid_x(axis, top, bottom, unit)
     for index, row in enumerate(names):
         y = top + high * (index + 0.5)
-        parts += [plots.text(LEFT - 8, y, plots.short(row), "name", "end"), *draw(index, y)]
-    return plots.drawing(WIDTH, bottom + 34, title, parts)
+        parts += [svg.text(LEFT - 8, y, svg.short(row), "name", "end"), *draw(index, y)]
+    return svg.drawing(WIDTH, bottom + 34, title, parts)
 
 
 def key(entries: Sequence[tuple[str, str]]) -> str:
     """Colours with their names, in a line above a drawing."""
     x, parts = 0.0, []
     for style, label in entries:
-        parts += [plots.rect(x, 4, 11, 11, f"bar {style}"), plots.text(x + 16, 9.5, label, "name")]
-        x += 34 + plots.width(label)
-    return plots.drawing(WIDTH, 20, ", ".join(label for _, label in entries), parts)
+        parts += [svg.rect(x, 4, 11, 11, f"bar {style}"), svg.text(x + 16, 9.5, label, "name")]
+        x += 34 + svg.width(label)
+    return svg.drawing(WIDTH, 20, ", ".join(label for _, label in entries), parts)
 
 
 # --- The machine's state.
@@ -78,7 +78,7 @@ def clocks(target: Target) -> Chart | None:
         return None
     starts = np.cumsum([0.0, *(max(run.states[-1].at, 1e-3) for run in runs)])
     left, right = 40.0, WIDTH - 8
-    x = plots.Axis(0, float(starts[-1]), left, right)
+    x = svg.Axis(0, float(starts[-1]), left, right)
     domains = max(len(s.mhz) for run in runs for s in run.states)
     panels: list[tuple[str, list[Callable[[object], float | None]]]] = []
     if domains:
@@ -91,15 +91,15 @@ def clocks(target: Target) -> Chart | None:
         parts += _panel(runs, starts.tolist(), x, (top, top + 96), unit, readers)
         top += 140
     bottom = top - 44
-    parts += [plots.text(x(tick), bottom + 11, f"{tick:g}", "tick", "middle") for tick in x.ticks(6)]
-    parts.append(plots.text(right, bottom + 26, "s", "tick", "end"))
+    parts += [svg.text(x(tick), bottom + 11, f"{tick:g}", "tick", "middle") for tick in x.ticks(6)]
+    parts.append(svg.text(right, bottom + 26, "s", "tick", "end"))
     caption = "During the runs above, one behind the other; pauses between them are left out. A run on each band."
     if any(s.throttled and s.throttled & 0xF for run in runs for s in run.states):
         caption += " Red: the firmware held the clock down."
     if domains > 1:
         caption += " A line for each clock domain."
     return Chart(
-        "Frequency and temperature", caption, plots.drawing(WIDTH, bottom + 34, "Frequency and temperature", parts)
+        "Frequency and temperature", caption, svg.drawing(WIDTH, bottom + 34, "Frequency and temperature", parts)
     )
 
 
@@ -115,7 +115,7 @@ def _celsius(state: object) -> float | None:
 def _panel(
     runs: Sequence[Measured],
     starts: Sequence[float],
-    x: plots.Axis,
+    x: svg.Axis,
     place: tuple[float, float],
     unit: str,
     readers: Sequence[Callable[[object], float | None]],
@@ -123,24 +123,22 @@ def _panel(
     top, bottom = place
     values = [v for run in runs for s in run.states for read in readers if (v := read(s)) is not None]
     most = max(values)
-    y = plots.span([min(*values, 0.9 * most), 1.04 * most], bottom, top)
+    y = svg.span([min(*values, 0.9 * most), 1.04 * most], bottom, top)
     for index, (run, start) in enumerate(zip(runs, starts, strict=False)):
         wide = x(starts[index + 1]) - x(start)
-        yield plots.rect(x(start), top, wide, bottom - top, f"band b{index % 2}", name(run))
+        yield svg.rect(x(start), top, wide, bottom - top, f"band b{index % 2}", name(run))
         for a, b in zip(run.states, run.states[1:], strict=False):
             if (a.throttled or 0) & 0xF or (b.throttled or 0) & 0xF:
-                yield plots.rect(
-                    x(start + a.at), bottom - 3, max(x(start + b.at) - x(start + a.at), 0.6), 3, "throttled"
-                )
-    yield from plots.grid_y(y, x.start, x.end, unit, 4)
+                yield svg.rect(x(start + a.at), bottom - 3, max(x(start + b.at) - x(start + a.at), 0.6), 3, "throttled")
+    yield from svg.grid_y(y, x.start, x.end, unit, 4)
     for number, read in enumerate(readers):
         for run, start in zip(runs, starts, strict=False):
             known = [(s.at, value) for s in run.states if (value := read(s)) is not None]
             points = [(x(start + at), y(value)) for at, value in thinned(known, STATES)]
             yield (
-                plots.polyline(points, f"curve c{number % COLOURS}")
+                svg.polyline(points, f"curve c{number % COLOURS}")
                 if len(points) > 1
-                else plots.dots(points, f"dots c{number % COLOURS}")
+                else svg.dots(points, f"dots c{number % COLOURS}")
             )
 
 
@@ -162,7 +160,7 @@ def instructions(target: Target) -> Chart | None:
     runs = [run for run in target.counted if run.stages]
     if not runs:
         return None
-    axis = plots.Axis(0, max(run.frame.total for run in runs) / 1e6 or 1, LEFT, WIDTH - 56)
+    axis = svg.Axis(0, max(run.frame.total for run in runs) / 1e6 or 1, LEFT, WIDTH - 56)
 
     def draw(index: int, y: float) -> Iterable[str]:
         frame, at = runs[index].frame, 0.0
@@ -170,8 +168,8 @@ def instructions(target: Target) -> Chart | None:
         for number, (kind, count) in enumerate(parts.items()):
             start, at = at, at + count / 1e6
             tip = f"{runs[index].variant}: {count / 1e6:.1f} M {kind}"
-            yield plots.rect(axis(start), y - 7, axis(at) - axis(start), 14, f"bar counted n{number}", tip)
-        yield plots.text(WIDTH, y, f"{frame.total / 1e6:.0f}", "value", "end")
+            yield svg.rect(axis(start), y - 7, axis(at) - axis(start), 14, f"bar counted n{number}", tip)
+        yield svg.text(WIDTH, y, f"{frame.total / 1e6:.0f}", "value", "end")
 
     body = rows([run.variant for run in runs], axis, "M instructions a frame", "Instructions of a frame", draw, ROW)
     legend = key([(f"counted n{number}", kind) for number, kind in enumerate(("SIMD", "memory", "other"))])
@@ -183,7 +181,7 @@ def intervals(target: Target, colour: Mapping[str, int]) -> Chart | None:
     runs = [run for run in target.predicted if run.ms is not None]
     if not runs:
         return None
-    axis = plots.Axis(0, max(max(run.ms or 0, run.high or 0) for run in runs) or 1, LEFT, WIDTH - 104)
+    axis = svg.Axis(0, max(max(run.ms or 0, run.high or 0) for run in runs) or 1, LEFT, WIDTH - 104)
 
     def draw(index: int, y: float) -> Iterable[str]:
         run = runs[index]
@@ -191,13 +189,11 @@ def intervals(target: Target, colour: Mapping[str, int]) -> Chart | None:
         assert run.ms is not None
         told = f"{run.ms:.0f}"
         if run.low is not None and run.high is not None:
-            yield plots.line(axis(run.low), y, axis(run.high), y, f"guess {style}")
-            yield from (
-                plots.line(axis(end), y - 5, axis(end), y + 5, f"whisker {style}") for end in (run.low, run.high)
-            )
+            yield svg.line(axis(run.low), y, axis(run.high), y, f"guess {style}")
+            yield from (svg.line(axis(end), y - 5, axis(end), y + 5, f"whisker {style}") for end in (run.low, run.high))
             told += f" [{run.low:.0f} – {run.high:.0f}]"
-        yield plots.marker(axis(run.ms), y, "diamond", f"hollow {style}", f"{name(run)}: {told} ms")
-        yield plots.text(WIDTH, y, told, "value", "end")
+        yield svg.marker(axis(run.ms), y, "diamond", f"hollow {style}", f"{name(run)}: {told} ms")
+        yield svg.text(WIDTH, y, told, "value", "end")
 
     anchors = list(dict.fromkeys(run.anchor for run in runs if run.anchor))
     caption = "Diamond: the model's word; line: its interval."
@@ -217,11 +213,11 @@ def faces(drift: Drift) -> tuple[list[Chart], str]:
     if not rows:
         return [], ""
     top = max(max(landmark.px_mean for landmark in row.landmarks) for row in rows)
-    step = plots.round_step(top / 4) if top > 0 else 1.0
+    step = svg.round_step(top / 4) if top > 0 else 1.0
     top = step * np.ceil(top / step - 1e-9) if top > 0 else 1.0
-    shades = (plots.rect(40 + 22 * i, 4, 22, 12, f"shade r{i}") for i in range(SHADES))
-    ends = (plots.text(34, 10, "0", "tick", "end"), plots.text(46 + 22 * SHADES, 10, f"{top:g} px", "tick"))
-    return [_face(row, float(top)) for row in rows], plots.drawing(WIDTH, 20, "Colours of drift", [*shades, *ends])
+    shades = (svg.rect(40 + 22 * i, 4, 22, 12, f"shade r{i}") for i in range(SHADES))
+    ends = (svg.text(34, 10, "0", "tick", "end"), svg.text(46 + 22 * SHADES, 10, f"{top:g} px", "tick"))
+    return [_face(row, float(top)) for row in rows], svg.drawing(WIDTH, 20, "Colours of drift", [*shades, *ends])
 
 
 def _face(row: DriftRow, top: float) -> Chart:
@@ -235,10 +231,10 @@ def _face(row: DriftRow, top: float) -> Chart:
         share = min(max(values[i] / top, 0.0), 1.0)
         detail = f"landmark {i}: mean {values[i]:.3f} px, p95 {row.landmarks[i].px_p95:.3f} px"
         style = f"shade r{min(int(share * SHADES), SHADES - 1)}"
-        parts.append(plots.marker(float(points[i, 0]), float(points[i, 1]), "circle", style, detail, 2.2 + 4.5 * share))
+        parts.append(svg.marker(float(points[i, 0]), float(points[i, 1]), "circle", style, detail, 2.2 + 4.5 * share))
     worst = [i for i in ascending[::-1][:3] if values[i] >= NOTHING]
     spots = [(float(points[i, 0]), float(points[i, 1])) for i in worst]
-    parts += plots.labels(spots, [str(i) for i in worst], (0, 0, FACE, FACE), 5.0)
+    parts += svg.labels(spots, [str(i) for i in worst], (0, 0, FACE, FACE), 5.0)
     mean = row.drift.get("px_mean", Estimate(None, None, None))
     caption = f"mean {px(mean.value)}, largest {px(max(values))} px"
-    return Chart(row.variant, caption, plots.drawing(FACE, FACE, f"Drift of {row.variant} on the mean face", parts))
+    return Chart(row.variant, caption, svg.drawing(FACE, FACE, f"Drift of {row.variant} on the mean face", parts))

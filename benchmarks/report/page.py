@@ -1,4 +1,4 @@
-"""A report as one HTML page: tables and plots, a style sheet inside, nothing loaded and no script."""
+"""A report as one HTML page: tables and charts, a style sheet inside, nothing loaded and no script."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from importlib.resources import files
 
 from pipnet_edge.benchmarks.report import charts, speed, tables
-from pipnet_edge.benchmarks.report.data import EMULATED, MEANING, MEASURED, PREDICTED, Drift, Report, Target
-from pipnet_edge.benchmarks.report.plots import escape
+from pipnet_edge.benchmarks.report.contents import EMULATED, MEANING, MEASURED, PREDICTED, Drift, Report, Target
+from pipnet_edge.benchmarks.report.svg import escape
 from pipnet_edge.cli.render import Table
 
 # The style sheet is allowed by its hash, so that nothing in a result could bring another.
@@ -18,7 +18,7 @@ POLICY = "default-src 'none'; style-src 'sha256-{}'; base-uri 'none'; form-actio
 
 def page(report: Report) -> str:
     """The whole page."""
-    style = files("pipnet_edge.benchmarks.report").joinpath("report.css").read_text(encoding="utf-8")
+    style = files("pipnet_edge.benchmarks.report").joinpath("page.css").read_text(encoding="utf-8")
     policy = POLICY.format(base64.b64encode(hashlib.sha256(style.encode()).digest()).decode())
     name, dates = escape(tables.title(report)), escape(tables.dates(report))
     head = (

@@ -1,4 +1,4 @@
-"""A report's plots of measured speed: latency, stages, speed against drift, and with threads.
+"""A report's charts of measured speed: latency, stages, speed against drift, and with threads.
 
 Each is None where there is nothing to show. What is drawn may be a choice of the samples, and says so; statistics use
 all of them.
@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.benchmarks.report import plots
+from pipnet_edge.benchmarks.report import svg
 from pipnet_edge.benchmarks.report.charts import LEFT, NOTHING, WIDTH, Chart, key, rows
-from pipnet_edge.benchmarks.report.data import Drift, Estimate, Target
+from pipnet_edge.benchmarks.report.contents import Drift, Estimate, Target
 from pipnet_edge.benchmarks.report.tables import name, precision, px, runtime, stage_medians
 from pipnet_edge.benchmarks.speed.result import Measured
 from pipnet_edge.worker.serve import STAGES
@@ -34,19 +34,19 @@ def latency(target: Target, colour: Mapping[str, int]) -> Chart | None:
     # A ratio is as wide everywhere. Few lonely outliers do not squeeze everything else: they are told as a number.
     slowest = max(float(run.frames.max()) for run in runs)
     end = min(slowest * 1.02, 2 * max(run.frame(0.5) for run in runs))
-    axis = plots.Axis(0.97 * min(float(run.frames.min()) for run in runs), end, LEFT, WIDTH - 46, log=True)
+    axis = svg.Axis(0.97 * min(float(run.frames.min()) for run in runs), end, LEFT, WIDTH - 46, log=True)
 
     def draw(index: int, y: float) -> Iterable[str]:
         run = runs[index]
         style = f"c{colour[runtime(run.variant)]}"
         p50, p90, p99 = (run.frame(q) for q in (0.5, 0.9, 0.99))
         yield _density(run.frames, axis, y, f"fill {style}")
-        yield plots.dots(_cloud(chosen(run.frames), axis, y), f"dots {style}")
-        yield plots.line(axis(p50), y - 10, axis(p50), y + 10, "median")
-        yield from (plots.line(axis(p), y + 2, axis(p), y + 9, "quantile") for p in (p90, p99) if p <= axis.high)
-        yield plots.text(WIDTH, y, f"{p50:.1f}", "value", "end")
+        yield svg.dots(_cloud(chosen(run.frames), axis, y), f"dots {style}")
+        yield svg.line(axis(p50), y - 10, axis(p50), y + 10, "median")
+        yield from (svg.line(axis(p), y + 2, axis(p), y + 9, "quantile") for p in (p90, p99) if p <= axis.high)
+        yield svg.text(WIDTH, y, f"{p50:.1f}", "value", "end")
         if run.frames.max() > axis.high:
-            yield plots.text(axis.end, y - 7, f"max {run.frames.max():.0f} ▸", "tick", "end")
+            yield svg.text(axis.end, y - 7, f"max {run.frames.max():.0f} ▸", "tick", "end")
 
     caption = (
         "Every run's frames: shape, all samples; dots, samples, spread in height to be seen; long mark "
@@ -67,13 +67,13 @@ def chosen(frames: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([frames[even], frames[order[-EXTREMES:]]])
 
 
-def _cloud(frames: NDArray[np.float64], axis: plots.Axis, y: float) -> Iterable[tuple[float, float]]:
+def _cloud(frames: NDArray[np.float64], axis: svg.Axis, y: float) -> Iterable[tuple[float, float]]:
     # Multiples of the golden ratio fill a height evenly, and the same every time.
     seen = frames[frames <= axis.high].tolist()
     return ((axis(value), y + 2.5 + 6 * (0.618034 * i % 1)) for i, value in enumerate(seen))
 
 
-def _density(frames: NDArray[np.float64], axis: plots.Axis, y: float, style: str) -> str:
+def _density(frames: NDArray[np.float64], axis: svg.Axis, y: float, style: str) -> str:
     edges = np.geomspace(axis.low, axis.high, BINS + 1)
     counts, _ = np.histogram(frames, edges)
     heights = np.convolve(np.pad(counts, 1), (0.25, 0.5, 0.25), "same")[1:-1]
@@ -82,7 +82,7 @@ def _density(frames: NDArray[np.float64], axis: plots.Axis, y: float, style: str
     first, last = int(seen[0]), int(seen[-1])
     middle = np.sqrt(edges[:-1] * edges[1:])
     inner = [(axis(middle[i]), y - heights[i]) for i in range(first, last + 1)]
-    return plots.polyline([(axis(edges[first]), y), *inner, (axis(edges[last + 1]), y)], style)
+    return svg.polyline([(axis(edges[first]), y), *inner, (axis(edges[last + 1]), y)], style)
 
 
 def stages(target: Target) -> Chart | None:
@@ -91,7 +91,7 @@ def stages(target: Target) -> Chart | None:
         return None
     medians = [stage_medians(run) for run in runs]
     columns = [WIDTH - 96, WIDTH - 42, WIDTH]
-    axis = plots.Axis(0, max(sum(found.values()) for found in medians) or 1, LEFT, WIDTH - 136)
+    axis = svg.Axis(0, max(sum(found.values()) for found in medians) or 1, LEFT, WIDTH - 136)
 
     def draw(index: int, y: float) -> Iterable[str]:
         at = 0.0
@@ -100,8 +100,8 @@ def stages(target: Target) -> Chart | None:
             if value is None:
                 continue
             tip = f"{name(runs[index])}: {stage} {value:.3f} ms"
-            yield plots.rect(axis(at), y - 7, axis(at + value) - axis(at), 14, f"bar s{number}", tip)
-            yield plots.text(columns[number], y, f"{value:.2f}", f"value ink{number}", "end")
+            yield svg.rect(axis(at), y - 7, axis(at + value) - axis(at), 14, f"bar s{number}", tip)
+            yield svg.text(columns[number], y, f"{value:.2f}", f"value ink{number}", "end")
             at += value
 
     body = rows(list(map(name, runs)), axis, "ms", "Median of each stage", draw, 28)
@@ -140,12 +140,12 @@ def tradeoff(target: Target, drifts: Sequence[Drift], colour: Mapping[str, int])
         return None
     top, bottom, left, right = 30.0, 268.0, 40.0, WIDTH - 8
     most = max((e.high or e.value or 0) for _, e in shown)
-    x = plots.Axis(NOTHING / 1.6, max(most * 1.6, 0.01), left, right, log=True)
+    x = svg.Axis(NOTHING / 1.6, max(most * 1.6, 0.01), left, right, log=True)
     times = [run.frame(0.5) for run, _ in shown]
-    y = plots.Axis(0, max(times) * 1.12, bottom, top)
+    y = svg.Axis(0, max(times) * 1.12, bottom, top)
     parts = [
-        *plots.grid_x(x, top, bottom, "drift in px of the crop: less is better", 6),
-        *plots.grid_y(y, left, right, "p50 ms: lower is faster"),
+        *svg.grid_x(x, top, bottom, "drift in px of the crop: less is better", 6),
+        *svg.grid_y(y, left, right, "p50 ms: lower is faster"),
     ]
     points = []
     for run, estimate in shown:
@@ -153,12 +153,12 @@ def tradeoff(target: Target, drifts: Sequence[Drift], colour: Mapping[str, int])
         at = x(max(estimate.value or 0, NOTHING)), y(run.frame(0.5))
         points.append(at)
         if estimate.low is not None and estimate.high is not None and estimate.high > NOTHING:
-            parts.append(plots.line(x(max(estimate.low, NOTHING)), at[1], x(estimate.high), at[1], f"whisker {style}"))
+            parts.append(svg.line(x(max(estimate.low, NOTHING)), at[1], x(estimate.high), at[1], f"whisker {style}"))
         tip = f"{name(run)}: {run.frame(0.5):.2f} ms, {px(estimate.value)} px"
-        parts.append(plots.marker(*at, SHAPES.get(precision(run.variant), "diamond"), f"mark {style}", tip))
-    parts += plots.labels(points, [plots.short(name(run)) for run, _ in shown], (left + 2, top, WIDTH, bottom))
+        parts.append(svg.marker(*at, SHAPES.get(precision(run.variant), "diamond"), f"mark {style}", tip))
+    parts += svg.labels(points, [svg.short(name(run)) for run, _ in shown], (left + 2, top, WIDTH, bottom))
     caption = f"{how}; {NOTHING:g} px stands for all that is less. Of each variant the fastest number of threads (×)."
-    return Chart("Speed against drift", caption, plots.drawing(WIDTH, bottom + 34, "Speed against drift", parts))
+    return Chart("Speed against drift", caption, svg.drawing(WIDTH, bottom + 34, "Speed against drift", parts))
 
 
 def scaling(target: Target, colour: Mapping[str, int]) -> Chart | None:
@@ -175,31 +175,31 @@ def scaling(target: Target, colour: Mapping[str, int]) -> Chart | None:
         return None
     counts = sorted({threads for gain in gains.values() for threads in gain})
     top, bottom, left, right = 30.0, 268.0, 40.0, WIDTH - 128
-    x = plots.Axis(1, counts[-1], left, right)
+    x = svg.Axis(1, counts[-1], left, right)
     best = max(max(gain.values()) for gain in gains.values())
-    y = plots.Axis(
+    y = svg.Axis(
         min(0.5, *(min(gain.values()) for gain in gains.values())),
         max(best * 1.1, min(counts[-1], best * 1.5)),
         bottom,
         top,
     )
-    parts = plots.grid_y(y, left, right, "times as fast as 1 thread")
-    parts += [plots.line(x(count), top, x(count), bottom, "grid") for count in counts]
-    parts += [plots.text(x(count), bottom + 11, str(count), "tick", "middle") for count in counts]
-    parts.append(plots.text(right, bottom + 26, "threads", "tick", "end"))
+    parts = svg.grid_y(y, left, right, "times as fast as 1 thread")
+    parts += [svg.line(x(count), top, x(count), bottom, "grid") for count in counts]
+    parts += [svg.text(x(count), bottom + 11, str(count), "tick", "middle") for count in counts]
+    parts.append(svg.text(right, bottom + 26, "threads", "tick", "end"))
     ideal = min(counts[-1], y.high)
-    parts += [plots.line(x(1), y(1), x(ideal), y(ideal), "ideal")]
-    parts.append(plots.text(x(ideal) - 6, y(ideal) + (4 if ideal < counts[-1] else 0), "ideal", "tick", "end"))
+    parts += [svg.line(x(1), y(1), x(ideal), y(ideal), "ideal")]
+    parts.append(svg.text(x(ideal) - 6, y(ideal) + (4 if ideal < counts[-1] else 0), "ideal", "tick", "end"))
     ends = [y(gain[max(gain)]) for gain in gains.values()]
-    for (variant, gain), end, place in zip(gains.items(), ends, plots.spread(ends, 14, top, bottom), strict=True):
+    for (variant, gain), end, place in zip(gains.items(), ends, svg.spread(ends, 14, top, bottom), strict=True):
         style = f"c{colour[runtime(variant)]}"
-        parts.append(plots.polyline([(x(threads), y(value)) for threads, value in gain.items()], f"curve {style}"))
+        parts.append(svg.polyline([(x(threads), y(value)) for threads, value in gain.items()], f"curve {style}"))
         shape = SHAPES.get(precision(variant), "diamond")
         parts += [
-            plots.marker(x(threads), y(v), shape, f"mark {style}", f"{variant} ×{threads}: {v:.2f}", 3.5)
+            svg.marker(x(threads), y(v), shape, f"mark {style}", f"{variant} ×{threads}: {v:.2f}", 3.5)
             for threads, v in gain.items()
         ]
-        parts.append(plots.line(x(max(gain)) + 5, end, right + 18, place, "lead"))
-        parts.append(plots.text(right + 21, place, f"{plots.short(variant)} {gain[max(gain)]:.2f}", "name"))
+        parts.append(svg.line(x(max(gain)) + 5, end, right + 18, place, "lead"))
+        parts.append(svg.text(right + 21, place, f"{svg.short(variant)} {gain[max(gain)]:.2f}", "name"))
     caption = "p50 with one thread divided by p50 with more. Dashed: as many times faster as there are threads."
-    return Chart("Thread scaling", caption, plots.drawing(WIDTH, bottom + 34, "Thread scaling", parts))
+    return Chart("Thread scaling", caption, svg.drawing(WIDTH, bottom + 34, "Thread scaling", parts))

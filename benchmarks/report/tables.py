@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipnet_edge.benchmarks.report.data import (
+from pipnet_edge.benchmarks.report.contents import (
     EMULATED,
     MEASURED,
     PREDICTED,

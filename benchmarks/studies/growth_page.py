@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipnet_edge import strict
-from pipnet_edge.benchmarks.report import plots
+from pipnet_edge.benchmarks.report import svg
 from pipnet_edge.errors import EdgeError
 
 NUMBERS = re.compile(r"\[[\d\s.,]*\]")
@@ -196,7 +196,7 @@ def drawing(growth: Growth) -> str:
         faces.setdefault(row.series, {})[row.faces] = row.median
     panels.append(("ms a face, by faces in a picture", "faces", faces))
     names = list(dict.fromkeys(name for _, _, lines in panels[:3] for name in lines))
-    key_high = plots.LINE * max(len(names), len(faces)) + 12
+    key_high = svg.LINE * max(len(names), len(faces)) + 12
     parts = [f"<style>{STYLE}</style>"]
     for index, (title, unit, lines) in enumerate(panels):
         x, y = index % 2 * (WIDE + GAP), index // 2 * (HIGH + GAP)
@@ -205,7 +205,7 @@ def drawing(growth: Growth) -> str:
     for column, shown in enumerate((names, list(faces))):
         x, y = column * (WIDE + GAP), 2 * (HIGH + GAP)
         parts.append(f'<g transform="translate({x:g} {y:g})">{"".join(_key(shown))}</g>')
-    whole = plots.drawing(2 * WIDE + GAP, 2 * (HIGH + GAP) + key_high, "How the cost of a frame grows", parts)
+    whole = svg.drawing(2 * WIDE + GAP, 2 * (HIGH + GAP) + key_high, "How the cost of a frame grows", parts)
     return whole.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
 
 
@@ -213,26 +213,26 @@ def _panel(title: str, unit: str, lines: Lines, names: Sequence[str]) -> Iterato
     """Curves on axes that begin at 0; names gives the colours."""
     places = sorted({at for line in lines.values() for at in line})
     top, bottom, left, right = 34.0, HIGH - 40, 34.0, WIDE - 16
-    x = plots.Axis(0, places[-1], left, right)
-    y = plots.Axis(0, max(ms for line in lines.values() for ms in line.values()) * 1.05, bottom, top)
-    yield plots.text(0, 8, title, "title")
-    yield from plots.grid_y(y, left, right, "")
+    x = svg.Axis(0, places[-1], left, right)
+    y = svg.Axis(0, max(ms for line in lines.values() for ms in line.values()) * 1.05, bottom, top)
+    yield svg.text(0, 8, title, "title")
+    yield from svg.grid_y(y, left, right, "")
     for at in places:
-        yield plots.line(x(at), top, x(at), bottom, "grid")
-        yield plots.text(x(at), bottom + 11, str(at), "tick", "middle")
-    yield plots.text(right, bottom + 26, unit, "tick", "end")
+        yield svg.line(x(at), top, x(at), bottom, "grid")
+        yield svg.text(x(at), bottom + 11, str(at), "tick", "middle")
+    yield svg.text(right, bottom + 26, unit, "tick", "end")
     for name, line in lines.items():
         colour = names.index(name) % len(COLOURS)
-        yield plots.polyline([(x(at), y(ms)) for at, ms in line.items()], f"curve c{colour}")
+        yield svg.polyline([(x(at), y(ms)) for at, ms in line.items()], f"curve c{colour}")
         for at, ms in line.items():
-            yield plots.marker(x(at), y(ms), "circle", f"f{colour}", f"{name}: {ms:.2f} ms", 3)
+            yield svg.marker(x(at), y(ms), "circle", f"f{colour}", f"{name}: {ms:.2f} ms", 3)
 
 
 def _key(names: Sequence[str]) -> Iterator[str]:
     for row, name in enumerate(names):
-        colour, y = row % len(COLOURS), plots.LINE * row + 8
-        yield plots.line(0, y, 24, y, f"curve c{colour}")
-        yield plots.text(32, y, name)
+        colour, y = row % len(COLOURS), svg.LINE * row + 8
+        yield svg.line(0, y, 24, y, f"curve c{colour}")
+        yield svg.text(32, y, name)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ def report(
     output: Annotated[Path, typer.Option("-o", "--output", help="A .html, .md or .csv file.")] = Path("report.html"),
 ) -> Output:
     """Put results of bench, parity and drift into one file: HTML with plots, Markdown or CSV."""
-    from pipnet_edge.benchmarks.report import write as reports
+    from pipnet_edge.benchmarks import report as reports
 
     reports.write(reports.make(results), output)
     return Output({"report": str(output)}, (f"report  {output}",))

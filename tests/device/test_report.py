@@ -13,13 +13,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from pipnet_edge.benchmarks import report
 from pipnet_edge.benchmarks.accuracy import drift as drifts
 from pipnet_edge.benchmarks.accuracy import metrics, parity
 from pipnet_edge.benchmarks.report import charts as report_charts
-from pipnet_edge.benchmarks.report import plots, speed
+from pipnet_edge.benchmarks.report import speed, svg
 from pipnet_edge.benchmarks.report import tables as report_tables
-from pipnet_edge.benchmarks.report import write as report
-from pipnet_edge.benchmarks.report.data import Report, Target
+from pipnet_edge.benchmarks.report.contents import Report, Target
 from pipnet_edge.benchmarks.speed.result import VERSION, Counted, Measured, Predicted, Result, Settings, State
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets.emulated.run import Count
@@ -330,21 +330,21 @@ def test_forty_runs_of_ten_thousand_samples_stay_below_two_megabytes():
 
 
 def test_axes_have_round_ticks():
-    assert plots.Axis(0, 47, 0, 100).ticks(5) == [0, 10, 20, 30, 40]
-    assert plots.Axis(0.3, 0.9, 0, 100).ticks(5) == pytest.approx([0.4, 0.6, 0.8])
-    assert plots.Axis(0.001, 2, 0, 100, log=True).ticks(5) == pytest.approx([0.001, 0.01, 0.1, 1])
-    assert plots.Axis(3, 40, 0, 100, log=True).ticks(5) == pytest.approx([5, 10, 20])
-    assert plots.Axis(5, 5, 0, 100).ticks(5) == [5]
-    axis = plots.Axis(1, 100, 0, 200, log=True)
+    assert svg.Axis(0, 47, 0, 100).ticks(5) == [0, 10, 20, 30, 40]
+    assert svg.Axis(0.3, 0.9, 0, 100).ticks(5) == pytest.approx([0.4, 0.6, 0.8])
+    assert svg.Axis(0.001, 2, 0, 100, log=True).ticks(5) == pytest.approx([0.001, 0.01, 0.1, 1])
+    assert svg.Axis(3, 40, 0, 100, log=True).ticks(5) == pytest.approx([5, 10, 20])
+    assert svg.Axis(5, 5, 0, 100).ticks(5) == [5]
+    axis = svg.Axis(1, 100, 0, 200, log=True)
     assert [axis(value) for value in (-1, 1, 10, 100, 1000)] == pytest.approx([0, 0, 100, 200, 200])
 
 
 def test_labels_in_a_column_keep_their_order_and_distance():
-    places = plots.spread([50, 51, 52, 90, 49.5], 10, 0, 100)
+    places = svg.spread([50, 51, 52, 90, 49.5], 10, 0, 100)
     assert np.diff(np.sort(places)).min() >= 10 - 1e-9
     assert np.argsort(places).tolist() == np.argsort([50, 51, 52, 90, 49.5]).tolist()
     assert places[3] == 90
-    crowd = plots.spread([99.0] * 30, 10, 0, 100)
+    crowd = svg.spread([99.0] * 30, 10, 0, 100)
     assert 0 <= min(crowd) <= max(crowd) <= 100
 
 
@@ -352,10 +352,10 @@ def test_labels_beside_points_do_not_lie_over_each_other():
     chance = np.random.default_rng(3)
     points = [tuple(point) for point in chance.uniform(0, 1, (14, 2)) * (300, 200) + 40]
     points[:3] = [(100.0, 100.0), (101.0, 101.0), (102.0, 99.0)]
-    drawn = "".join(plots.labels(points, [f"variant-{i}" for i in range(14)], (0, 0, 440, 280)))
+    drawn = "".join(svg.labels(points, [f"variant-{i}" for i in range(14)], (0, 0, 440, 280)))
     found = [(float(x), float(y)) for x, y in re.findall(r'<text x="([\d.]+)" y="([\d.]+)"', drawn)]
     assert len(found) == 14
-    wide = plots.width("variant-1")
+    wide = svg.width("variant-1")
     for i, (x, y) in enumerate(found):
         for a, b in found[i + 1 :]:
             assert abs(x - a) >= wide - 1 or abs(y - b) >= 11

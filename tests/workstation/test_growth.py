@@ -26,7 +26,7 @@ from pipnet_edge.preprocess import Rect, cut, read_picture
 from pipnet_edge.spec import ModelSpec, mean_faces
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULT = ROOT / "benchmarks" / "results" / "growth.json"
+RESULT = ROOT / "benchmarks" / "studies" / "results" / "growth.json"
 MIDDLE = Network("mobilenet_v2", "sparse", LANDMARKS, SIDE, ("fp32",), "onnx")
 SMALL = Network("mobilenet_v2", "dense", 19, SIDE, ("fp32",), "onnx")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pipnet_edge.benchmarks.report import write
+from pipnet_edge.benchmarks import report
 from pipnet_edge.benchmarks.speed.result import VERSION, Counted, Measured, Predicted, Result, Settings, State
 from pipnet_edge.targets.emulated.run import Count
 
@@ -165,7 +165,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         paths.append(folder / f"{command}.json")
         envelope = {"schema": "pipnet-edge/1", "command": command, "ok": True, "result": content}
         paths[-1].write_text(json.dumps(envelope))
-    write.write(write.make(paths), folder / "report.html")
+    report.write(report.make(paths), folder / "report.html")
     return folder / "report.html"
 
 

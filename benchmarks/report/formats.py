@@ -14,11 +14,9 @@ from pathlib import Path
 
 from pipnet_edge import files
 from pipnet_edge.benchmarks.report import tables
-from pipnet_edge.benchmarks.report.data import EMULATED, MEANING, MEASURED, PREDICTED, Report, Target, make
+from pipnet_edge.benchmarks.report.contents import EMULATED, MEANING, MEASURED, PREDICTED, Report, Target
 from pipnet_edge.cli.render import Table
 from pipnet_edge.errors import EdgeError
-
-__all__ = ["Report", "csv", "html", "make", "markdown", "write"]
 
 
 def write(report: Report, output: Path) -> None:
@@ -29,7 +27,7 @@ def write(report: Report, output: Path) -> None:
 
 
 def html(report: Report) -> str:
-    """One page with tables and plots."""
+    """One page with tables and charts."""
     from pipnet_edge.benchmarks.report import page
 
     return page.page(report)
