@@ -204,11 +204,6 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
-    @property
-    def clear(self) -> bool:
-        """Whether the interval leaves 0 out, so that a difference may be claimed."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
     def to_json(self) -> dict[str, float | None]:
         """value (null if it is not a number), low and high (absent where there is no interval)."""
         interval = {"low": self.low, "high": self.high} if self.low is not None else {}
@@ -264,20 +259,6 @@ def summarise(sample: Sample, seed: int = 0) -> Summary:
             sample.px.mean(axis=0), np.percentile(sample.px, 95, axis=0), 100 * sample.flipped.mean(axis=0)
         ),
     )
-
-
-def compare(a: Sample, b: Sample, seed: int = 0) -> dict[str, Estimate]:
-    """Variant a's metrics minus variant b's, paired by image: a difference is real where its Estimate is clear.
-
-    Raises EdgeError unless both were measured on the same images against the same reference.
-    """
-    if a.px.shape != b.px.shape:
-        raise EdgeError(f"two variants are compared on the same images; these have {len(a.px)} and {len(b.px)}")
-    nme_a, nme_b = (None if s.reference_nme is None else s.reference_nme.tolist() for s in (a, b))
-    if nme_a != nme_b:
-        raise EdgeError("two variants are compared on the same labels and against the same reference; these differ")
-    first, second = _replicates(a, seed), _replicates(b, seed)
-    return {name: _estimate(first[name] - second[name]) for name in first}
 
 
 def _replicates(sample: Sample, seed: int, names: Iterable[str] = METRICS) -> dict[str, Array]:

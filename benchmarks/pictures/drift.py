@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from pipnet_edge.benchmarks.accuracy import metrics
 from pipnet_edge.benchmarks.accuracy.drift import Faces, Row
 from pipnet_edge.benchmarks.accuracy.metrics import PerLandmark
 from pipnet_edge.benchmarks.pictures.drawing import (
@@ -47,8 +48,8 @@ def draw(
         title = f"{row.variant} against {reference}, {row.summary.images} faces"
         write_picture(mean, mean_face_picture(bundle.spec.mean_face, row.summary.landmarks, title))
         a, b = landmarks[reference], landmarks[row.variant]
-        px = np.linalg.norm((a.points - b.points) * faces.side, axis=-1).mean(axis=1)
-        order = np.argsort(-px, kind="stable")[:WORST]
+        sample = metrics.measure(b, a, bundle.spec)
+        px, order = sample.px.mean(axis=1), sample.worst(WORST)
         names = [faces.labels.images[i].name for i in order]
         sheet = worst_sheet(
             list(faces.crops(order.tolist())), a.points[order], b.points[order], names, px[order].tolist(), title

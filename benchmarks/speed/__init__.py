@@ -1,0 +1,1 @@
+"""How fast a variant is: measured, counted or predicted, kept as raw samples, and tuned for a machine."""
