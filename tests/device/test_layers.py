@@ -36,11 +36,13 @@ WORKSTATION = {
     *("_tools", "tensorflow", "jax"),
 }
 RUNTIMES = {"onnxruntime", "ncnn", "MNN", "ai_edge_litert", "tflite_runtime"}
+COMMAND_LINE = "pipnet_edge.cli"
 # What each module of the device half may import when it is imported, besides the standard library and numpy.
 OWN_PACKAGES = {
     **{
-        module: {"typer"}
-        for module in ("pipnet_edge.command", "pipnet_edge.cli", "pipnet_edge.cli_bench", "pipnet_edge.cli_convert")
+        f"{COMMAND_LINE}.{path.stem}": {"typer"}
+        for path in sorted((ROOT / "pipnet_edge" / "cli").glob("*.py"))
+        if path.stem not in ("__init__", "render")
     },
     "pipnet_edge.runtimes.onnxruntime": {"onnxruntime"},
     "pipnet_edge.runtimes.ncnn": {"ncnn"},
@@ -120,6 +122,11 @@ def modules(folder: str) -> list[str]:
     return [module for module in SOURCES if layer(module) == folder]
 
 
+def within(room: str, module: str) -> bool:
+    """Whether a dotted name is the room's, or lies in it."""
+    return f"{module}.".startswith(f"{room}.")
+
+
 # --- The checker itself.
 
 
@@ -153,6 +160,9 @@ def test_imports_are_found_wherever_they_stand() -> None:
     assert layer("pipnet_edge.targets.local") == "targets"
     assert layer("pipnet_edge.spec") == layer("pipnet_edge") == "pipnet_edge"
     assert layer("torch") is None
+    assert within("pipnet_edge.cli", "pipnet_edge.cli.app")
+    assert within("pipnet_edge.cli", "pipnet_edge.cli")
+    assert not within("pipnet_edge.cli", "pipnet_edge.clip")
 
 
 def test_every_layer_has_modules() -> None:
@@ -177,17 +187,30 @@ def test_nothing_in_the_device_half_imports_upward() -> None:
     def allowed(i: Import) -> bool:
         return layer(i.module) in (None, "pipnet_edge")
 
-    def allowed_to_cli(i: Import) -> bool:
+    def allowed_to_commands(i: Import) -> bool:
         return i.where != "module" or allowed(i)
 
     found = [
         line
         for module in modules("pipnet_edge")
-        for line in broken(
-            module, allowed_to_cli if module.startswith(("pipnet_edge.cli", "pipnet_edge.command")) else allowed
-        )
+        for line in broken(module, allowed_to_commands if within(COMMAND_LINE, module) else allowed)
     ]
     assert found == []
+
+
+def test_the_device_half_needs_no_command_line() -> None:
+    def allowed(i: Import) -> bool:
+        return not within(COMMAND_LINE, i.module)
+
+    others = [module for module in modules("pipnet_edge") if not within(COMMAND_LINE, module)]
+    assert [line for module in others for line in broken(module, allowed)] == []
+
+
+def test_nobody_imports_the_studies() -> None:
+    def allowed(i: Import) -> bool:
+        return not within("pipnet_edge.benchmarks.studies", i.module)
+
+    assert [line for module in SOURCES for line in broken(module, allowed)] == []
 
 
 @pytest.mark.parametrize("folder", ["pipnet_edge", "benchmarks", "targets"])
@@ -209,11 +232,12 @@ def test_the_device_half_needs_numpy_alone(module: str) -> None:
 
 
 def test_runtimes_are_imported_by_their_own_adapter_alone() -> None:
+    others = [m for m in SOURCES if layer(m) != "converters" and not OWN_PACKAGES.get(m, set()) & RUNTIMES]
+
     def allowed(i: Import) -> bool:
         return i.module.split(".")[0] not in RUNTIMES
 
-    device = [m for m in SOURCES if layer(m) != "converters" and m not in OWN_PACKAGES]
-    assert [line for module in device for line in broken(module, allowed)] == []
+    assert [line for module in others for line in broken(module, allowed)] == []
 
 
 def test_nothing_uses_the_folders_bare_names() -> None:
