@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from pipnet_edge.defaults import choose
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import Box, Rect, crop_rect, cut, read_picture
 from pipnet_edge.spec import CROPS
-from pipnet_edge.worker import call as calls
+from pipnet_edge.worker.call import here, infer
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def annotate(
     rects = [crop_rect(box, width, height, policy or read.spec.crop) for box in boxes] or [Rect(0, 0, width, height)]
     chosen = choose(read, variant, threads, host.default_threads())
     crops = np.stack([cut(picture, rect, read.spec.input_size) for rect in rects])
-    inference = calls.infer(_keeping_to(chosen.cpus), bundle, chosen.variant, chosen.threads, crops)
+    inference = infer(here, bundle, chosen.variant, chosen.threads, crops, cpus=chosen.cpus)
     found = inference.landmarks
     points = np.stack([rect.to_picture(p) for rect, p in zip(rects, found.points, strict=True)])
     drawn = draw.annotate(picture, points)
@@ -95,9 +94,3 @@ def annotate(
     draw.write_picture(target, drawn)
     files.write(target.with_suffix(".json"), (json.dumps(result.to_json(), indent=1) + "\n").encode())
     return result
-
-
-def _keeping_to(cpus: Sequence[int]) -> calls.Call:
-    """Workers on this machine that keep to these CPUs (none: to no special ones)."""
-    worker = [sys.executable, "-P", "-m", "pipnet_edge.worker"]
-    return lambda job, listen=calls.ignore: calls.converse(worker, {**job, "cpus": list(cpus)}, listen)
