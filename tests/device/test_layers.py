@@ -169,7 +169,7 @@ def test_every_layer_has_modules() -> None:
     for folder in LAYERS:
         assert modules(folder)
     assert "pipnet_edge.runtimes.null" in SOURCES
-    assert SOURCES["pipnet_edge.targets.local"] == ROOT / "targets" / "local.py"
+    assert SOURCES["pipnet_edge.targets.local"] == ROOT / "targets" / "local" / "__init__.py"
 
 
 # --- The rules.
