@@ -46,7 +46,7 @@ def facts(_: Job) -> Iterator[Event]:
     """The machine's facts, as host.facts gives them, and under "runtimes" the runtimes that are installed."""
     from pipnet_edge import runtimes
 
-    found = [name for name in runtimes.ADAPTERS if not runtimes.is_missing(name)]
+    found = [name for name in runtimes.RUNTIMES if not runtimes.is_missing(name)]
     yield {"event": "done", **host.facts(), "runtimes": found}
 
 

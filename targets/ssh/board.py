@@ -79,7 +79,7 @@ class Board:
             for file in (bundle.golden, *variant.files):
                 files[f"{name}/{file.path}"] = file.verified(bundle.folder)
             there["bundle"] = f"{folder}/{name}"
-        if job.get("runtime") in runtimes.PACKAGES:
+        if job.get("runtime") in runtimes.RUNTIMES:
             self._need(job["runtime"])
         if "crops" in job:
             name = f"crops-{bundles.file_sha256(Path(job['crops']))[:16]}.npy"
@@ -90,7 +90,7 @@ class Board:
         return there, files
 
     def _need(self, destination: str) -> None:
-        if not set(runtimes.PACKAGES[destination]).intersection(self.has["packages"]):
+        if not set(runtimes.RUNTIMES[destination].modules).intersection(self.has["packages"]):
             raise EdgeError(f"{self.host}: {advice.runtime(destination, self.has)}")
 
     def _push(self, files: Mapping[str, Path]) -> None:
@@ -226,4 +226,4 @@ def _package() -> Iterator[tuple[str, Path]]:
 
 
 def _modules() -> list[str]:
-    return sorted({"numpy", *(module for modules in runtimes.PACKAGES.values() for module in modules)})
+    return sorted({"numpy", *(module for row in runtimes.RUNTIMES.values() for module in row.modules)})

@@ -114,7 +114,7 @@ def test_facts_are_the_machine_s() -> None:
     facts = local.call({"do": "facts"})
     assert {key: value for key, value in facts.items() if key not in ("event", "loaded", "runtimes")} == host.facts()
     assert "null" in facts["runtimes"]
-    assert set(facts["runtimes"]) <= set(runtimes.ADAPTERS)
+    assert set(facts["runtimes"]) <= set(runtimes.RUNTIMES)
 
 
 def timed(bundle: Bundle, **job: Any) -> tuple[list[call.Event], call.Event]:
@@ -293,7 +293,7 @@ def test_runtimes_that_are_not_installed(
     for key, value in without("onnxruntime", "ncnn", "MNN", "ai_edge_litert", "tflite_runtime").items():
         monkeypatch.setenv(key, value)
     for runtime in ("onnx", "tflite"):
-        package = runtimes.ADAPTERS[runtime][1]
+        package = runtimes.RUNTIMES[runtime].package
         job = {"do": "probe", "runtime": runtime}
         refused(f"{runtime} needs the package {package}: pip install {package}", functools.partial(local.call, job))
 
