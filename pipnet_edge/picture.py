@@ -20,8 +20,7 @@ from pipnet_edge.defaults import choose
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import Box, Rect, crop_rect, cut, read_picture
 from pipnet_edge.spec import CROPS
-from pipnet_edge.targets import local
-from pipnet_edge.worker import call
+from pipnet_edge.worker.call import here, infer
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def annotate(
     rects = [crop_rect(box, width, height, policy or read.spec.crop) for box in boxes] or [Rect(0, 0, width, height)]
     chosen = choose(read, variant, threads, host.default_threads())
     crops = np.stack([cut(picture, rect, read.spec.input_size) for rect in rects])
-    inference = call.infer(_keeping_to(chosen.cpus), bundle, chosen.variant, chosen.threads, crops)
+    inference = infer(here, bundle, chosen.variant, chosen.threads, crops, cpus=chosen.cpus)
     found = inference.landmarks
     points = np.stack([rect.to_picture(p) for rect, p in zip(rects, found.points, strict=True)])
     drawn = drawing.annotate(picture, points)
@@ -103,15 +102,10 @@ def annotate(
 
 def draw_crops(bundle: bundles.Bundle, variant: str, crops: NDArray[np.uint8], output: Path) -> Path:
     """Draws a variant's landmarks on crops (n, S, S, 3) uint8 RGB side by side into `output`, and returns that path."""
-    points = call.infer(local.call, bundle.folder, variant, 1, crops).landmarks.points * bundle.spec.input_size
+    points = infer(here, bundle.folder, variant, 1, crops).landmarks.points * bundle.spec.input_size
     faces = [drawing.annotate(crop, p) for crop, p in zip(crops, points, strict=True)]
     write_picture(output, np.hstack(faces))
     return output
-
-
-def _keeping_to(cpus: Sequence[int]) -> call.Call:
-    """Workers on this machine that keep to these CPUs (none: to no special ones)."""
-    return lambda job, listen=call.ignore: local.call({**job, "cpus": list(cpus)}, listen)
 
 
 def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:

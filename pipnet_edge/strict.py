@@ -14,32 +14,48 @@ Kind = TypeVar("Kind")
 
 
 def read(kind: type[Kind], data: object, where: str) -> Kind:
-    """`data`, as the json module gives it, as a dataclass, tuple, mapping with str keys, int, float, str or bool.
+    """`data`, as the json module gives it, as what `kind` says.
 
-    Every field has to be there and no other; a whole number serves as a float, nothing else is converted. Raises
-    EdgeError that says where in the document, what was found and what is needed.
+    That is a dataclass, tuple, list, mapping with str keys, int, float, str or bool, or a union of what JSON tells
+    apart, such as str | int | None. Every field has to be there and no other; a whole number serves as a float, nothing
+    else is converted. Raises EdgeError that says where in the document, what was found and what is needed.
     """
     return cast(Kind, _read(kind, data, where))
+
+
+def printable(text: str) -> str:
+    """A text that `read` takes: on one line, with "?" for what cannot be printed."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 def _read(kind: Any, data: object, where: str) -> object:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        (inner,) = (argument for argument in arguments if argument is not type(None))
-        return None if data is None else _read(inner, data, where)
+        return _read_one_of(arguments, data, where)
     if is_dataclass(kind):
         return _read_fields(kind, _need(dict, data, where), where)
-    if origin is tuple:
+    if origin in (tuple, list):
         items = _need(list, data, where)
-        kinds = [arguments[0]] * len(items) if arguments[-1] is Ellipsis else list(arguments)
+        kinds = [arguments[0]] * len(items) if origin is list or arguments[-1] is Ellipsis else list(arguments)
         if len(kinds) != len(items):
             raise EdgeError(f"{where} has {len(items)} entries, {len(kinds)} are needed")
-        return tuple(_read(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, items, strict=True)))
+        return origin(_read(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, items, strict=True)))
     if origin is Mapping:
         return {_text(k, where): _read(arguments[1], v, f"{where}.{k}") for k, v in _need(dict, data, where).items()}
     if kind is float:
         return _number(data, where)
     return _text(data, where) if kind is str else _need(kind, data, where)
+
+
+def _read_one_of(kinds: tuple[Any, ...], data: object, where: str) -> object:
+    """Kinds that JSON tells apart; what is none of them is refused as the first of them would be."""
+    if data is None and type(None) in kinds:
+        return None
+    others = [kind for kind in kinds if kind is not type(None)]
+    for kind in others:
+        if type(data) is (list if get_origin(kind) in (tuple, list) else kind):
+            return _read(kind, data, where)
+    return _read(others[0], data, where)
 
 
 def _read_fields(kind: Any, data: dict[str, Any], where: str) -> object:

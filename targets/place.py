@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import devices, local
+from pipnet_edge.targets import devices
 from pipnet_edge.targets.devices import Device
-from pipnet_edge.worker import call
+from pipnet_edge.worker.call import Call
 
 LOCAL = "local"
-WAYS = ("local", "ssh", "emulated", "predicted")
+# The rooms beside this file that have a way.py: see Way.
+WAYS = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/way.py")))
+
+
+class Way(Protocol):
+    """What the module way.py of a room offers.
+
+    GIVES: what its numbers are: measured, emulated or predicted. IS_APART: whether it computes on a machine of its own,
+    so that others may work at the same time.
+    """
+
+    GIVES: str
+    IS_APART: bool
+
+    def connect(self, place: Place, keep: bool = False) -> AbstractContextManager[Call]: ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +46,22 @@ class Place:
     @property
     def kind(self) -> str:
         """What numbers from there are: measured, emulated or predicted."""
-        return self.way if self.way in ("emulated", "predicted") else "measured"
+        return _way(self.way).GIVES
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether it computes on a machine of its own."""
+        return _way(self.way).IS_APART
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this machine itself."""
+        return self.way == LOCAL
+
+
+def _way(name: str) -> Way:
+    found: Way = importlib.import_module(f"pipnet_edge.targets.{name}.way")
+    return found
 
 
 def resolve(name: str, host: str | None, emulate: bool, predict: bool, board: str, hosts: Mapping[str, str]) -> Place:
@@ -62,26 +93,13 @@ def resolve(name: str, host: str | None, emulate: bool, predict: bool, board: st
 
 
 @contextmanager
-def calling(place: Place, keep: bool = False) -> Iterator[call.Call]:
-    """The way to do jobs at a place, for as long as the block runs. keep: a board keeps what was pushed.
+def calling(place: Place, keep: bool = False) -> Iterator[Call]:
+    """The way to have jobs done at a place, for as long as the block runs. keep: a board keeps what was pushed.
 
     Raises EdgeError for a place where nothing is run, and when it cannot be reached.
     """
-    if place.way == "local":
-        yield local.call
-    elif place.way == "ssh":
-        from pipnet_edge.targets.ssh import board as ssh
-
-        assert place.host is not None
-        with ssh.connect(place.host, keep=keep) as board:
-            yield board.call
-    elif place.way == "emulated":
-        from pipnet_edge.targets.emulated import run
-
-        assert place.device is not None
-        yield run.calling(place.device)
-    else:
-        raise EdgeError(f"{place.name} is only predicted; nothing can be run there")
+    with _way(place.way).connect(place, keep) as call:
+        yield call
 
 
 def hosts_file() -> Path:

@@ -29,8 +29,7 @@ from pipnet_edge.decode import Landmarks
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 from pipnet_edge.picture import write, write_picture
 from pipnet_edge.preprocess import Rect, cut, read_picture
-from pipnet_edge.targets import local
-from pipnet_edge.worker import call
+from pipnet_edge.worker.call import here, infer
 
 CHUNK = 128
 WORST = 12
@@ -208,7 +207,7 @@ def _cached(bundle: Bundle, variant: Variant, crops: NDArray[np.uint8], cache: P
     path = cache / f"{_key(variant, crops)}.npy"
     try:
         if not path.is_file():
-            found = call.infer(local.call, bundle.folder, variant.name, 1, crops).landmarks
+            found = infer(here, bundle.folder, variant.name, 1, crops).landmarks
             table = np.concatenate([found.points, found.score[..., None], found.cell[..., None]], axis=2)
             write(path, _npy(table.astype(np.float64)))
         table = np.load(path, allow_pickle=False)
@@ -255,7 +254,7 @@ def judge(
     px: mean over landmarks, pixels of the crop. nme: |change of the NME|, in % points, if truth (n, L, 2), normalised
     to the crop, is given. ms: the median that a crop takes to landmarks with one thread.
     """
-    found = call.infer(local.call, bundle.folder, variant, 1, crops).landmarks
+    found = infer(here, bundle.folder, variant, 1, crops).landmarks
     sample = metrics.measure(found, reference, bundle.spec, truth)
     drift = {"px": float(sample.px.mean())}
     if sample.nme is not None and sample.reference_nme is not None:

@@ -15,8 +15,8 @@ from pipnet_edge.decode import MAP_NAMES, Decoder, Landmarks, Maps, Winners
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 from pipnet_edge.precisions import PRECISIONS, Limit
 from pipnet_edge.preprocess import PICTURE_SUFFIXES, Rect, cut, pictures_in, read_picture
-from pipnet_edge.targets import local
-from pipnet_edge.worker import call as channel
+from pipnet_edge.worker.call import Call, here, infer
+from pipnet_edge.worker.protocol import Facts
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def check(
     threads: int = 1,
     images: Sequence[Path] = (),
     progress: Progress = lambda *_: None,
-    call: channel.Call = local.call,
+    call: Call = here,
     most: int | None = None,
 ) -> tuple[Row, ...]:
     """Compares variants (all by default) with the torch maps in golden.npz; over pictures with the first fp32 variant.
@@ -64,7 +64,7 @@ def check(
     installed there has a skipped row.
     """
     variants = [bundle.variant(name) for name in names] or list(bundle.variants)
-    installed = () if names and not images else call({"do": "facts"})["runtimes"]
+    installed = () if names and not images else call(Facts()).runtimes
     missing = {} if names else {v.name: v.runtime for v in variants if v.runtime not in installed}
     if len(missing) == len(variants):
         raise EdgeError(f"none of this bundle's runtimes is installed: {', '.join(dict.fromkeys(missing.values()))}")
@@ -74,7 +74,7 @@ def check(
         if not singles:
             raise EdgeError("parity over pictures needs an fp32 variant as reference, and its runtime installed")
         reference = singles[0].name
-        ran = channel.infer(call, bundle.folder, reference, threads, crops, maps=True)
+        ran = infer(call, bundle.folder, reference, threads, crops, maps=True)
         landmarks, maps = ran.landmarks, ran.maps
     else:
         crops, maps = bundle.read_golden()
@@ -88,7 +88,7 @@ def check(
             rows.append(replace(row, skipped=f"{variant.runtime} is not installed"))
             continue
         try:
-            ran = channel.infer(call, bundle.folder, variant.name, threads, crops, maps=True)
+            ran = infer(call, bundle.folder, variant.name, threads, crops, maps=True)
         except EdgeError as e:
             rows.append(replace(row, failure=str(e)))
             continue

@@ -17,7 +17,7 @@ from pipnet_edge.benchmarks.report.data import Drift, Estimate, Target
 from pipnet_edge.benchmarks.report.tables import name, precision, px, runtime, stage_medians
 from pipnet_edge.benchmarks.speed.result import Measured
 from pipnet_edge.precisions import PRECISIONS
-from pipnet_edge.worker.serve import STAGES
+from pipnet_edge.worker.protocol import STAGES
 
 DOTS, EXTREMES = 240, 40  # samples drawn of a run, and how many of them are its slowest
 BINS = 90

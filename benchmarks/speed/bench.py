@@ -31,14 +31,15 @@ from pipnet_edge.benchmarks.speed.result import (
 from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.cli.render import counted
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import local
 from pipnet_edge.targets import place as places
-from pipnet_edge.targets.emulated import run as emulated
+from pipnet_edge.targets.emulated import way as emulated
+from pipnet_edge.targets.emulated.count import count
 from pipnet_edge.targets.emulated.emulator import ready
 from pipnet_edge.targets.place import Place
 from pipnet_edge.targets.predicted import model
-from pipnet_edge.worker import call as channel
-from pipnet_edge.worker.serve import STAGES
+from pipnet_edge.worker import protocol
+from pipnet_edge.worker.call import Call, Lost, here
+from pipnet_edge.worker.protocol import STAGES, Event, First, Loaded, Machine, Samples, Time
 
 THREADS = (1, 2, 4)
 EMULATED_CROPS = 2  # a frame takes seconds
@@ -71,20 +72,19 @@ class Plan:
         return self.threads or tuple(count for count in THREADS if count <= cores) or (1,)
 
 
-def sweep(
-    call: channel.Call, target: str, bundle: Bundle, plan: Plan, facts: Mapping[str, Any], step: Step
-) -> Iterator[Measured]:
+def sweep(call: Call, target: str, bundle: Bundle, plan: Plan, machine: Machine, step: Step) -> Iterator[Measured]:
     """Times every variant with every number of threads, each in a worker of its own.
 
-    facts: the target's. Stops when the connection is lost; what was measured until then has been given.
+    machine: the target's facts. Stops when the connection is lost; what was measured until then has been given.
     """
-    variants = plan.chosen(bundle, facts["runtimes"])
-    runs = [(variant, threads) for variant in variants for threads in plan.thread_counts(facts.get("cores", 1))]
+    variants, cores = plan.chosen(bundle, machine.runtimes), machine.facts.get("cores")
+    counts = plan.thread_counts(cores if isinstance(cores, int) else 1)
+    runs = [(variant, threads) for variant in variants for threads in counts]
     for index, (variant, threads) in enumerate(runs):
         step(f"{target} {variant.name}, {counted(threads, 'thread')}", index, len(runs))
         if index and plan.settings.rest:
             time.sleep(plan.settings.rest)
-        run, lost = _measure(call, target, bundle, variant, threads, plan.cpus, plan.settings, {})
+        run, lost = _measure(call, target, bundle, variant, threads, plan.cpus, plan.settings)
         yield run
         if lost:
             break
@@ -95,62 +95,66 @@ def measure(bundle: Bundle, variant: str, threads: int, crops: NDArray[np.uint8]
     with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as folder:
         given = Path(folder, "crops.npy")
         np.save(given, crops)
-        paths = {"crops": str(given)}
-        run, _ = _measure(local.call, "local", bundle, bundle.variant(variant), threads, "big", settings, paths)
+        run, _ = _measure(here, "local", bundle, bundle.variant(variant), threads, "big", settings, given)
     if run.failure:
         raise EdgeError(run.failure)
     return run
 
 
 def _measure(
-    call: channel.Call,
+    call: Call,
     target: str,
     bundle: Bundle,
     variant: Variant,
     threads: int,
     cpus: str | tuple[int, ...],
     settings: Settings,
-    paths: Mapping[str, str],
+    crops: Path | None = None,
 ) -> tuple[Measured, bool]:
     """One run, with what came before a failure if there was one, and whether the connection was lost by it."""
     samples: dict[str, list[float]] = {stage: [] for stage in STAGES}
     states: list[State] = []
-    events: dict[str, dict[str, Any]] = {}
+    loaded: Loaded | None = None
+    first: First | None = None
 
-    def listen(event: channel.Event) -> None:
-        events[event["event"]] = event
-        if event["event"] == "samples":
+    def listen(event: Event) -> None:
+        nonlocal loaded, first
+        if isinstance(event, Loaded):
+            loaded = event
+        elif isinstance(event, First):
+            first = event
+        elif isinstance(event, Samples):
             states.append(_state(event))
             for stage in STAGES:
-                samples[stage] += event["stages"][stage]
+                samples[stage] += event.stages[stage]
 
-    job = {
-        "do": "time",
-        "bundle": str(bundle.folder),
-        "variant": variant.name,
-        "threads": threads,
-        "cpus": cpus,
-        **paths,
-    }
-    limits = {"warmup": settings.warmup, "seconds": settings.seconds, "count": settings.count}
-    failure, lost, done = None, False, {}
+    job = Time(
+        bundle=str(bundle.folder),
+        variant=variant.name,
+        threads=threads,
+        warmup=settings.warmup,
+        seconds=settings.seconds,
+        count=settings.count,
+        crops=str(crops) if crops else None,
+        cpus=cpus or None,
+    )
+    failure, lost, peak = None, False, None
     try:
-        done = call({**job, **limits}, listen)
+        peak = call(job, listen).peak_bytes
     except EdgeError as e:
-        failure, lost = " ".join(str(e).split()), isinstance(e, channel.Lost)
-    loaded, first = events.get("loaded", {}), events.get("first", {})
+        failure, lost = " ".join(str(e).split()), isinstance(e, Lost)
     run = Measured(
         target=target,
         variant=variant.name,
-        arithmetic=loaded.get("arithmetic", variant.precision),
+        arithmetic=loaded.arithmetic if loaded else variant.precision,
         size=variant.size,
         threads=threads,
         px=variant.parity.px_mean if variant.parity else None,
-        runtime=loaded.get("version"),
-        cpus=tuple(first.get("cpus", ())),
-        load_ms=loaded.get("milliseconds"),
-        first_ms=first.get("milliseconds"),
-        peak_bytes=done.get("peak_bytes"),
+        runtime=loaded.version if loaded else None,
+        cpus=first.cpus if first else (),
+        load_ms=loaded.milliseconds if loaded else None,
+        first_ms=first.milliseconds if first else None,
+        peak_bytes=peak,
         samples={stage: tuple(values) for stage, values in samples.items()},
         states=tuple(states),
         failure=failure,
@@ -158,9 +162,9 @@ def _measure(
     return run, lost
 
 
-def _state(event: channel.Event) -> State:
-    told = event["state"]
-    return State(event["at"], tuple(told.get("mhz", ())), told.get("celsius"), told.get("throttled"), told.get("load"))
+def _state(event: Samples) -> State:
+    told = event.state
+    return State(event.at, told.mhz, told.celsius, told.throttled, told.load)
 
 
 def predictions(place: Place, bundle: Bundle, plan: Plan) -> Iterator[Predicted]:
@@ -200,7 +204,7 @@ def counts(place: Place, bundle: Bundle, plan: Plan, step: Step) -> Iterator[Cou
         (same,) = parity.check(bundle, [variant.name], call=emulated.Emulated(device, emulator), most=EMULATED_CROPS)
         row = replace(row, images=same.images, px=same.px_mean, flips=same.flips, failure=same.failure)
         if row.px is not None:
-            found = emulated.count(device, emulator, bundle.folder, variant.name)
+            found = count(device, emulator, bundle.folder, variant.name)
             row = replace(row, runtime=found.version, stages=found.stages)
         yield row
 
@@ -217,7 +221,7 @@ class _Found:
 def run(
     bundle: Bundle, plan: Plan, where: Sequence[Place], step: Step = lambda *_: None, keep: bool = False
 ) -> tuple[Result, Mapping[str, EdgeError]]:
-    """Benches a bundle everywhere: boards on the network side by side, then what this machine itself computes.
+    """Benches a bundle everywhere: places on machines of their own side by side, then what this machine computes.
 
     keep: boards keep what was pushed. Returns the result and the errors of places where something could not be done;
     raises the first of those where nothing could be done anywhere.
@@ -229,23 +233,23 @@ def run(
         try:
             with contextlib.ExitStack() as own:
                 opened.append(own)
-                if place.way == "predicted":
+                if place.kind == "predicted":
                     found.facts[place.name] = device_facts(place)
                     rows += predictions(place, bundle, plan)
-                elif place.way == "emulated":
+                elif place.kind == "emulated":
                     found.facts[place.name] = device_facts(place)
                     rows += counts(place, bundle, plan, step)
                 else:
                     call = own.enter_context(places.calling(place, keep))
-                    facts = call({"do": "facts"})
-                    found.facts[place.name] = facts_of(facts)
+                    machine = call(protocol.Facts())
+                    found.facts[place.name] = facts_of(machine.facts)
                     # One by one: a connection that breaks leaves what came before.
-                    for row in sweep(call, place.name, bundle, plan, facts, step):
+                    for row in sweep(call, place.name, bundle, plan, machine, step):
                         rows.append(row)
         except EdgeError as e:
             found.errors[place.name] = e
 
-    boards = [place for place in where if place.way == "ssh"]
+    boards = [place for place in where if place.is_apart]
     with ThreadPoolExecutor(max_workers=len(boards) or 1) as pool:
         visits = [pool.submit(visit, place) for place in boards]
         try:

@@ -20,9 +20,8 @@ from pipnet_edge import strict
 from pipnet_edge.cli.render import SCHEMA, counted
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.host import THROTTLED
-from pipnet_edge.targets.emulated.run import Count
-from pipnet_edge.worker import call
-from pipnet_edge.worker.serve import STAGES
+from pipnet_edge.targets.emulated.instructions import Count
+from pipnet_edge.worker.protocol import STAGES
 
 VERSION = 1
 Facts = Mapping[str, str]
@@ -43,7 +42,7 @@ class State:
 class Measured:
     """One variant with so many threads, timed on the target itself.
 
-    samples: milliseconds by stage (pipnet_edge.worker.STAGES) in the order taken; a stage may have none. load_ms: from
+    samples: milliseconds by stage (worker.protocol.STAGES) in the order taken; a stage may have none. load_ms: from
     files to a ready session; first_ms: its first inference. cpus: those the process was kept to. arithmetic: what the
     runtime really computes in. px: the variant's parity, in pixels of the crop, from the manifest. failure: why it
     could not run, or why it ended early, with the samples that came before.
@@ -152,10 +151,9 @@ class Result:
         return asdict(self)
 
 
-def facts_of(event: Mapping[str, Any]) -> Facts:
-    """A worker's facts of its machine, as text."""
-    shown = call.machine(event)
-    return {key: " ".join(value) if isinstance(value, list) else str(value) for key, value in shown.items()}
+def facts_of(facts: Mapping[str, Any]) -> Facts:
+    """A machine's facts (host.facts) as text."""
+    return {key: " ".join(value) if isinstance(value, list) else str(value) for key, value in facts.items()}
 
 
 def read(path: Path) -> Result:

@@ -23,7 +23,9 @@ from pipnet_edge.cli.render import Table, counted
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets import place as places
 from pipnet_edge.targets.place import Place
-from pipnet_edge.worker import call as channel
+from pipnet_edge.worker import protocol
+from pipnet_edge.worker.call import Call, Lost
+from pipnet_edge.worker.protocol import Machine
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 # Rounds of all variants, of what the best of them are tried with, and of the finalists.
@@ -91,7 +93,7 @@ class Trials:
                 self._step(str(trial.candidate), turn * len(trials) + index, rounds * len(trials))
                 try:
                     trial.times[self._rounds] = self._clock(trial.candidate)
-                except channel.Lost:
+                except Lost:
                     raise
                 except EdgeError as e:
                     trial.failure = " ".join(str(e).split())
@@ -188,33 +190,31 @@ class Found:
         return found | {"warnings": list(self.warnings)}
 
 
-def tune(
-    call: channel.Call, target: str, bundle: Bundle, plan: Plan, machine: str, facts: Mapping[str, Any], step: Step
-) -> Found:
-    """Tunes a bundle for the machine behind `call`, of these facts (a worker's).
+def tune(call: Call, target: str, bundle: Bundle, plan: Plan, name: str, machine: Machine, step: Step) -> Found:
+    """Tunes a bundle for the machine behind `call`, of that name (host.name) and these facts.
 
     A plan's variants and threads restrict what is tried; its cpus, unless "big", are all that is used. Each round
     takes a share of its seconds and count, so that finalists get all of them.
     """
     settings = plan.settings
     quick = replace(settings, seconds=settings.seconds / FINAL, count=math.ceil(settings.count / FINAL), rest=0.0)
-    groups = call({"do": "cpus"})["groups"]
+    groups: list[Sequence[int]] = list(call(protocol.Cpus()).groups)
     everything = tuple(sorted(cpu for group in groups for cpu in group))
-    if plan.cpus != "big":
+    if not isinstance(plan.cpus, str):
         groups = [sorted(set(plan.cpus or everything))]
     if not set(groups[0]) <= set(everything):
         allowed = host.cpu_list(everything)
         raise EdgeError(f"CPUs {host.cpu_list(groups[0])} are not all on {target}; allowed: {allowed}")
-    names = [variant.name for variant in plan.chosen(bundle, facts["runtimes"])]
+    names = [variant.name for variant in plan.chosen(bundle, machine.runtimes)]
     runs: dict[Candidate, Measured] = {}
 
     def clock(candidate: Candidate) -> float:
         if runs and settings.rest:
             time.sleep(settings.rest)
         one = Plan((candidate.variant,), (candidate.threads,), candidate.cpus, quick)
-        (run,) = bench.sweep(call, target, bundle, one, facts, lambda *_: None)
+        (run,) = bench.sweep(call, target, bundle, one, machine, lambda *_: None)
         if run.failure:
-            call({"do": "facts"})  # raises when the connection is lost
+            call(protocol.Facts())  # raises when the connection is lost
             raise EdgeError(run.failure)
         runs[candidate] = run
         return run.frame(0.5)
@@ -225,7 +225,7 @@ def tune(
     cpus = () if chosen.cpus == everything else chosen.cpus
     tuned = Tuned(chosen.variant, chosen.threads, cpus, round(ms, 4), run.runtime or "", created)
     px = {variant.name: variant.parity.px_mean if variant.parity else None for variant in bundle.variants}
-    return Found(target, machine, tuned, chosen, trials, px, results.warnings(run, results.facts_of(facts)))
+    return Found(target, name, tuned, chosen, trials, px, results.warnings(run, results.facts_of(machine.facts)))
 
 
 def run(
@@ -246,9 +246,9 @@ def run(
     for place in where:
         try:
             with places.calling(place, keep) as call:
-                facts = call({"do": "facts"})
-                machine = _name(facts, place, found)
-                found.append(tune(call, place.name, bundle, plan, machine, facts, step))
+                machine = call(protocol.Facts())
+                name = _name(machine.facts, place, found)
+                found.append(tune(call, place.name, bundle, plan, name, machine, step))
         except EdgeError as e:
             errors[place.name] = e
     if not found:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from pipnet_edge.benchmarks.speed.result import Settings
 from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.cli import render
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
-from pipnet_edge.worker import call
+from pipnet_edge.worker import call as calls
+from pipnet_edge.worker.protocol import Samples, Time, read_event, write_job
 
 LIMIT = 0.03
 TURN = 0.25
@@ -43,7 +44,7 @@ ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "
 BEFORE = """
 import json, os, sys, time
 import numpy as np
-job = json.load(sys.stdin)
+job = json.loads(sys.stdin.readline())
 if job["cpus"]:
     os.sched_setaffinity(0, job["cpus"])
 folder, threads, half = job["folder"] + "/", job["threads"], job["half"]
@@ -165,11 +166,8 @@ class Task:
     settings: Settings
     folder: Path
 
-    def start(self, way: str, command: Sequence[str], job: Mapping[str, Any]) -> subprocess.Popen[str]:
+    def start(self, way: str, command: Sequence[str], job: str) -> subprocess.Popen[str]:
         """A process that is given the job and writes into files of the folder, so that nobody has to read along."""
-        settings, crops = self.settings, self.folder / "crops.npy"
-        limits = {"warmup": settings.warmup, "seconds": settings.seconds, "count": settings.count}
-        common = {"threads": self.threads, "cpus": self.cpus, "crops": str(crops), **limits}
         with (self.folder / f"{way}.out").open("w") as out, (self.folder / f"{way}.err").open("w") as err:
             process = subprocess.Popen(
                 [sys.executable, "-P", *command],
@@ -180,45 +178,54 @@ class Task:
                 env={**os.environ, **ALLOCATOR},
             )
         assert process.stdin is not None
-        with process.stdin as stdin:
-            json.dump({**common, **job}, stdin)
+        process.stdin.write(job)
+        process.stdin.flush()  # and stays open: its end would end a worker
         return process
 
-    def lines(self, way: str, process: subprocess.Popen[str]) -> list[dict[str, Any]]:
-        """The JSON that the process wrote. Raises EdgeError when it failed."""
+    def lines(self, way: str, process: subprocess.Popen[str]) -> list[str]:
+        """The lines of JSON that the process wrote. Raises EdgeError when it failed."""
         status, errors = process.wait(), (self.folder / f"{way}.err").read_text(errors="replace")
         text = (self.folder / f"{way}.out").read_text(errors="replace")
         # Some runtimes greet on stdout.
-        found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        found = [line for line in text.splitlines() if line.startswith("{")]
         if status:
-            told = found[-1].get("message") if found else None
-            raise EdgeError(f"{self.variant.name} {way}: {told or call.how_it_died(status, errors)}")
+            told = json.loads(found[-1]).get("message") if found else None
+            raise EdgeError(f"{self.variant.name} {way}: {told or calls.how_it_died(status, errors)}")
         return found
 
+    def job(self) -> Time:
+        """What bench's worker is asked."""
+        limits = self.settings.warmup, self.settings.seconds, self.settings.count
+        crops = str(self.folder / "crops.npy")
+        return Time(str(self.bundle.folder), self.variant.name, self.threads, *limits, crops, self.cpus)
+
     def start_bench(self) -> subprocess.Popen[str]:
-        job = {"do": "time", "bundle": str(self.bundle.folder), "variant": self.variant.name}
-        return self.start("bench", ["-m", "pipnet_edge.worker"], job)
+        return self.start("bench", ["-m", "pipnet_edge.worker"], write_job(self.job()))
 
     def bench(self, process: subprocess.Popen[str]) -> list[float]:
         """Milliseconds of the inference stage."""
-        events = [event for event in self.lines("bench", process) if event["event"] == "samples"]
-        return [sample for event in events for sample in event["stages"]["inference"]]
+        job = self.job()
+        events = [read_event(line, job) for line in self.lines("bench", process)]
+        return [ms for event in events if isinstance(event, Samples) for ms in event.stages["inference"]]
 
     def start_by_hand(self, out: Path | None = None) -> subprocess.Popen[str]:
         # A quantized network takes its input in a scale of its own.
         scaled = self.variant.quantization or self.bundle.spec
         job = {
+            **asdict(self.job()),
             "folder": str(self.bundle.folder / self.variant.name),
             "half": self.variant.precision == "fp16",
             "mean": scaled.mean,
             "std": scaled.std,
             "out": str(out) if out else None,
         }
-        return self.start("by hand", ["-c", BEFORE + LOOPS[self.variant.runtime] + AFTER], job)
+        command = ["-c", BEFORE + LOOPS[self.variant.runtime] + AFTER]
+        return self.start("by hand", command, json.dumps(job) + "\n")
 
     def by_hand(self, process: subprocess.Popen[str]) -> dict[str, Any]:
         """{"milliseconds", "modules"}: of every frame, and what was imported."""
-        return self.lines("by hand", process)[-1]
+        found: dict[str, Any] = json.loads(self.lines("by hand", process)[-1])
+        return found
 
 
 @contextlib.contextmanager

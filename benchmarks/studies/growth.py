@@ -29,8 +29,8 @@ from pipnet_edge.benchmarks.studies import growth_page
 from pipnet_edge.benchmarks.studies.growth_page import LANDMARKS, SIDE, Faces, Growth, Run
 from pipnet_edge.cli import render
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import local
-from pipnet_edge.worker.serve import STAGES
+from pipnet_edge.worker.call import here
+from pipnet_edge.worker.protocol import STAGES, Facts
 
 # Landmarks to a dataset that has so many.
 DATA = {19: "aflw", 29: "cofw", 68: "300w", 98: "wflw", 106: "lapa"}
@@ -195,8 +195,9 @@ def main() -> None:
 def grow(wanted: Sequence[Network], faced: Sequence[Network], folder: Path, rounds: int, step: Step) -> Growth:
     """Makes and measures: the curves over `wanted`, the ways with several faces over `faced`."""
     make(list(dict.fromkeys((*wanted, *faced))), folder, step)
-    facts = local.call({"do": "facts"})
-    threads = bench.Plan().thread_counts(facts.get("cores", 1))
+    facts = here(Facts()).facts
+    cores = facts.get("cores")
+    threads = bench.Plan().thread_counts(cores if isinstance(cores, int) else 1)
     runs = measure(wanted, folder, rounds, threads, step)
     faces = [row for network in faced for row in locate(network, folder, (1, threads[-1]), 3 * rounds)]
     return Growth(facts_of(facts), rounds, runs, tuple(faces))

@@ -25,27 +25,27 @@ def doctor(target: Target = None, host: Host = None, emulate: Emulate = False) -
     from pipnet_edge.benchmarks.speed.result import facts_of
     from pipnet_edge.errors import CHECK_FAILED
     from pipnet_edge.targets.place import calling
-    from pipnet_edge.worker import call as channel
+    from pipnet_edge.worker import protocol
 
     (place,) = places([target] if target else (), [host] if host else (), emulate, False)
     results: dict[str, dict[str, str]] = {}
     with calling(place) as call:
-        facts = call({"do": "facts"})
+        machine = call(protocol.Facts())
         for name in runtimes.DESTINATIONS:
             try:
-                results[name] = {"result": "PASS", "detail": call({"do": "probe", "runtime": name})["version"]}
+                results[name] = {"result": "PASS", "detail": call(protocol.Probe(name)).version}
             except EdgeError as e:
-                results[name] = {"result": "FAIL" if name in facts["runtimes"] else "absent", "detail": str(e)}
+                results[name] = {"result": "FAIL" if name in machine.runtimes else "absent", "detail": str(e)}
     failed = [name for name, result in results.items() if result["result"] == "FAIL"]
     return Output(
-        {"target": place.name, "kind": place.kind, "machine": channel.machine(facts), "runtimes": results},
+        {"target": place.name, "kind": place.kind, "machine": machine.facts, "runtimes": results},
         (
-            Table(["machine", ""], list(facts_of(facts).items())),
+            Table(["machine", ""], list(facts_of(machine.facts).items())),
             "",
             Table(["runtime", "result", ""], [[name, r["result"], r["detail"]] for name, r in results.items()]),
         ),
         code=CHECK_FAILED if failed else 0,
-        error=f"{', '.join(failed)} does not work {'here' if place.way == 'local' else f'on {place.name}'}"
+        error=f"{', '.join(failed)} does not work {'here' if place.is_here else f'on {place.name}'}"
         if failed
         else None,
     )

@@ -51,7 +51,7 @@ def parity(
         pictures = check.images_in(images) if images else ()
         rows = check.check(opened, variant or (), thread_count(threads), pictures, progress.step, call, crops)
     failed = check.first_failure(rows)
-    where = "" if place.way == "local" else f", {place.kind} on {place.name}"
+    where = "" if place.is_here else f", {place.kind} on {place.name}"
     return Output(
         {"target": place.name, "kind": place.kind, "rows": [row.to_json() for row in rows]},
         (

@@ -1,30 +1,36 @@
-"""A worker process and what passes between it and a command, wherever the process runs.
+"""How a command has a worker do a job: it starts one, gives it the job and follows what it tells.
 
-A target offers one function, a `Call`: it takes a job of pipnet_edge.worker whose paths (bundle, crops, out) are this
-machine's, sees to it that the worker finds them where it runs, and brings back what the worker wrote.
+A way to run offers one function, a `Call`: it takes a job whose paths (bundle, crops, out) are this machine's, sees to
+it that the worker finds them where it runs, and brings back what the worker wrote.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import os
 import signal
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge.decode import MAP_NAMES, WINNER_NAMES, Landmarks, Maps, Winners
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.worker import protocol
+from pipnet_edge.worker.protocol import LONGEST, Answer, Error, Event, Infer, Job
 
-Job = Mapping[str, Any]
-Event = dict[str, Any]
 Listen = Callable[[Event], None]
+
+WORKER = ("-P", "-m", "pipnet_edge.worker")
+# More than any worker writes: bytes of all arrays together.
+LARGEST = 1 << 30
 
 
 class Lost(EdgeError):
@@ -36,58 +42,84 @@ def ignore(_: Event) -> None:
 
 
 class Call(Protocol):
-    """Does one worker job and returns its "done" event, with what "loaded" told under "loaded".
+    """Has a worker do one job and returns its answer.
 
     Every event before that is given to `listen` as it comes. Raises EdgeError with the worker's own message, or, when
     the worker died, with how it died.
     """
 
-    def __call__(self, job: Job, listen: Listen = ignore) -> Event: ...
+    def __call__(self, job: Job[Answer], listen: Listen = ignore) -> Answer: ...
 
 
-def converse(
+def here(job: Job[Answer], listen: Listen = ignore) -> Answer:
+    """A Call to a worker on this machine, in the Python that runs this."""
+    return start([sys.executable, *WORKER], job, listen)
+
+
+def start(
     command: Sequence[str],
-    job: Job,
+    job: Job[Answer],
     listen: Listen = ignore,
     environment: Mapping[str, str] | None = None,
-    died: Callable[[int, str], str] | None = None,
-) -> Event:
-    """A Call to the worker that `command` starts, which is killed if this is interrupted.
-
-    died makes a message of the exit status (negative: a signal) and the stderr of a worker that did not end well.
-    """
-    done: Event | None = None
-    loaded: Event = {}
+) -> Answer:
+    """A Call to the worker that `command` starts, which is killed if this is interrupted."""
     with tempfile.TemporaryFile("w+", errors="replace") as stderr:
+        # A session of its own: Ctrl-C is for this process to act on. The worker ends when its stdin does.
         worker = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+            start_new_session=True,
         )
         assert worker.stdin is not None
         assert worker.stdout is not None
         try:
             # A worker that dies at once closes the pipe; its exit status tells more than the broken pipe.
-            with contextlib.suppress(BrokenPipeError), worker.stdin as stdin:
-                json.dump(job, stdin)
-            for line in worker.stdout:
-                if not line.endswith("\n"):
-                    break  # it died while it wrote
-                event = json.loads(line)
-                if event["event"] == "error":
-                    raise EdgeError(event["message"], event["code"])
-                if event["event"] == "done":
-                    done = event
-                    continue
-                if event["event"] == "loaded":
-                    loaded = event
-                listen(event)
+            with contextlib.suppress(BrokenPipeError):
+                worker.stdin.write(protocol.write_job(job))
+                worker.stdin.flush()
+            answer = follow(_lines(worker.stdout), job, listen)
             worker.wait()
         finally:
-            worker.kill()
+            if worker.poll() is None:
+                os.killpg(worker.pid, signal.SIGKILL)
             worker.wait()
-        if worker.returncode or done is None:
+            with contextlib.suppress(BrokenPipeError):
+                worker.stdin.close()
+            worker.stdout.close()
+        if worker.returncode or answer is None:
             stderr.seek(0)
-            raise EdgeError((died or how_it_died)(worker.returncode, stderr.read()))
-    return {**done, "loaded": loaded}
+            raise EdgeError(how_it_died(worker.returncode, stderr.read()))
+    return answer
+
+
+def follow(lines: Iterable[str], job: Job[Answer], listen: Listen = ignore) -> Answer | None:
+    """Reads what a worker writes, to the end, and returns its answer; None if it gave none.
+
+    Events are given to `listen`. Raises EdgeError as soon as the worker tells of one, or writes what is no event.
+    """
+    answer: Answer | None = None
+    for line in lines:
+        told = protocol.read_event(line, job)
+        if isinstance(told, Error):
+            raise EdgeError(told.message, told.code)
+        if isinstance(told, Event):
+            listen(told)
+        else:
+            answer = told
+    return answer
+
+
+def _lines(stdout: IO[str]) -> Iterator[str]:
+    while (line := stdout.readline(LONGEST)).endswith("\n"):
+        yield line
+    if len(line) == LONGEST:
+        raise EdgeError(f"the worker wrote a line of more than {LONGEST} characters")
+    # Else the end, or a line in which the worker died.
 
 
 def how_it_died(status: int, stderr: str) -> str:
@@ -101,11 +133,6 @@ def how_it_died(status: int, stderr: str) -> str:
 
 def last_line(stderr: str) -> str:
     return (stderr.strip().splitlines() or ["nothing on stderr"])[-1][:300]
-
-
-def machine(event: Mapping[str, Any]) -> Event:
-    """The facts of the machine in the "done" event of a facts job, without what belongs to the worker."""
-    return {name: value for name, value in event.items() if name not in ("event", "loaded", "runtimes")}
 
 
 @dataclass(frozen=True)
@@ -128,21 +155,41 @@ def infer(
     crops: NDArray[np.uint8],
     maps: bool = False,
     listen: Listen = ignore,
+    cpus: Sequence[int] = (),
 ) -> Inference:
-    """Runs a variant over crops (n, S, S, 3) uint8 RGB on a target."""
+    """Runs a variant over crops (n, S, S, 3) uint8 RGB on a target. cpus: those to keep to (none: to no special ones).
+
+    Raises EdgeError as `call` does, and when what came back is not what was asked for.
+    """
     with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as folder:
         given, out = Path(folder, "crops.npy"), Path(folder, "out.npz")
         np.save(given, crops)
-        job = {"do": "infer", "bundle": str(bundle), "variant": variant, "threads": threads, "maps": maps}
-        done = call({**job, "crops": str(given), "out": str(out)}, listen)
-        with np.load(out, allow_pickle=False) as arrays:
-            return Inference(
-                Landmarks(arrays["points"], arrays["score"], arrays["cell"]),
-                _maps(arrays) if maps else None,
-                done["loaded"]["version"],
-            )
+        job = Infer(str(bundle), variant, threads, str(out), str(given), maps, tuple(cpus) or None)
+        answer = call(job, listen)
+        arrays = _arrays(out)
+    try:
+        found = Landmarks(arrays["points"], arrays["score"], arrays["cell"])
+        given_maps = _maps(arrays) if maps else None
+    except KeyError as e:
+        raise EdgeError(f"the worker gave no array {e}") from None
+    if found.points.ndim != 3 or found.points.shape[::2] != (len(crops), 2):
+        raise EdgeError(f"the worker gave points {found.points.shape} for {len(crops)} crops")
+    return Inference(found, given_maps, answer.version)
 
 
-def _maps(arrays: Mapping[str, NDArray[np.float32]]) -> Maps | Winners:
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file from a worker, whose sizes are looked at before they are read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > LARGEST:
+            raise EdgeError(f"the worker gave arrays of {size} bytes; at most {LARGEST} are read")
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+        raise EdgeError(f"what the worker gave is not readable: {' '.join(str(e).split())[:200]}") from e
+
+
+def _maps(arrays: Mapping[str, NDArray[Any]]) -> Maps | Winners:
     kind, names = (Winners, WINNER_NAMES) if "map_offsets" in arrays else (Maps, MAP_NAMES)
     return kind(**{name: arrays[f"map_{name}"] for name in names})

@@ -1,0 +1,1 @@
+"""A device's instruction set under qemu, on this machine."""

@@ -24,12 +24,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pipnet_edge
 from pipnet_edge import runtimes
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets.emulated import debian
 from pipnet_edge.targets.emulated.debian import Tree
-from pipnet_edge.worker import call
+from pipnet_edge.worker import call as calls
+from pipnet_edge.worker import device_half
+from pipnet_edge.worker.protocol import Probe
 
 HOST, GUEST = "amd64", "arm64"  # as Debian calls them
 SUITE, PYTHON = "bookworm", "3.11"
@@ -42,7 +43,6 @@ QEMU = "qemu-aarch64"
 FILES = "files.json"
 PROBED_ON = "cortex-a76"  # the core with the most instructions
 WORKER = ("-m", "pipnet_edge.worker")
-NOT_ON_DEVICES = ("converters", "benchmarks", "targets")
 
 Step = Callable[[str, int, int], None]
 
@@ -93,8 +93,9 @@ class Emulator:
         Files that it leaves in its home or among temporary ones vanish with the block.
         """
         with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as folder:
-            package = Path(pipnet_edge.__file__).parent
-            shutil.copytree(package, Path(folder, "pipnet_edge"), ignore=shutil.ignore_patterns(*NOT_ON_DEVICES))
+            for name, path in device_half.files():
+                Path(folder, name).parent.mkdir(exist_ok=True)
+                shutil.copy(path, Path(folder, name))
             yield {
                 **{"HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0"},
                 "PYTHONPATH": f"{self.folder / 'site'}:{folder}",
@@ -187,8 +188,7 @@ def _build(folder: Path, step: Step) -> None:
     for done, runtime in enumerate(tried):
         step(f"{runtime} in the emulator", len(TREES) + 1 + done, steps)
         with emulator.environment() as environment:
-            job = {"do": "probe", "runtime": runtime}
-            call.converse([*emulator.python(PROBED_ON), *WORKER], job, environment=environment)
+            calls.start([*emulator.python(PROBED_ON), *WORKER], Probe(runtime), environment=environment)
     (folder / FILES).write_text(json.dumps(_sizes(folder)))
 
 

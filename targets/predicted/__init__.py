@@ -1,0 +1,1 @@
+"""Times that a model predicts from published ones."""

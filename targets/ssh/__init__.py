@@ -1,0 +1,1 @@
+"""Boards over the user's own ssh."""

@@ -15,17 +15,22 @@ import shlex
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import pipnet_edge
 from pipnet_edge import bundle as bundles
 from pipnet_edge import runtimes
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets.ssh import advice, wire
-from pipnet_edge.targets.ssh.wire import Message
-from pipnet_edge.worker import call as channel
-from pipnet_edge.worker.call import Lost
+from pipnet_edge.targets.ssh import advice, far, wire
+from pipnet_edge.targets.ssh.far import Hello
+from pipnet_edge.targets.ssh.wire import Wire
+from pipnet_edge.worker import call as calls
+from pipnet_edge.worker import device_half, protocol
+from pipnet_edge.worker.call import Listen, Lost, ignore
+from pipnet_edge.worker.protocol import Answer, Count, Infer, Job, Probe, Time
+
+Kind = TypeVar("Kind")
 
 OPTIONS = "PIPNET_EDGE_SSH_OPTIONS"  # an environment variable: more options for ssh, as a shell would split them
 PYTHONS = ("~/pipnet/bin/python", "python3")
@@ -40,58 +45,55 @@ SETTINGS = (
 
 
 class Board:
-    """A board that is connected; `call` is a channel.Call. Calls from several threads wait for each other.
+    """A board that is connected; `call` is a Call. Calls from several threads wait for each other."""
 
-    has tells what its Python is and what it finds there: python (path), version, machine, bits, packages (modules).
-    """
-
-    def __init__(self, host: str, line: wire.Wire, has: Mapping[str, Any]) -> None:
+    def __init__(self, host: str, line: Wire, has: Hello) -> None:
         self.host, self.has = host, has
         self._wire, self._pushed, self._busy = line, set[str](), threading.Lock()
 
-    def call(self, job: channel.Job, listen: channel.Listen = channel.ignore) -> channel.Event:
-        """A channel.Call to a worker on the board. After an error other than a lost connection it can be used again."""
+    def call(self, job: Job[Answer], listen: Listen = ignore) -> Answer:
+        """A Call to a worker on the board. After an error other than a lost connection it can be used again."""
         with self._busy:
             there, files = self._there(job)
-            what = " ".join(str(job[key]) for key in ("do", "runtime", "variant") if key in job)
             try:
                 self._push(files)
-                self._wire.send({"do": "run", "job": there})
-                done = self._follow(listen)
-                if "out" in job:
-                    self._wire.send({"do": "take", "path": Path(there["out"]).name})
-                    Path(job["out"]).write_bytes(self._answer("taken")[1])
+                self._wire.send({"ask": "run", "job": protocol.write_job(there)})
+                answer = self._follow(job, listen)
+                if isinstance(job, Infer) and isinstance(there, Infer):
+                    self._wire.send({"ask": "take", "path": Path(there.out).name})
+                    Path(job.out).write_bytes(self._receive(far.Taken)[1])
             except Lost as lost:
-                message = f"the connection to {self.host} was lost while {what!r} ran there ({lost})"
+                message = f"the connection to {self.host} was lost while {str(job)!r} ran there ({lost})"
                 raise Lost(f"{message}; the board cleans up by itself") from None
-            return done
+            return answer
 
-    def _there(self, job: channel.Job) -> tuple[Message, dict[str, Path]]:
+    def _there(self, job: Job[Any]) -> tuple[Job[Any], dict[str, Path]]:
         """The job with the board's paths, and the files it needs, by their path below the session's folder."""
-        there, files = dict(job), dict(_package())
-        folder = self.has["folder"]
-        if "bundle" in job:
-            bundle = bundles.read(Path(job["bundle"]))
-            variant = bundle.variant(job["variant"])
-            self._need(variant.runtime)
-            name = f"bundle-{bundles.file_sha256(bundle.folder / bundles.MANIFEST)[:16]}"
-            files[f"{name}/{bundles.MANIFEST}"] = bundle.folder / bundles.MANIFEST
-            for file in (bundle.golden, *variant.files):
-                files[f"{name}/{file.path}"] = file.verified(bundle.folder)
-            there["bundle"] = f"{folder}/{name}"
-        if job.get("runtime") in runtimes.RUNTIMES:
-            self._need(job["runtime"])
-        if "crops" in job:
-            name = f"crops-{bundles.file_sha256(Path(job['crops']))[:16]}.npy"
-            files[name] = Path(job["crops"])
-            there["crops"] = f"{folder}/{name}"
-        if "out" in job:
-            there["out"] = f"{folder}/out{Path(job['out']).suffix}"
+        folder = self.has.folder
+        files = {f"code/{name}": path for name, path in device_half.files()}
+        if isinstance(job, Probe) and job.runtime in runtimes.RUNTIMES:
+            self._need(job.runtime)
+        if not isinstance(job, Infer | Time | Count):
+            return job, files
+        bundle = bundles.read(Path(job.bundle))
+        variant = bundle.variant(job.variant)
+        self._need(variant.runtime)
+        name = f"bundle-{bundles.file_sha256(bundle.folder / bundles.MANIFEST)[:16]}"
+        files[f"{name}/{bundles.MANIFEST}"] = bundle.folder / bundles.MANIFEST
+        for file in (bundle.golden, *variant.files):
+            files[f"{name}/{file.path}"] = file.verified(bundle.folder)
+        there = replace(job, bundle=f"{folder}/{name}")
+        if job.crops:
+            name = f"crops-{bundles.file_sha256(Path(job.crops))[:16]}.npy"
+            files[name] = Path(job.crops)
+            there = replace(there, crops=f"{folder}/{name}")
+        if isinstance(there, Infer):
+            there = replace(there, out=f"{folder}/out{Path(there.out).suffix}")
         return there, files
 
-    def _need(self, destination: str) -> None:
-        if not set(runtimes.RUNTIMES[destination].modules).intersection(self.has["packages"]):
-            raise EdgeError(f"{self.host}: {advice.runtime(destination, self.has)}")
+    def _need(self, runtime: str) -> None:
+        if not set(runtimes.RUNTIMES[runtime].modules).intersection(self.has.packages):
+            raise EdgeError(f"{self.host}: {advice.runtime(runtime, vars(self.has))}")
 
     def _push(self, files: Mapping[str, Path]) -> None:
         """Sends what does not lie there already. Raises EdgeError, before anything is sent, if there is no space."""
@@ -99,53 +101,53 @@ class Board:
         if not new:
             return
         listed = [(there, hashlib.sha256(content).hexdigest(), len(content)) for there, content in new.items()]
-        self._wire.send({"do": "place", "files": listed})
-        answer, _ = self._answer("placed")
-        lacking = answer["lacking"]
+        self._wire.send({"ask": "place", "files": listed})
+        placed, _ = self._receive(far.Placed)
+        # The board says which of these it lacks, and no more than that.
+        lacking = [entry for entry in listed if entry in placed.lacking]
         if lacking:
             need = sum(size for _, _, size in lacking)
-            if need > answer["free"]:
-                raise EdgeError(f"{self.host}: {advice.space(self.has['folder'], answer['free'], need)}")
-            self._wire.send({"do": "put", "files": lacking}, [new[there] for there, _, _ in lacking])
-            self._answer("put")
+            if need > placed.free:
+                raise EdgeError(f"{self.host}: {advice.space(self.has.folder, placed.free, need)}")
+            self._wire.send({"ask": "put", "files": lacking}, [new[there] for there, _, _ in lacking])
+            self._receive(far.Put)
         self._pushed.update(new)
 
-    def _follow(self, listen: channel.Listen) -> channel.Event:
-        """As channel.converse follows a worker on this machine."""
-        done: channel.Event | None = None
-        loaded: channel.Event = {}
-        failure: EdgeError | None = None
+    def _follow(self, job: Job[Answer], listen: Listen) -> Answer:
+        lines = self._lines()
         try:
-            while (message := self._answer("event", "ended")[0]).get("far") != "ended":
-                if message["event"] == "error":
-                    failure = EdgeError(f"{self.host}: {message['message']}", message["code"])
-                elif message["event"] == "done":
-                    done = message
-                else:
-                    loaded = message if message["event"] == "loaded" else loaded
-                    listen(message)
+            answer = calls.follow(lines, job, listen)
         except Lost:
             raise
-        except BaseException:
+        except BaseException as e:
             with contextlib.suppress(EdgeError):
-                self._wire.send({"do": "stop"})
-                while self._answer("event", "ended")[0].get("far") != "ended":
+                self._wire.send({"ask": "stop"})
+                while not isinstance(self._wire.next()[0], far.Ended):
                     pass
+            if isinstance(e, EdgeError):
+                raise EdgeError(f"{self.host}: {e}", e.code) from None
             raise
-        if failure:
-            raise failure
-        if message["status"] or done is None:
-            raise EdgeError(f"{self.host}: {channel.how_it_died(message['status'], message['stderr'])}")
-        return {**done, "loaded": loaded}
+        if self._ended.status or answer is None:
+            raise EdgeError(f"{self.host}: {calls.how_it_died(self._ended.status, self._ended.stderr)}")
+        return answer
 
-    def _answer(self, *kinds: str) -> tuple[Message, bytes]:
-        """The next message, which has to be of these kinds."""
-        received = self._wire.next()
-        message = received[0]
-        if message.get("far") == "failed":
-            raise EdgeError(f"{self.host}: {advice.unwritable(message)}")
-        assert message.get("far", "event") in kinds, message
-        return received
+    def _lines(self) -> Iterator[str]:
+        """The worker's lines until it ends."""
+        while isinstance(line := self._wire.next()[0], str):
+            yield line
+        self._ended = self._as(far.Ended, line)
+
+    def _receive(self, kind: type[Kind]) -> tuple[Kind, bytes]:
+        """The next message, which has to be of this kind, and the bytes behind it."""
+        message, content = self._wire.next()
+        return self._as(kind, message), content
+
+    def _as(self, kind: type[Kind], message: far.Message | str) -> Kind:
+        if isinstance(message, far.Failed):
+            raise EdgeError(f"{self.host}: {advice.unwritable(vars(message))}")
+        if not isinstance(message, kind):
+            raise EdgeError(f"{self.host}: the board says {str(message)!r:.100}, {kind.__name__} is needed")
+        return message
 
 
 @contextlib.contextmanager
@@ -169,19 +171,19 @@ def connect(
     settings = [part for setting in SETTINGS for part in ("-o", setting)]
     agreed = {"keep": keep, "beat": wire.BEAT, "patience": wire.PATIENCE, "packages": _modules()}
     with tempfile.TemporaryFile("w+", errors="replace") as stderr:
-        line = wire.Wire(["ssh", *more, *settings, "--", host, start], stderr)
+        line = Wire(["ssh", *more, *settings, "--", host, start], stderr)
         try:
             yield Board(host, line, _greet(host, line, pythons, program + json.dumps(agreed).encode() + b"\n"))
             lost = line.ended
             status = line.close()
             if status and not lost:
-                reason = channel.last_line(line.said())
+                reason = calls.last_line(line.said())
                 raise EdgeError(f"{host}: did not clean up ({reason}); ~/.cache/pipnet-edge may still lie there")
         finally:
             line.close()
 
 
-def _greet(host: str, line: wire.Wire, pythons: Sequence[str], program: bytes) -> Message:
+def _greet(host: str, line: Wire, pythons: Sequence[str], program: bytes) -> Hello:
     """Starts the far end and returns what it says of the board. Raises EdgeError where that cannot be used."""
     try:
         line.send(program)
@@ -190,12 +192,14 @@ def _greet(host: str, line: wire.Wire, pythons: Sequence[str], program: bytes) -
         if line.ended:
             raise Lost(advice.no_connection(host, line.said())) from None
         raise Lost(f"{host}: connected, but there is {lost}; is it very busy?") from None
-    if has["far"] == "python":
-        raise EdgeError(f"{host}: {advice.python(pythons, has['found'].split())}")
-    if has["far"] == "failed":
-        raise EdgeError(f"{host}: {advice.unwritable(has)}")
-    if "numpy" not in has["packages"]:
-        raise EdgeError(f"{host}: {advice.numpy(has)}")
+    if isinstance(has, far.Python):
+        raise EdgeError(f"{host}: {advice.python(pythons, has.found.split())}")
+    if isinstance(has, far.Failed):
+        raise EdgeError(f"{host}: {advice.unwritable(vars(has))}")
+    if not isinstance(has, Hello):
+        raise EdgeError(f"{host}: the board says {str(has)!r:.100} in place of a greeting")
+    if "numpy" not in has.packages:
+        raise EdgeError(f"{host}: {advice.numpy(vars(has))}")
     return has
 
 
@@ -215,14 +219,6 @@ def _start(pythons: Sequence[str], size: int) -> str:
         'found="$found ${version:-none}"; done; '
         'printf \'{"far": "python", "found": "%s"}\\n\' "$found"'
     )
-
-
-def _package() -> Iterator[tuple[str, Path]]:
-    """The device half of this package: what a worker imports, by its path on the board."""
-    folder = Path(pipnet_edge.__file__).parent
-    for pattern in ("*.py", "*.json", "runtimes/*.py"):
-        for path in sorted(folder.glob(pattern)):
-            yield f"code/pipnet_edge/{path.relative_to(folder).as_posix()}", path
 
 
 def _modules() -> list[str]:

@@ -1,14 +1,15 @@
 """The far end of board.py: sent to a board as text and run there by its Python, with the standard library alone.
 
 It reads requests, one JSON object a line, from stdin and answers in JSON lines on stdout; file contents follow their
-line as raw bytes. When stdin ends or falls silent for longer than agreed, the worker is killed and every file removed:
-a process without a terminal is told by nothing else that its connection is gone.
+line as raw bytes. A request names itself under "ask". When stdin ends or falls silent for longer than agreed, the
+worker is killed and every file removed: a process without a terminal is told by nothing else that its connection is
+gone. Its answers are those of far.py.
 
     first line   {packages, keep, beat, patience}: modules to look for; whether pushed files stay; seconds between signs
                  of life, and without one before all is over      -> {"far": "hello", …}, or "failed"
     place        {files: [[path, sha256, size], …]}               -> {"far": "placed", "lacking": […], "free": bytes}
     put          {files: …}, then the bytes of all files          -> {"far": "put"} or "failed"
-    run          {job}         -> the worker's lines, then {"far": "ended", "status", "stderr"}
+    run          {job}, a worker's line  -> the worker's lines, then {"far": "ended", "status", "stderr"}
     stop         kills the worker, which ends as above
     take         {path}: the file is handed over and removed      -> {"far": "taken", "bytes": size}, its bytes
 
@@ -149,7 +150,7 @@ class FarEnd:
                 self.heard = time.monotonic()
                 left -= len(chunk)
 
-    def run(self, job: dict[str, Any]) -> None:
+    def run(self, job: str) -> None:
         """Starts a worker, in a process group of its own; a thread passes on what it writes."""
         path = os.pathsep.join(filter(None, [str(self.folder / "code"), os.environ.get("PYTHONPATH")]))
         stderr = (self.folder / "stderr").open("w+b")
@@ -164,15 +165,18 @@ class FarEnd:
         )
         threading.Thread(target=self.forward, args=(self.worker, job, stderr), daemon=True).start()
 
-    def forward(self, worker: subprocess.Popen[bytes], job: dict[str, Any], stderr: BinaryIO) -> None:
+    def forward(self, worker: subprocess.Popen[bytes], job: str, stderr: BinaryIO) -> None:
         assert worker.stdin is not None
         assert worker.stdout is not None
-        with contextlib.suppress(BrokenPipeError), worker.stdin as stdin:
-            stdin.write(json.dumps(job).encode())
+        with contextlib.suppress(BrokenPipeError):  # it died at once
+            worker.stdin.write(job.encode())
+            worker.stdin.flush()  # and stays open: its end would end the worker
         for line in worker.stdout:
             if line.endswith(b"\n"):  # else it died while it wrote
                 self.say(line)
         status = worker.wait()
+        with contextlib.suppress(BrokenPipeError):
+            worker.stdin.close()
         with stderr:
             stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - CHUNK))
             text = stderr.read().decode(errors="replace")
@@ -252,7 +256,7 @@ class FarEnd:
             if request := line.strip():
                 arguments = json.loads(request)
                 try:
-                    getattr(self, arguments.pop("do"))(**arguments)
+                    getattr(self, arguments.pop("ask"))(**arguments)
                 except OSError as error:
                     self.failed(error)
         self.end()

@@ -7,19 +7,23 @@ import json
 import queue
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.targets.ssh import far
 from pipnet_edge.worker.call import Lost, last_line
+from pipnet_edge.worker.protocol import EVENT, LONGEST
 
 BEAT, PATIENCE, CLOSING = 4.0, 30.0, 20.0  # seconds between signs of life, without one, and for the far end to go
 
-Message = dict[str, Any]
+Request = Mapping[str, Any]
+# A message of the far end, or a worker's line as it is; and the bytes behind it.
+Received = tuple[far.Message | str, bytes]
 
 
 class Wire:
-    """JSON lines to and from remote.py, some followed by bytes. The process writes its stderr to a file."""
+    """Lines to and from remote.py, some followed by bytes. The process writes its stderr to a file."""
 
     def __init__(self, command: Sequence[str], stderr: TextIO) -> None:
         self.stderr = stderr
@@ -30,14 +34,14 @@ class Wire:
             )
         except FileNotFoundError:
             raise EdgeError("there is no ssh in PATH; install OpenSSH's client") from None
-        self.received: queue.SimpleQueue[tuple[Message, bytes] | None] = queue.SimpleQueue()
+        self.received: queue.SimpleQueue[Received | EdgeError | None] = queue.SimpleQueue()
         self.writing, self.closed = threading.Lock(), threading.Event()
         self.noise = ""
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
         threading.Thread(target=self._beat, daemon=True).start()
 
-    def send(self, message: Message | bytes, contents: Sequence[bytes] = ()) -> None:
+    def send(self, message: Request | bytes, contents: Sequence[bytes] = ()) -> None:
         """A line, and what it announces behind it. Raises Lost."""
         assert self.ssh.stdin is not None
         try:
@@ -49,17 +53,20 @@ class Wire:
         except BrokenPipeError:
             raise self._gone() from None
 
-    def next(self) -> tuple[Message, bytes]:
-        """What comes next but for signs of life, and the bytes behind it. Raises Lost, also after PATIENCE seconds."""
+    def next(self) -> Received:
+        """What comes next but for signs of life, and the bytes behind it. Raises Lost, also after PATIENCE seconds.
+
+        Raises EdgeError for what no far end says; nothing more is read then.
+        """
         while True:
             try:
                 received = self.received.get(timeout=PATIENCE)
             except queue.Empty:
                 raise Lost(f"no sign of life for {PATIENCE:g} s") from None
-            if received is None:
-                self.received.put(None)
-                raise self._gone()
-            if received[0].get("far") != "alive":
+            if received is None or isinstance(received, EdgeError):
+                self.received.put(received)
+                raise received or self._gone()
+            if not isinstance(received[0], far.Alive):
                 return received
 
     def _gone(self) -> Lost:
@@ -99,13 +106,18 @@ class Wire:
     def _read(self) -> None:
         stdout = self.ssh.stdout
         assert stdout is not None
-        for line in stdout:
+        while line := stdout.readline(LONGEST):
+            text = line.decode(errors="replace")
             # A login shell's greeting comes before the far end's first line.
-            if line.endswith(b"\n") and line.startswith((b'{"far": ', b'{"event": ')):
-                message = json.loads(line)
-                self.received.put((message, stdout.read(message.get("bytes", 0))))
-            else:
-                self.noise = line.decode(errors="replace").strip() or self.noise
+            if not line.endswith(b"\n") or not text.startswith((far.FAR, EVENT)):
+                self.noise = text.strip() or self.noise
+                continue
+            try:
+                message = text if text.startswith(EVENT) else far.read(text)
+            except EdgeError as e:
+                self.received.put(e)
+                return
+            self.received.put((message, stdout.read(message.bytes) if isinstance(message, far.Taken) else b""))
         self.received.put(None)
 
     def _beat(self) -> None:

@@ -9,6 +9,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,10 +18,14 @@ from pipnet_edge import runtimes
 from pipnet_edge.benchmarks.accuracy import parity
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets.devices import device
-from pipnet_edge.targets.emulated import run
+from pipnet_edge.targets.emulated import count as counts
+from pipnet_edge.targets.emulated import way
 from pipnet_edge.targets.emulated.emulator import Emulator
-from pipnet_edge.targets.emulated.run import Count, Emulated, Instructions
-from pipnet_edge.worker import call as channel
+from pipnet_edge.targets.emulated.instructions import Count, Instructions
+from pipnet_edge.targets.emulated.way import Emulated
+from pipnet_edge.targets.place import Place
+from pipnet_edge.worker import call as calls
+from pipnet_edge.worker import protocol
 from pipnet_edge.worker.serve import MARK
 
 BOARDS = ("rpi4", "rpi5")
@@ -71,7 +76,7 @@ def test_a_worker_s_refusal_comes_back(emulator: Emulator, demo_bundle: Path) ->
     crops, _ = bundles.read(demo_bundle).read_golden()
     call = Emulated(device("rpi4"), emulator)
     with pytest.raises(EdgeError, match="has no variant 'ncnn-int4'"):
-        channel.infer(call, demo_bundle, "ncnn-int4", 1, crops)
+        calls.infer(call, demo_bundle, "ncnn-int4", 1, crops)
 
 
 # --- What is told of an emulated board.
@@ -84,32 +89,35 @@ def test_facts_are_the_board_s(emulator: Emulator, board: str, monkeypatch: pyte
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/usr/lib/x86_64-linux-gnu")
     monkeypatch.setenv("QEMU_CPU", "cortex-a53")
-    facts = Emulated(device(board), emulator)({"do": "facts"})
+    machine = Emulated(device(board), emulator)(protocol.Facts())
+    facts: Any = machine.facts
     assert facts["machine"] == "aarch64"
     assert facts["cpu"] == device(board).qemu
     assert tuple(facts["features"]) == device(board).features
-    assert set(facts["runtimes"]) >= set(runtimes.DESTINATIONS)
+    assert set(machine.runtimes) >= set(runtimes.DESTINATIONS)
     assert not {"system", "cores", "memory_mb", "board", "governor"} & facts.keys()
 
 
 def test_no_event_tells_a_time(emulator: Emulator, demo_bundle: Path) -> None:
     call = Emulated(device("rpi5"), emulator)
     with pytest.raises(EdgeError, match="an emulated rpi5 has no speed; count its instructions"):
-        call({"do": "time", "bundle": str(demo_bundle), "variant": "ncnn-int8"})
+        call(protocol.Time(str(demo_bundle), "ncnn-int8", 1, 1, 0.0, 1))
     crops, _ = bundles.read(demo_bundle).read_golden()
-    events: list[channel.Event] = []
-    channel.infer(call, demo_bundle, "tflite-int8", 1, crops[:1], listen=events.append)
-    assert [event["event"] for event in events] == ["loaded", "progress"]
-    assert events[0].keys() >= {"version"}
-    assert not any("milliseconds" in event for event in events)
+    events: list[protocol.Event] = []
+    calls.infer(call, demo_bundle, "tflite-int8", 1, crops[:1], listen=events.append)
+    loaded, progress = events
+    assert isinstance(loaded, protocol.Loaded)
+    assert loaded.version
+    assert loaded.milliseconds is None
+    assert progress == protocol.Progress(1, 1)
 
 
 def test_devices_without_a_core_to_emulate(emulator: Emulator, demo_bundle: Path) -> None:
     x86 = device("x86_64")
     works = (
-        lambda: run.calling(x86),
-        functools.partial(Emulated(x86, emulator), {"do": "facts"}),
-        lambda: run.count(x86, emulator, demo_bundle, "ncnn-int8"),
+        lambda: way.connect(Place("x86_64", "emulated", x86)).__enter__(),
+        functools.partial(Emulated(x86, emulator), protocol.Facts()),
+        lambda: counts.count(x86, emulator, demo_bundle, "ncnn-int8"),
     )
     for work in works:
         with pytest.raises(EdgeError, match=r"target 'x86_64' cannot be emulated; allowed: .*rpi3, rpi4, rpi5"):
@@ -119,17 +127,17 @@ def test_devices_without_a_core_to_emulate(emulator: Emulator, demo_bundle: Path
 def test_cores_that_qemu_does_not_know(emulator: Emulator, demo_bundle: Path) -> None:
     unknown = replace(device("rpi5"), qemu="cortex-a1000")
     with pytest.raises(EdgeError, match="cortex-a1000"):
-        Emulated(unknown, emulator)({"do": "facts"})
+        Emulated(unknown, emulator)(protocol.Facts())
     with pytest.raises(EdgeError, match=r"'cortex-a1000' cannot be emulated: .*cortex-a1000"):
-        run.count(unknown, emulator, demo_bundle, "ncnn-int8")
+        counts.count(unknown, emulator, demo_bundle, "ncnn-int8")
 
 
 # --- Instructions.
 
 
 def test_instructions_of_a_known_loop(emulator: Emulator, tmp_path: Path) -> None:
-    plugin, log = run.compiled(tmp_path), tmp_path / "log"
-    root = run.root(emulator, "cortex-a72", tmp_path / "root")
+    plugin, log = counts.compiled(tmp_path), tmp_path / "log"
+    root = counts.root(emulator, "cortex-a72", tmp_path / "root")
     subprocess.run([*emulator.counted_python("cortex-a72", root, plugin, log), "-c", LOOP], check=True)
     marks = [tuple(map(int, line.split())) for line in log.read_text().splitlines()]
     assert [mark for mark, *_ in marks] == [0, 1] * 3
@@ -142,7 +150,7 @@ def test_instructions_of_a_known_loop(emulator: Emulator, tmp_path: Path) -> Non
 
 @functools.cache
 def counted(emulator: Emulator, bundle: Path, board: str, variant: str) -> Instructions:
-    return run.count(device(board), emulator, bundle, variant, frames=2)
+    return counts.count(device(board), emulator, bundle, variant, frames=2)
 
 
 def test_counts_are_those_of_one_frame(emulator: Emulator, demo_bundle: Path) -> None:
@@ -160,7 +168,7 @@ def test_counts_are_those_of_one_frame(emulator: Emulator, demo_bundle: Path) ->
 def test_counts_are_the_same_again(emulator: Emulator, demo_bundle: Path) -> None:
     crops, _ = bundles.read(demo_bundle).read_golden()
     first = counted(emulator, demo_bundle, "rpi5", "tflite-int8")
-    again = run.count(device("rpi5"), emulator, demo_bundle, "tflite-int8", crops[1:2], frames=1)
+    again = counts.count(device("rpi5"), emulator, demo_bundle, "tflite-int8", crops[1:2], frames=1)
     assert again.frame.total == pytest.approx(first.frame.total, rel=1e-3)
     assert again.stages["inference"].simd == pytest.approx(first.stages["inference"].simd, rel=1e-4)
 
@@ -175,9 +183,9 @@ def test_counting_needs_a_compiler(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EdgeError, match="needs a C compiler: install one that is called cc, for example gcc"):
-        run.count(device("rpi4"), emulator, demo_bundle, "ncnn-int8")
+        counts.count(device("rpi4"), emulator, demo_bundle, "ncnn-int8")
     (tmp_path / "cc").write_text("#!/bin/sh\necho 'icount.c:1: fatal error: no stdint.h' >&2\nexit 1\n")
     (tmp_path / "cc").chmod(0o755)
     with pytest.raises(EdgeError, match=r"cannot compile icount.c: .*no stdint.h"):
-        run.count(device("rpi4"), emulator, demo_bundle, "ncnn-int8")
+        counts.count(device("rpi4"), emulator, demo_bundle, "ncnn-int8")
     assert shutil.which("cc") == os.path.join(tmp_path, "cc")

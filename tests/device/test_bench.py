@@ -19,15 +19,15 @@ from pipnet_edge.benchmarks.speed.result import Measured, Settings
 from pipnet_edge.bundle import Bundle, Parity
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.runtimes import null
-from pipnet_edge.targets import local
 from pipnet_edge.targets.devices import device
 from pipnet_edge.targets.place import Place
-from pipnet_edge.worker import call as channel
-from pipnet_edge.worker.serve import STAGES
+from pipnet_edge.worker import call as calls
+from pipnet_edge.worker import protocol
+from pipnet_edge.worker.protocol import STAGES
 
 QUICK = Settings(warmup=1, seconds=0, count=4)
 HERE = Place("local", "local")
-FACTS = {"runtimes": ["null"], "cores": 2}
+FACTS = protocol.Machine({"cores": 2}, ("null",))
 ONE = Plan(threads=(1,), settings=QUICK)
 
 
@@ -35,12 +35,12 @@ def quiet(*_: object) -> None:
     """Shows no steps."""
 
 
-def sweep(call: channel.Call, bundle: Bundle, plan: Plan = ONE) -> list[Measured]:
+def sweep(call: calls.Call, bundle: Bundle, plan: Plan = ONE) -> list[Measured]:
     return list(bench.sweep(call, "board", bundle, plan, FACTS, quiet))
 
 
 def predicted(name: str) -> Place:
-    return Place(name, "predicted", device.device(name))
+    return Place(name, "predicted", device(name))
 
 
 # --- What is planned.
@@ -79,7 +79,7 @@ def test_thread_counts(given: tuple[int, ...], cores: int, counts: tuple[int, ..
 def test_a_sweep_times_every_variant_with_every_thread_count(null_bundle: Bundle) -> None:
     steps: list[tuple[str, int, int]] = []
     plan = Plan(threads=(1, 2), settings=QUICK)
-    runs = list(bench.sweep(local.call, "board", null_bundle, plan, FACTS, lambda *step: steps.append(step)))
+    runs = list(bench.sweep(calls.here, "board", null_bundle, plan, FACTS, lambda *step: steps.append(step)))
     expected = [("null-fp32", 1), ("null-fp32", 2), ("null-fp16", 1), ("null-fp16", 2)]
     assert [(run.variant, run.threads) for run in runs] == expected
     assert steps[0] == ("board null-fp32, 1 thread", 0, 4)
@@ -102,13 +102,13 @@ def test_a_sweep_times_every_variant_with_every_thread_count(null_bundle: Bundle
 def test_every_sample_is_kept_in_its_order(null_bundle: Bundle) -> None:
     told: list[list[float]] = []
 
-    def listened(job: channel.Job, listen: channel.Listen = channel.ignore) -> channel.Event:
-        def both(event: channel.Event) -> None:
-            if event["event"] == "samples":
-                told.append(event["stages"]["inference"])
+    def listened(job: Any, listen: calls.Listen = calls.ignore) -> Any:
+        def both(event: protocol.Event) -> None:
+            if isinstance(event, protocol.Samples):
+                told.append(list(event.stages["inference"]))
             listen(event)
 
-        return local.call(job, both)
+        return calls.here(job, both)
 
     plan = replace(ONE, variants=("null-fp32",), settings=Settings(warmup=1, seconds=0.6, count=1))
     (run,) = sweep(listened, null_bundle, plan)
@@ -119,21 +119,21 @@ def test_every_sample_is_kept_in_its_order(null_bundle: Bundle) -> None:
 
 def test_cpus_are_passed_on(null_bundle: Bundle) -> None:
     last = host.allowed_cpus()[-1]
-    (run, _) = sweep(local.call, null_bundle, replace(ONE, cpus=(last,)))
+    (run, _) = sweep(calls.here, null_bundle, replace(ONE, cpus=(last,)))
     assert run.cpus == (last,)
-    (run, _) = sweep(local.call, null_bundle, replace(ONE, cpus=()))
+    (run, _) = sweep(calls.here, null_bundle, replace(ONE, cpus=()))
     assert run.cpus == tuple(host.allowed_cpus())
 
 
 def test_parity_comes_from_the_manifest(null_bundle: Bundle) -> None:
     first, second = null_bundle.variants
     known = replace(null_bundle, variants=(replace(first, parity=Parity("torch", 3, 0.25, 0.5, 0)), second))
-    assert [run.px for run in sweep(local.call, known)] == [0.25, None]
+    assert [run.px for run in sweep(calls.here, known)] == [0.25, None]
 
 
 def test_a_variant_that_fails_does_not_end_the_sweep(bundle: Bundle) -> None:
     (bundle.folder / "null-fp32" / "golden.npz").write_bytes(b"")
-    failed, good = sweep(local.call, bundle)
+    failed, good = sweep(calls.here, bundle)
     assert "was changed after it was written" in (failed.failure or "")
     assert (failed.variant, failed.frames.size, failed.runtime, failed.peak_bytes) == ("null-fp32", 0, None, None)
     assert failed.states == ()
@@ -143,20 +143,21 @@ def test_a_variant_that_fails_does_not_end_the_sweep(bundle: Bundle) -> None:
 class Board:
     """A board whose worker runs here, and whose connection breaks in the job of that number."""
 
-    def __init__(self, last: int, after: str = "samples", error: Callable[[str], EdgeError] = channel.Lost) -> None:
+    def __init__(self, last: int, after: str = "samples", error: Callable[[str], EdgeError] = calls.Lost) -> None:
         self.last, self.after, self.error = last, after, error
-        self.jobs: list[channel.Job] = []
+        self.jobs: list[protocol.Job[Any]] = []
 
-    def __call__(self, job: channel.Job, listen: channel.Listen = channel.ignore) -> channel.Event:
+    def __call__(self, job: Any, listen: calls.Listen = calls.ignore) -> Any:
         self.jobs.append(job)
 
-        def cut(event: channel.Event) -> None:
+        def cut(event: protocol.Event) -> None:
             listen(event)
             # The first event with samples has none yet.
-            if len(self.jobs) == self.last and event["event"] == self.after and event.get("at") != 0.0:
+            named, at = type(event).__name__.lower(), getattr(event, "at", None)
+            if len(self.jobs) == self.last and named == self.after and at != 0.0:
                 raise self.error("the connection to pi@board was lost")
 
-        return local.call(job, cut)
+        return calls.here(job, cut)
 
 
 def test_a_lost_connection_keeps_the_samples_so_far_and_ends_the_sweep(null_bundle: Bundle) -> None:
@@ -194,7 +195,7 @@ def test_measure_raises_what_went_wrong(null_bundle: Bundle, bundle: Bundle) -> 
 def test_rests_are_between_runs_alone(null_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     rests: list[float] = []
     monkeypatch.setattr(time, "sleep", rests.append)
-    sweep(local.call, null_bundle, replace(ONE, settings=replace(QUICK, rest=7.0)))
+    sweep(calls.here, null_bundle, replace(ONE, settings=replace(QUICK, rest=7.0)))
     assert rests == [7.0]
 
 
@@ -259,7 +260,7 @@ def no_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_ssh")
 def test_boards_that_cannot_be_reached_leave_this_machine(null_bundle: Bundle) -> None:
-    boards = [Place(name, "ssh", device.device(name), f"pi@{name}") for name in ("rpi4", "rpi5")]
+    boards = [Place(name, "ssh", device(name), f"pi@{name}") for name in ("rpi4", "rpi5")]
     found, errors = bench.run(null_bundle, ONE, [*boards, HERE])
     assert set(errors) == {"rpi4", "rpi5"}
     assert [run.target for run in found.measured] == ["local", "local"]

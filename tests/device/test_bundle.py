@@ -39,8 +39,7 @@ from pipnet_edge.bundle import (
 )
 from pipnet_edge.decode import MAP_NAMES, Decoder, Features, Heads, Maps, map_shapes
 from pipnet_edge.errors import USER_ERROR, EdgeError
-from pipnet_edge.targets import local
-from pipnet_edge.worker import call
+from pipnet_edge.worker import call as calls
 
 Edit = Callable[[Path, tuple[str | int, ...], object], None]
 SetGolden = Callable[[Path, bytes], None]
@@ -781,7 +780,7 @@ def test_heads_are_read_and_the_variant_is_opened(set_heads: SetHeads) -> None:
 def test_heads_beside_a_model_that_has_its_own_change_nothing(set_heads: SetHeads) -> None:
     bundle = set_heads(npz(head_arrays()))
     crops, maps = bundle.read_golden()
-    found = call.infer(local.call, bundle.folder, "null-fp32", 1, crops, maps=True)
+    found = calls.infer(calls.here, bundle.folder, "null-fp32", 1, crops, maps=True)
     np.testing.assert_array_equal(found.landmarks.points, Decoder(bundle.spec)(maps).points)
     for name in MAP_NAMES:
         np.testing.assert_array_equal(getattr(found.maps, name), getattr(maps, name))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +16,8 @@ from pipnet_edge.bundle import Bundle
 from pipnet_edge.decode import MAP_NAMES, WINNER_NAMES, Decoder, Landmarks, Maps, Winners, map_shapes
 from pipnet_edge.runtimes import null
 from pipnet_edge.spec import MeanFace, ModelSpec
-from pipnet_edge.worker import call, serve
+from pipnet_edge.worker import call as calls
+from pipnet_edge.worker import serve
 
 FACE = MeanFace("five", ((0.25, 0.25), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0.75, 0.875)))
 SPEC = ModelSpec("resnet18", num_lms=5, num_nb=2, net_stride=32, input_size=96, mean_face=FACE)
@@ -156,11 +157,9 @@ def test_swapped_axes_fail(null_bundle: Bundle, first: str, second: str) -> None
 # --- Where they come from.
 
 
-def within(job: call.Job, listen: call.Listen = call.ignore) -> call.Event:
+def within(job: Any, listen: calls.Listen = calls.ignore) -> Any:
     """A worker's job in this process."""
-    events: Iterator[call.Event] = serve.JOBS[job["do"]](job)
-    told = {event["event"]: event for event in events}
-    return {**told["done"], "loaded": told.get("loaded")}
+    return list(serve.JOBS[type(job)](job))[-1]
 
 
 @pytest.fixture
@@ -178,12 +177,12 @@ def winners(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_winners_come_back_from_a_worker(null_bundle: Bundle, winners: None) -> None:
     crops, maps = null_bundle.read_golden()
     dense = Decoder(null_bundle.spec)(maps)
-    found = call.infer(within, null_bundle.folder, "null-fp32", 1, crops, maps=True)
+    found = calls.infer(within, null_bundle.folder, "null-fp32", 1, crops, maps=True)
     assert isinstance(found.maps, Winners)
     for name in WINNER_NAMES:
         np.testing.assert_array_equal(getattr(found.maps, name), getattr(Winners.at(maps, dense.cell), name))
     np.testing.assert_array_equal(found.landmarks.points, dense.points)
-    assert call.infer(within, null_bundle.folder, "null-fp32", 1, crops).maps is None
+    assert calls.infer(within, null_bundle.folder, "null-fp32", 1, crops).maps is None
 
 
 def test_a_variant_that_gives_winners_is_checked(null_bundle: Bundle, winners: None) -> None:

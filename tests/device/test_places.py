@@ -8,9 +8,10 @@ import pytest
 
 from pipnet_edge.cli import command
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import devices, local
+from pipnet_edge.targets import devices
 from pipnet_edge.targets import place as places
 from pipnet_edge.targets.place import Place
+from pipnet_edge.worker import call as calls
 
 HERE = "Raspberry Pi 4 Model B Rev 1.4"
 SAVED = {"rpi4": "pi@four", "rpi5": "pi@five"}
@@ -121,7 +122,7 @@ def test_a_user_s_own_device(tmp_path: Path) -> None:
 
 def test_calling_this_machine_is_the_local_call() -> None:
     with places.calling(Place("local", "local")) as call:
-        assert call is local.call
+        assert call is calls.here
 
 
 def test_nothing_runs_where_times_are_predicted() -> None:

@@ -22,7 +22,7 @@ from pipnet_edge.benchmarks.report import write as report
 from pipnet_edge.benchmarks.report.data import Report, Target
 from pipnet_edge.benchmarks.speed.result import VERSION, Counted, Measured, Predicted, Result, Settings, State
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets.emulated.run import Count
+from pipnet_edge.targets.emulated.instructions import Count
 
 HOSTILE = "=1+1 <script>alert(1)</script> | `x` ![p](http://h/i.png) \"'&"
 

@@ -18,8 +18,8 @@ from pipnet_edge.benchmarks.speed.result import Counted, Limit, Measured, Predic
 from pipnet_edge.cli import render
 from pipnet_edge.cli.render import Output
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets.emulated.run import Count
-from pipnet_edge.worker.serve import STAGES
+from pipnet_edge.targets.emulated.instructions import Count
+from pipnet_edge.worker.protocol import STAGES
 
 FACTS = {"machine": "aarch64", "cpu": "Cortex-A72", "cores": "4", "governor": "performance"}
 COOL = State(0.0, (1800,), 50.0, 0, 1.0)
@@ -222,8 +222,8 @@ def test_a_result_that_was_changed_is_refused(
 
 
 def test_facts_become_text() -> None:
-    event = {"event": "done", "loaded": {}, "runtimes": ["ncnn"], "cores": 4, "features": ["neon", "asimd"]}
-    assert results.facts_of(event) == {"cores": "4", "features": "neon asimd"}
+    facts = {"cores": 4, "features": ["neon", "asimd"]}
+    assert results.facts_of(facts) == {"cores": "4", "features": "neon asimd"}
 
 
 # --- Runs that should not be trusted.

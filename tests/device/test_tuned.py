@@ -23,8 +23,8 @@ from pipnet_edge.benchmarks.speed.tune import Candidate, Trial
 from pipnet_edge.bundle import MANIFEST, Bundle, Tuned
 from pipnet_edge.defaults import Choice, choose
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import local
-from pipnet_edge.worker import call
+from pipnet_edge.worker import call as calls
+from pipnet_edge.worker import protocol
 
 Edit = Callable[[Path, tuple[str | int, ...], object], None]
 HERE = host.name(host.facts())
@@ -159,9 +159,9 @@ def test_cpus_as_text(cpus: Sequence[int], text: str) -> None:
 
 
 def test_a_worker_tells_its_cpus() -> None:
-    groups = local.call({"do": "cpus"})["groups"]
+    groups = calls.here(protocol.Cpus()).groups
     assert sorted(cpu for group in groups for cpu in group) == list(CPUS)
-    assert groups == [list(group.cpus) for group in host.clusters()]
+    assert groups == tuple(group.cpus for group in host.clusters())
 
 
 # --- Who follows it.
@@ -310,9 +310,9 @@ def test_a_variant_that_fails_is_told_and_not_tried_again() -> None:
 
 def test_a_lost_connection_ends_it() -> None:
     def lost(_: Candidate) -> float:
-        raise call.Lost("gone")
+        raise calls.Lost("gone")
 
-    with pytest.raises(call.Lost):
+    with pytest.raises(calls.Lost):
         tune.search(["a", "b"], [(0,)], (), lost)
 
 

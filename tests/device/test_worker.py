@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from pipnet_edge.bundle import MANIFEST, Bundle
 from pipnet_edge.decode import MAP_NAMES, Decoder
 from pipnet_edge.errors import CHECK_FAILED, USER_ERROR, EdgeError
 from pipnet_edge.runtimes import null
-from pipnet_edge.targets import local
-from pipnet_edge.worker import call, serve
+from pipnet_edge.worker import call as calls
+from pipnet_edge.worker import protocol, serve
 
 # A runtime whose native code writes to stdout: on import, when it runs, and, buffered, at the end of the process.
 NOISY = """
@@ -77,14 +78,14 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
 def test_infer_gives_what_decode_gives(null_bundle: Bundle, crops: NDArray[np.uint8]) -> None:
     _, maps = null_bundle.read_golden()
     steps: list[tuple[int | None, int | None]] = []
-    found = call.infer(
-        local.call,
+    found = calls.infer(
+        calls.here,
         null_bundle.folder,
         "null-fp16",
         1,
         crops[::-1],
         maps=True,
-        listen=lambda event: steps.append((event.get("done"), event.get("of"))),
+        listen=lambda event: steps.append((getattr(event, "done", None), getattr(event, "of", None))),
     )
     expected = Decoder(null_bundle.spec)(maps)
     np.testing.assert_array_equal(found.landmarks.points, expected.points[::-1])
@@ -98,60 +99,86 @@ def test_infer_gives_what_decode_gives(null_bundle: Bundle, crops: NDArray[np.ui
 
 
 def test_infer_gives_maps_only_when_asked(null_bundle: Bundle, crops: NDArray[np.uint8]) -> None:
-    found = call.infer(local.call, null_bundle.folder, "null-fp32", 1, crops[:1])
+    found = calls.infer(calls.here, null_bundle.folder, "null-fp32", 1, crops[:1])
     assert found.maps is None
     assert found.landmarks.points.shape == (1, 5, 2)
 
 
 def test_relative_bundles(null_bundle: Bundle, crops: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(null_bundle.folder.parent)
-    assert len(call.infer(local.call, Path("bundle"), "null-fp32", 1, crops).landmarks.points) == 3
+    assert len(calls.infer(calls.here, Path("bundle"), "null-fp32", 1, crops).landmarks.points) == 3
 
 
 def test_facts_are_the_machine_s() -> None:
     from pipnet_edge import host
 
-    facts = local.call({"do": "facts"})
-    assert {key: value for key, value in facts.items() if key not in ("event", "loaded", "runtimes")} == host.facts()
-    assert "null" in facts["runtimes"]
-    assert set(facts["runtimes"]) <= set(runtimes.RUNTIMES)
+    machine = calls.here(protocol.Facts())
+    assert machine.facts == host.facts()
+    assert "null" in machine.runtimes
+    assert set(machine.runtimes) <= set(runtimes.RUNTIMES)
 
 
-def timed(bundle: Bundle, **job: Any) -> tuple[list[call.Event], call.Event]:
+def time_job(bundle: Bundle, warmup: int = 2, **job: Any) -> protocol.Time:
+    return protocol.Time(str(bundle.folder), "null-fp32", 1, warmup, **job)
+
+
+def timed(bundle: Bundle, **job: Any) -> tuple[list[protocol.Event], protocol.Peak]:
     """A timing job's events and its end."""
-    events: list[call.Event] = []
-    asked = {"do": "time", "bundle": str(bundle.folder), "variant": "null-fp32", "threads": 1, "warmup": 2, **job}
-    return events, local.call(asked, events.append)
+    events: list[protocol.Event] = []
+    return events, calls.here(time_job(bundle, **job), events.append)
 
 
-def stage(events: list[call.Event], name: str) -> list[float]:
-    return [sample for event in events if event["event"] == "samples" for sample in event["stages"][name]]
+def names(events: list[Any]) -> list[str]:
+    return [type(event).__name__.lower() for event in events]
+
+
+def ask(line: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """What a worker writes that is given a line, its stdin staying open."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-P", "-m", "pipnet_edge.worker"]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, **options) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        assert worker.stderr is not None
+        worker.stdin.write(line)
+        worker.stdin.flush()
+        stdout, stderr = worker.stdout.read(), worker.stderr.read()
+        return subprocess.CompletedProcess(command, worker.wait(), stdout, stderr)
+
+
+def stage(events: list[Any], name: str) -> list[float]:
+    return [sample for event in events if isinstance(event, protocol.Samples) for sample in event.stages[name]]
 
 
 def test_time_takes_as_many_samples_as_asked(null_bundle: Bundle) -> None:
     events, done = timed(null_bundle, seconds=0.0, count=7)
-    assert [event["event"] for event in events] == ["loaded", "first", "samples", "samples"]
-    for name in serve.STAGES:
+    assert names(events) == ["loaded", "first", "samples", "samples"]
+    for name in protocol.STAGES:
         assert len(stage(events, name)) == 7
         assert min(stage(events, name)) > 0
-    assert events[0]["version"] == null.version()
-    assert events[0]["milliseconds"] > 0
-    assert events[1]["milliseconds"] > 0
-    assert done["peak_bytes"] > 10e6
+    loaded, first, *_ = events
+    assert isinstance(loaded, protocol.Loaded)
+    assert isinstance(first, protocol.First)
+    assert loaded.version == null.version()
+    assert loaded.milliseconds is not None
+    assert loaded.milliseconds > 0
+    assert first.milliseconds > 0
+    assert done.peak_bytes is not None
+    assert done.peak_bytes > 10e6
 
 
 def test_time_goes_on_for_as_long_as_asked_and_tells_meanwhile(null_bundle: Bundle) -> None:
     start = time.perf_counter()
     events, _ = timed(null_bundle, seconds=0.7, count=1)
     took = time.perf_counter() - start
-    told = [event["at"] for event in events if event["event"] == "samples"]
+    told = [event.at for event in events if isinstance(event, protocol.Samples)]
     assert took > 0.7
     assert told[0] == 0.0
     assert told == sorted(told)
     assert len(told) >= 4
     assert told[-1] >= 0.7
     # The samples are milliseconds of that very time.
-    total = sum(sum(stage(events, name)) for name in serve.STAGES)
+    total = sum(sum(stage(events, name)) for name in protocol.STAGES)
     assert 300 < total < took * 1000
 
 
@@ -168,13 +195,10 @@ def test_frames_begin_with_a_larger_picture_from_which_the_crop_is_cut(crops: ND
 def test_frames_begin_with_the_crop_where_there_is_no_opencv(
     null_bundle: Bundle, without: Callable[..., dict[str, str]]
 ) -> None:
-    job = {"do": "time", "bundle": str(null_bundle.folder), "variant": "null-fp32", "threads": 1}
-    job |= {"warmup": 1, "seconds": 0, "count": 3}
-    command = [sys.executable, "-P", "-m", "pipnet_edge.worker"]
-    done = subprocess.run(
-        command, input=json.dumps(job), capture_output=True, text=True, check=True, env=without("cv2")
-    )
-    events = [json.loads(line) for line in done.stdout.splitlines()]
+    job = time_job(null_bundle, warmup=1, seconds=0, count=3)
+    done = ask(protocol.write_job(job), env=without("cv2"))
+    assert done.returncode == 0
+    events = [protocol.read_event(line, job) for line in done.stdout.splitlines()]
     assert stage(events, "preprocess") == []
     assert len(stage(events, "inference")) == len(stage(events, "decode")) == 3
 
@@ -191,24 +215,23 @@ def test_time_warms_up_and_takes_the_crops_in_turn(
 
     run = null.Session.run
     monkeypatch.setattr(null.Session, "run", counted)
-    job = {"do": "time", "bundle": str(null_bundle.folder), "variant": "null-fp32", "threads": 1}
-    list(serve.timing(job | {"warmup": 4, "seconds": 0, "count": 5}))
+    list(serve.timing(time_job(null_bundle, warmup=4, seconds=0, count=5)))
     assert seen == [0, 1, 2, 0, 0, 1, 2, 0, 1]
 
 
 def test_time_keeps_to_the_cpus_given(null_bundle: Bundle) -> None:
     last = max(os.sched_getaffinity(0))
     events, _ = timed(null_bundle, seconds=0, count=1, cpus=[last])
-    assert events[1]["cpus"] == [last]
+    assert isinstance(events[1], protocol.First)
+    assert events[1].cpus == (last,)
     refused("CPUs 4095 are not all here; allowed: ", lambda: timed(null_bundle, seconds=0, count=1, cpus=[4095]))
 
 
 def test_the_protocol_is_one_json_object_a_line(null_bundle: Bundle, crops: NDArray[np.uint8], tmp_path: Path) -> None:
     np.save(tmp_path / "crops.npy", crops)
-    job = {"do": "infer", "bundle": str(null_bundle.folder), "variant": "null-fp32", "threads": 1}
-    job |= {"crops": str(tmp_path / "crops.npy"), "out": str(tmp_path / "out.npz")}
-    command = [sys.executable, "-P", "-m", "pipnet_edge.worker"]
-    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=True)
+    paths = str(tmp_path / "out.npz"), str(tmp_path / "crops.npy")
+    done = ask(protocol.write_job(protocol.Infer(str(null_bundle.folder), "null-fp32", 1, *paths)))
+    assert done.returncode == 0
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["event"] for event in events] == ["loaded", "progress", "progress", "progress", "done"]
     assert done.stderr == ""
@@ -226,22 +249,26 @@ def refused(message: str, work: Callable[[], object]) -> EdgeError:
 
 
 def test_unknown_jobs() -> None:
-    error = refused("no job 'format'; allowed: probe, facts, infer, time", lambda: local.call({"do": "format"}))
+    @dataclass(frozen=True)
+    class Format(protocol.Job[protocol.Version]):
+        DO, ANSWER = "format", protocol.Version
+
+    error = refused("no job 'format'; allowed: probe, facts, infer, time", lambda: calls.here(Format()))
     assert error.code == USER_ERROR
-    assert serve.serve(io.StringIO(), {}) == USER_ERROR
+    assert serve.serve(io.StringIO(), "{}") == USER_ERROR
 
 
 def test_missing_and_spoilt_bundles(bundle: Bundle, crops: NDArray[np.uint8], tmp_path: Path) -> None:
-    refused("manifest.json", lambda: call.infer(local.call, tmp_path / "nowhere", "null-fp32", 1, crops))
+    refused("manifest.json", lambda: calls.infer(calls.here, tmp_path / "nowhere", "null-fp32", 1, crops))
     refused(
         "has no variant 'ncnn-fp32', only null-fp32",
-        lambda: call.infer(local.call, bundle.folder, "ncnn-fp32", 1, crops),
+        lambda: calls.infer(calls.here, bundle.folder, "ncnn-fp32", 1, crops),
     )
     (bundle.folder / "null-fp32" / "golden.npz").write_bytes(b"")
-    refused("was changed after it was written", lambda: call.infer(local.call, bundle.folder, "null-fp32", 1, crops))
+    refused("was changed after it was written", lambda: calls.infer(calls.here, bundle.folder, "null-fp32", 1, crops))
     (bundle.folder / MANIFEST).write_text("[]")
     refused(
-        "is not a pipnet-edge-bundle manifest", lambda: call.infer(local.call, bundle.folder, "null-fp16", 1, crops)
+        "is not a pipnet-edge-bundle manifest", lambda: calls.infer(calls.here, bundle.folder, "null-fp16", 1, crops)
     )
 
 
@@ -260,9 +287,9 @@ def test_wrong_crops(
     null_bundle: Bundle, crops: NDArray[np.uint8], tmp_path: Path, spoil: Callable[..., Any], found: str
 ) -> None:
     np.save(tmp_path / "crops.npy", spoil(crops))
-    job = {"do": "infer", "bundle": str(null_bundle.folder), "variant": "null-fp32", "threads": 1}
-    lines = io.StringIO()
-    status = serve.serve(lines, job | {"crops": str(tmp_path / "crops.npy"), "out": str(tmp_path / "out.npz")})
+    lines, paths = io.StringIO(), (str(tmp_path / "out.npz"), str(tmp_path / "crops.npy"))
+    job = protocol.Infer(str(null_bundle.folder), "null-fp32", 1, *paths)
+    status = serve.serve(lines, protocol.write_job(job))
     event = json.loads(lines.getvalue())
     assert (event["event"], event["code"], status) == ("error", USER_ERROR, USER_ERROR)
     assert re.fullmatch(rf"crops are {found}, this bundle takes uint8 \(n, 96, 96, 3\)", event["message"])
@@ -270,21 +297,21 @@ def test_wrong_crops(
 
 
 def test_refusals_cross_the_process(null_bundle: Bundle, crops: NDArray[np.uint8]) -> None:
-    refused("crops are uint8", lambda: call.infer(local.call, null_bundle.folder, "null-fp32", 1, crops[:, :64]))
+    refused("crops are uint8", lambda: calls.infer(calls.here, null_bundle.folder, "null-fp32", 1, crops[:, :64]))
     refused(
-        "this crop is none of them", lambda: call.infer(local.call, null_bundle.folder, "null-fp32", 1, 255 - crops)
+        "this crop is none of them", lambda: calls.infer(calls.here, null_bundle.folder, "null-fp32", 1, 255 - crops)
     )
 
 
 def test_nan_from_a_runtime_is_an_error(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     made = make_bundle(tmp_path / "nan", maps={"offset_x": np.full((3, 5, 3, 3), np.nan, np.float32)})
     crops, _ = made.read_golden()
-    refused("map 'offset_x' holds NaN or infinity", lambda: call.infer(local.call, made.folder, "null-fp32", 1, crops))
+    refused("map 'offset_x' holds NaN or infinity", lambda: calls.infer(calls.here, made.folder, "null-fp32", 1, crops))
 
 
 def test_unknown_runtimes() -> None:
     message = "no runtime 'tensorrt'; allowed: onnx, ncnn, mnn, tflite"
-    refused(message, lambda: local.call({"do": "probe", "runtime": "tensorrt"}))
+    refused(message, lambda: calls.here(protocol.Probe("tensorrt")))
 
 
 def test_runtimes_that_are_not_installed(
@@ -294,8 +321,8 @@ def test_runtimes_that_are_not_installed(
         monkeypatch.setenv(key, value)
     for runtime in ("onnx", "tflite"):
         package = runtimes.RUNTIMES[runtime].package
-        job = {"do": "probe", "runtime": runtime}
-        refused(f"{runtime} needs the package {package}: pip install {package}", functools.partial(local.call, job))
+        job = protocol.Probe(runtime)
+        refused(f"{runtime} needs the package {package}: pip install {package}", functools.partial(calls.here, job))
 
 
 # --- Workers that die.
@@ -316,20 +343,20 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
 
 @pytest.mark.parametrize("name", ["SEGV", "KILL", "ABRT", "ILL"])
 def test_a_signal_and_the_last_line_are_reported(python: Callable[[str], None], name: str) -> None:
-    python(f"cat > /dev/null\necho 'loading' >&2\necho 'bad tensor 7' >&2\nkill -{name} $$\n")
-    refused(f"crashed with SIG{name}: bad tensor 7$", lambda: local.call({"do": "facts"}))
+    python(f"read job\necho 'loading' >&2\necho 'bad tensor 7' >&2\nkill -{name} $$\n")
+    refused(f"crashed with SIG{name}: bad tensor 7$", lambda: calls.here(protocol.Facts()))
 
 
 def test_a_native_crash_in_the_real_worker(packages: Callable[[str, str], None]) -> None:
     packages("ncnn", "import os, sys\nprint('assert failed: w > 0', file=sys.stderr, flush=True)\nos.abort()\n")
-    refused("crashed with SIGABRT", lambda: local.call({"do": "probe", "runtime": "ncnn"}))
+    refused("crashed with SIGABRT", lambda: calls.here(protocol.Probe("ncnn")))
 
 
 def test_an_exception_in_the_real_worker(packages: Callable[[str, str], None]) -> None:
     packages("ncnn", "raise RuntimeError('built for another CPU')\n")
     refused(
         "ended with status 1: RuntimeError: built for another CPU",
-        lambda: local.call({"do": "probe", "runtime": "ncnn"}),
+        lambda: calls.here(protocol.Probe("ncnn")),
     )
 
 
@@ -338,32 +365,35 @@ def test_an_exception_in_the_real_worker(packages: Callable[[str, str], None]) -
     [
         ("exit 7\n", "ended with status 7: nothing on stderr"),
         ("exit 0\n", "ended with status 0: nothing on stderr"),
-        ('cat > /dev/null\necho \'{"event": "loaded"}\'\n', "ended with status 0"),
+        (
+            'read job\necho \'{"event": "progress", "done": 1, "of": 2}\'\n',
+            "ended with status 0",
+        ),
         # Killed in the middle of a line, as by the kernel when memory runs out.
-        ('cat > /dev/null\nprintf \'{"event": "done", "infer\'\nkill -KILL $$\n', "crashed with SIGKILL"),
+        ('read job\nprintf \'{"event": "done", "infer\'\nkill -KILL $$\n', "crashed with SIGKILL"),
         # Native code writes what it likes.
-        ("cat > /dev/null\nprintf 'bad \\377\\376 name\\n' >&2\nkill -SEGV $$\n", "crashed with SIGSEGV"),
+        ("read job\nprintf 'bad \\377\\376 name\\n' >&2\nkill -SEGV $$\n", "crashed with SIGSEGV"),
     ],
     ids=["status", "nothing", "no result", "half a line", "bytes"],
 )
 def test_however_a_worker_ends_it_is_one_line(python: Callable[[str], None], script: str, message: str) -> None:
     python(script)
-    refused(message, lambda: local.call({"do": "facts"}))
+    refused(message, lambda: calls.here(protocol.Facts()))
 
 
 def test_a_worker_that_does_not_read_its_job(python: Callable[[str], None]) -> None:
     python("kill -SEGV $$\n")
-    refused("crashed with SIGSEGV", lambda: local.call({"do": "facts", "padding": "x" * 1_000_000}))
+    refused("crashed with SIGSEGV", lambda: calls.here(protocol.Probe("x" * 1_000_000)))
 
 
 def test_an_interrupted_command_ends_its_worker(python: Callable[[str], None], tmp_path: Path) -> None:
     python(f'echo $$ > {tmp_path}/pid\necho \'{{"event": "progress", "done": 1, "of": 2}}\'\nexec sleep 60\n')
 
-    def interrupt(_: call.Event) -> None:
+    def interrupt(_: protocol.Event) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        local.call({"do": "facts"}, interrupt)
+        calls.here(protocol.Facts(), interrupt)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
@@ -373,18 +403,13 @@ def test_an_interrupted_command_ends_its_worker(python: Callable[[str], None], t
 
 def test_noise_on_stdout_stays_out_of_the_protocol(packages: Callable[[str, str], None]) -> None:
     packages("onnxruntime", NOISY)
-    assert local.call({"do": "probe", "runtime": "onnx"})["version"] == "onnxruntime 0.0-noisy"
+    assert calls.here(protocol.Probe("onnx")).version == "onnxruntime 0.0-noisy"
 
 
 def test_noise_on_stdout_goes_to_stderr(packages: Callable[[str, str], None]) -> None:
     packages("onnxruntime", NOISY)
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "pipnet_edge.worker"],
-        input=json.dumps({"do": "probe", "runtime": "onnx"}),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = ask(protocol.write_job(protocol.Probe("onnx")))
+    assert done.returncode == 0
     assert json.loads(done.stdout) == {"event": "done", "version": "onnxruntime 0.0-noisy"}
     for noise in ("noise on import", "more noise", "forged", "noise that C buffers"):
         assert noise in done.stderr
@@ -396,17 +421,17 @@ def test_files_in_the_current_folder_are_not_imported(
 ) -> None:
     (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\nraise SystemExit(9)\n")
     monkeypatch.chdir(tmp_path)
-    found = call.infer(local.call, null_bundle.folder, "null-fp32", 1, crops[:1])
+    found = calls.infer(calls.here, null_bundle.folder, "null-fp32", 1, crops[:1])
     assert found.landmarks.points.shape == (1, 5, 2)
     assert not (tmp_path / "imported").exists()
 
 
 def test_exit_codes_travel(python: Callable[[str], None]) -> None:
     event = json.dumps({"event": "error", "message": "limit broken", "code": CHECK_FAILED})
-    python(f"cat > /dev/null\necho '{event}'\nexit {CHECK_FAILED}\n")
-    assert refused("^limit broken$", lambda: local.call({"do": "facts"})).code == CHECK_FAILED
+    python(f"read job\necho '{event}'\nexit {CHECK_FAILED}\n")
+    assert refused("^limit broken$", lambda: calls.here(protocol.Facts())).code == CHECK_FAILED
 
 
 def test_every_signal_has_a_name(python: Callable[[str], None]) -> None:
-    python(f"cat > /dev/null\nkill -{signal.SIGRTMIN + 1} $$\n")
-    refused("crashed with", lambda: local.call({"do": "facts"}))
+    python(f"read job\nkill -{signal.SIGRTMIN + 1} $$\n")
+    refused("crashed with", lambda: calls.here(protocol.Facts()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shlex
@@ -15,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from pipnet_edge.errors import EdgeError
 from pipnet_edge.runtimes import DESTINATIONS
 from pipnet_edge.targets.ssh import advice, wire
 from pipnet_edge.targets.ssh import board as ssh
-from pipnet_edge.worker import call
+from pipnet_edge.worker import call as calls
+from pipnet_edge.worker import protocol
 
 Clean = Any  # conftest.StandIn
 STORE = ".cache/pipnet-edge/files"
@@ -47,10 +48,13 @@ def greet(clean: Clean, host: str = "board", **options: Any) -> None:
         pass
 
 
-def forever(bundle: Bundle) -> dict[str, Any]:
+def forever(bundle: Bundle) -> protocol.Time:
     """A job that takes its time."""
-    job = {"do": "time", "bundle": str(bundle.folder), "variant": "null-fp32", "threads": 1}
-    return job | {"warmup": 1, "seconds": 600, "count": 1}
+    return protocol.Time(str(bundle.folder), "null-fp32", 1, warmup=1, seconds=600, count=1)
+
+
+def name(event: protocol.Event) -> str:
+    return type(event).__name__.lower()
 
 
 @pytest.fixture
@@ -73,31 +77,31 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_facts_and_every_runtime(clean: Clean) -> None:
     with clean.connect() as board:
-        facts = board.call({"do": "facts"})
-        versions = {name: board.call({"do": "probe", "runtime": name})["version"] for name in DESTINATIONS}
-    assert set(DESTINATIONS) <= set(facts["runtimes"])
+        machine = board.call(protocol.Facts())
+        versions = {name: board.call(protocol.Probe(name)).version for name in DESTINATIONS}
+    assert set(DESTINATIONS) <= set(machine.runtimes)
     assert all(re.search(r"\d+\.\d+", version) for version in versions.values())
-    assert Path(board.has["python"]) == clean.home / "pipnet/bin/python"
+    assert Path(board.has.python) == clean.home / "pipnet/bin/python"
 
 
 def test_infer_gives_what_decode_gives(clean: Clean, bundle: Bundle, sent: list[str]) -> None:
     crops, maps = bundle.read_golden()
-    events: list[call.Event] = []
+    events: list[protocol.Event] = []
     with clean.connect() as board:
-        first = call.infer(board.call, bundle.folder, "null-fp32", 1, crops, maps=True, listen=events.append)
-        again = call.infer(board.call, bundle.folder, "null-fp16", 1, crops)
+        first = calls.infer(board.call, bundle.folder, "null-fp32", 1, crops, maps=True, listen=events.append)
+        again = calls.infer(board.call, bundle.folder, "null-fp16", 1, crops)
     for found in (first, again):
         np.testing.assert_array_equal(found.landmarks.points, Decoder(bundle.spec)(maps).points)
     assert first.maps is not None
     for name in MAP_NAMES:
         np.testing.assert_array_equal(getattr(first.maps, name), getattr(maps, name))
-    assert [event["event"] for event in events] == ["loaded", *["progress"] * 4]
+    assert [name(event) for event in events] == ["loaded", *["progress"] * 4]
     # Each content once; of the bundle what was asked for; of the package the device half.
     names = [path.partition("/")[2] for path in sent]
     assert len(set(sent)) == len(sent)
     assert names.count(MANIFEST) == 1
     assert sum(path.startswith("crops-") for path in sent) == 1
-    assert {"pipnet_edge/worker.py", "pipnet_edge/meanfaces.json", "pipnet_edge/runtimes/ncnn.py"} <= set(names)
+    assert {"pipnet_edge/worker/serve.py", "pipnet_edge/meanfaces.json", "pipnet_edge/runtimes/ncnn.py"} <= set(names)
     assert [name for name in names if re.search("converters|benchmarks|targets", name)] == []
 
 
@@ -109,11 +113,12 @@ def test_the_worker_runs_what_was_pushed(clean: Clean) -> None:
 
 
 def test_time_streams_samples(clean: Clean, bundle: Bundle) -> None:
-    events: list[call.Event] = []
+    events: list[protocol.Event] = []
     with clean.connect() as board:
-        done = board.call(forever(bundle) | {"seconds": 0, "count": 5}, events.append)
-    assert sum(len(event["stages"]["decode"]) for event in events if event["event"] == "samples") == 5
-    assert done["loaded"] == events[0]
+        done = board.call(replace(forever(bundle), seconds=0, count=5), events.append)
+    assert sum(len(event.stages["decode"]) for event in events if isinstance(event, protocol.Samples)) == 5
+    assert isinstance(events[0], protocol.Loaded)
+    assert done.peak_bytes
 
 
 def test_two_boards_at_once(clean: Clean, bundle: Bundle) -> None:
@@ -124,7 +129,7 @@ def test_two_boards_at_once(clean: Clean, bundle: Bundle) -> None:
     def visit(variant: str) -> Any:
         with clean.connect() as board:
             meet.wait()
-            found = call.infer(board.call, bundle.folder, variant, 1, crops)
+            found = calls.infer(board.call, bundle.folder, variant, 1, crops)
             meet.wait()
         return found.landmarks.points
 
@@ -135,13 +140,13 @@ def test_two_boards_at_once(clean: Clean, bundle: Bundle) -> None:
 
 def test_a_login_shell_that_greets(clean: Clean) -> None:
     with clean.connect("noisy") as board:
-        assert board.call({"do": "facts"})["machine"]
+        assert board.call(protocol.Facts()).facts["machine"]
 
 
 def test_options_of_the_environment(clean: Clean, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ssh.OPTIONS, f"-F '{clean.options[1]}'")
     with ssh.connect("ssh://pi@board") as board:
-        assert board.has["bits"] == 64
+        assert board.has.bits == 64
 
 
 # --- What stays on the board.
@@ -163,19 +168,19 @@ def test_nothing_stays_and_with_keep_only_what_changed_is_sent(
     def visit(keep: bool) -> list[str]:
         sent.clear()
         with emptied.connect(keep=keep) as board:
-            call.infer(board.call, mine, "null-fp32", 1, crops)
+            calls.infer(board.call, mine, "null-fp32", 1, crops)
         return [path.rpartition("/")[2] for path in sent]
 
-    assert "worker.py" in visit(keep=True)
+    assert "serve.py" in visit(keep=True)
     assert visit(keep=True) == []
     assert not [path for path in emptied.files() if "session" in path]
     kept = [emptied.home / path for path in emptied.files() if STORE + "/" in path]
     # Another manifest, and what a power cut left half-written.
     text = (mine / MANIFEST).read_text()
     (mine / MANIFEST).write_text(text + "\n")
-    worker = next(path for path in kept if b"python -m pipnet_edge.worker" in path.read_bytes())
+    worker = next(path for path in kept if b"`python -m pipnet_edge.worker` does one job" in path.read_bytes())
     worker.write_bytes(worker.read_bytes()[:100])
-    assert sorted(visit(keep=True)) == [MANIFEST, "worker.py"]
+    assert sorted(visit(keep=True)) == [MANIFEST, "serve.py"]
     # Kept files that nobody wants any more go, and without keep all do.
     old = emptied.home / STORE / ("0" * 64)
     old.write_bytes(b"old")
@@ -194,8 +199,8 @@ def test_folders_of_sessions_that_could_not_clean_up(emptied: Clean) -> None:
             os.utime(path, (0, 0))
         with emptied.connect():
             assert not (root / "session-orphan").exists()
-        assert Path(running.has["folder"]).exists()
-        assert running.call({"do": "facts"})["machine"]
+        assert Path(running.has.folder).exists()
+        assert running.call(protocol.Facts()).facts["machine"]
     assert not root.exists()
 
 
@@ -212,9 +217,9 @@ def run_until_cut(clean: Clean, bundle: Bundle, cut: Callable[[], None], options
     """The message when `cut` is called after samples came. Samples until then have reached the listener."""
     samples: list[float] = []
 
-    def listen(event: call.Event) -> None:
-        if event["event"] == "samples" and event["stages"]["decode"]:
-            samples.extend(event["stages"]["decode"])
+    def listen(event: protocol.Event) -> None:
+        if isinstance(event, protocol.Samples) and event.stages["decode"]:
+            samples.extend(event.stages["decode"])
             assert any("pipnet_edge.worker" in line for line in clean.processes().values())
             cut()
 
@@ -222,9 +227,9 @@ def run_until_cut(clean: Clean, bundle: Bundle, cut: Callable[[], None], options
         with ssh.connect("board", options=(*clean.options, *options)) as board:
             try:
                 board.call(forever(bundle), listen)
-            except call.Lost:
+            except calls.Lost:
                 # It says so again, at once.
-                assert "was lost" in refused(lambda: board.call({"do": "facts"}))
+                assert "was lost" in refused(lambda: board.call(protocol.Facts()))
                 raise
 
     message = refused(visit)
@@ -274,13 +279,13 @@ def test_a_connection_that_falls_silent(clean: Clean, bundle: Bundle, monkeypatc
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_a_command_that_is_interrupted(clean: Clean, bundle: Bundle, number: signal.Signals) -> None:
     script = (
-        "import json, sys\n"
-        "from pipnet_edge.targets import ssh\n"
-        "host, job = json.loads(sys.argv[1])\n"
-        "with ssh.connect(host) as board:\n"
-        "    board.call(job, lambda event: print(event['event'], flush=True))\n"
+        "import sys\n"
+        "from pipnet_edge.targets.ssh import board as ssh\n"
+        "from pipnet_edge.worker.protocol import read_job\n"
+        "with ssh.connect('board') as board:\n"
+        "    board.call(read_job(sys.argv[1]), lambda event: print(type(event).__name__.lower(), flush=True))\n"
     )
-    command = [sys.executable, "-P", "-c", script, json.dumps(["board", forever(bundle)])]
+    command = [sys.executable, "-P", "-c", script, protocol.write_job(forever(bundle))]
     environment = {**os.environ, ssh.OPTIONS: shlex.join(clean.options)}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
@@ -297,14 +302,14 @@ def test_a_command_that_is_interrupted(clean: Clean, bundle: Bundle, number: sig
 def test_a_listener_that_raises(clean: Clean, bundle: Bundle) -> None:
     """The worker is ended, and the board can be used again."""
 
-    def enough(event: call.Event) -> None:
-        raise LookupError(event["event"])
+    def enough(event: protocol.Event) -> None:
+        raise LookupError(name(event))
 
     with clean.connect() as board:
         with pytest.raises(LookupError, match="loaded"):
             board.call(forever(bundle), enough)
         assert not any("pipnet_edge.worker" in line for line in clean.processes().values())
-        assert board.call({"do": "facts"})["machine"]
+        assert board.call(protocol.Facts()).facts["machine"]
 
 
 def test_another_thread_closes_the_connection(clean: Clean, bundle: Bundle) -> None:
@@ -314,19 +319,19 @@ def test_another_thread_closes_the_connection(clean: Clean, bundle: Bundle) -> N
         with clean.connect() as board:
             visit = pool.submit(board.call, forever(bundle), lambda _: started.set())
             assert started.wait(60)
-        with pytest.raises(call.Lost):
+        with pytest.raises(calls.Lost):
             visit.result(60)
 
 
 def test_a_far_end_that_is_killed(clean: Clean, bundle: Bundle) -> None:
     """It cannot clean up; the worker ends with its next line, and the next session removes what lies there."""
 
-    def kill(_: call.Event) -> None:
+    def kill(_: protocol.Event) -> None:
         for pid, line in clean.processes().items():
             if "sys.stdin.buffer.read" in line and not line.startswith("sshd"):
                 os.kill(pid, signal.SIGKILL)
 
-    with clean.connect() as board, pytest.raises(call.Lost, match="was lost while 'time null-fp32' ran there"):
+    with clean.connect() as board, pytest.raises(calls.Lost, match="was lost while 'time null-fp32' ran there"):
         board.call(forever(bundle), kill)
     clean.wait_until_quiet()
     for path in (clean.home / ".cache/pipnet-edge").glob("session-*"):
@@ -340,8 +345,8 @@ def test_a_far_end_that_is_killed(clean: Clean, bundle: Bundle) -> None:
 def test_a_python_without_the_runtime(clean: Clean, sent: list[str]) -> None:
     python = clean.home / "bare/bin/python"
     with clean.connect(python="~/bare/bin/python") as board:
-        message = refused(lambda: board.call({"do": "probe", "runtime": "tflite"}))
-        assert board.call({"do": "facts"})["runtimes"] == ["null"]
+        message = refused(lambda: board.call(protocol.Probe("tflite")))
+        assert board.call(protocol.Facts()).runtimes == ("null",)
     assert message.startswith("board: tflite needs the package ai-edge-litert in ")
     assert message.endswith(f": {python} -m pip install ai-edge-litert")
 
@@ -366,18 +371,18 @@ def test_old_and_missing_pythons(clean: Clean) -> None:
 
 def test_a_runtime_that_crashes(clean: Clean) -> None:
     with clean.connect(python="~/crashing/bin/python") as board:
-        message = refused(lambda: board.call({"do": "probe", "runtime": "ncnn"}))
-        assert board.call({"do": "facts"})["machine"]
+        message = refused(lambda: board.call(protocol.Probe("ncnn")))
+        assert board.call(protocol.Facts()).facts["machine"]
     assert message.startswith("board: the runtime crashed with SIGABRT: ")
 
 
 def test_the_worker_s_own_refusals(clean: Clean, bundle: Bundle) -> None:
     crops, _ = bundle.read_golden()
     with clean.connect() as board:
-        message = refused(lambda: call.infer(board.call, bundle.folder, "null-fp32", 1, crops[:, :64]))
+        message = refused(lambda: calls.infer(board.call, bundle.folder, "null-fp32", 1, crops[:, :64]))
         assert re.match(r"board: crops are uint8 \(4, 64, 96, 3\), this bundle takes", message)
         assert "has no variant 'ncnn-fp32'" in refused(
-            lambda: call.infer(board.call, bundle.folder, "ncnn-fp32", 1, crops)
+            lambda: calls.infer(board.call, bundle.folder, "ncnn-fp32", 1, crops)
         )
 
 
@@ -385,17 +390,17 @@ def test_spoilt_bundles_are_not_sent(clean: Clean, bundle: Bundle, tmp_path: Pat
     shutil.copytree(bundle.folder, tmp_path / "bundle")
     (tmp_path / "bundle/null-fp32" / GOLDEN).write_bytes(b"spoilt")
     with clean.connect() as board:
-        job = forever(bundle) | {"bundle": str(tmp_path / "bundle")}
+        job = replace(forever(bundle), bundle=str(tmp_path / "bundle"))
         assert "null-fp32/golden.npz in bundle" in refused(lambda: board.call(job))
 
 
 def test_a_full_disk(clean: Clean, bundle: Bundle, tmp_path: Path, sent: list[str]) -> None:
     np.save(tmp_path / "crops.npy", np.zeros((60, 96, 96, 3), np.uint8))
-    job = forever(bundle) | {"crops": str(tmp_path / "crops.npy"), "seconds": 0}
+    job = replace(forever(bundle), crops=str(tmp_path / "crops.npy"), seconds=0)
     with clean.connect("small") as board:
         message = refused(lambda: board.call(job))
         assert sent == []
-        assert board.call({"do": "facts"})["machine"]  # this much there is
+        assert board.call(protocol.Facts()).facts["machine"]  # this much there is
     assert re.fullmatch(r"small: no space in \S+/small/pipnet-edge/\S+: 2\.\d MB are needed, 1\.0 MB are free", message)
     assert clean.remaining("small") == ""
 
@@ -403,10 +408,10 @@ def test_a_full_disk(clean: Clean, bundle: Bundle, tmp_path: Path, sent: list[st
 def test_a_disk_that_fills_on_the_way(clean: Clean) -> None:
     """There are bytes left but no room for so many files."""
     with clean.connect("crowded") as board:
-        message = refused(lambda: board.call({"do": "facts"}))
+        message = refused(lambda: board.call(protocol.Facts()))
         assert "no space left for" in message
         assert "No space left on device" in message
-        assert "no space left for" in refused(lambda: board.call({"do": "facts"}))  # the wire is in step
+        assert "no space left for" in refused(lambda: board.call(protocol.Facts()))  # the wire is in step
     assert clean.remaining("crowded") == ""
 
 

@@ -16,8 +16,7 @@ from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import nets, read
 from pipnet_edge.decode import Decoder, Landmarks, Maps
 from pipnet_edge.spec import ModelSpec
-from pipnet_edge.targets import local
-from pipnet_edge.worker import call
+from pipnet_edge.worker import call as calls
 
 
 @dataclass(frozen=True)
@@ -60,5 +59,5 @@ def test_every_runtime_has_torch_accuracy(faces, tmp_path, cli):
     assert done.returncode == 0, done.stderr
     known = faces.nme(faces.torch, 400)
     for runtime in ("onnx", "ncnn", "mnn", "tflite"):
-        landmarks = call.infer(local.call, tmp_path / "b", f"{runtime}-fp32", 2, faces.crops).landmarks
+        landmarks = calls.infer(calls.here, tmp_path / "b", f"{runtime}-fp32", 2, faces.crops).landmarks
         assert faces.nme(landmarks, 400) == pytest.approx(known, abs=0.001), runtime

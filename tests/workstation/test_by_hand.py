@@ -15,8 +15,7 @@ from pipnet_edge.benchmarks.studies import by_hand
 from pipnet_edge.decode import outputs as decode_outputs
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.precisions import PRECISIONS
-from pipnet_edge.targets import local
-from pipnet_edge.worker import call
+from pipnet_edge.worker import call as calls
 
 ONCE = Settings(warmup=1, seconds=0, count=2)
 
@@ -36,7 +35,7 @@ def test_a_loop_by_hand_gives_the_adapter_s_landmarks(
     name = f"{runtime}-{precision}"
     bundle = bundles.read(demo_bundle)
     crops = bundle.read_golden()[0][:2]
-    ours = call.infer(local.call, bundle.folder, name, 1, crops).landmarks
+    ours = calls.infer(calls.here, bundle.folder, name, 1, crops).landmarks
     with by_hand.task(bundle, name, 1, crops, ONCE) as task:
         found = task.by_hand(task.start_by_hand(tmp_path / "outputs.npz"))
     assert len(found["milliseconds"]) == 2

@@ -24,8 +24,7 @@ from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.decode import MAP_NAMES, Features, Maps, Winners
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.targets import local
-from pipnet_edge.worker import call
+from pipnet_edge.worker import call as calls
 
 VARIANTS = [
     *("onnx-fp32", "onnx-int8"),
@@ -213,7 +212,7 @@ def test_swapped_heads_fail_parity(tmp_path, demo_bundle, cli):
 def test_parity_names_the_worst_map_and_nan_fails(demo_bundle):
     bundle = bundles.read(demo_bundle)
     crops, maps = bundle.read_golden()
-    ran = call.infer(local.call, demo_bundle, "onnx-fp32", 1, crops, maps=True)
+    ran = calls.infer(calls.here, demo_bundle, "onnx-fp32", 1, crops, maps=True)
     spoiled = {name: getattr(ran.maps, name).copy() for name in MAP_NAMES}
     spoiled["neighbor_y"][0, 3, 2, 1, 1] = np.nan
     row = parity.compare(

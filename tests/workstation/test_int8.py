@@ -31,8 +31,7 @@ from pipnet_edge.converters.ncnn import model as ncnn_model
 from pipnet_edge.converters.quantize import calibration
 from pipnet_edge.converters.tflite import file as tflite_file
 from pipnet_edge.decode import Decoder, Landmarks
-from pipnet_edge.targets import local
-from pipnet_edge.worker import call
+from pipnet_edge.worker import call as calls
 
 RUNTIMES = ("onnx", "ncnn", "mnn", "tflite")
 LABELS = golden.FACES / "labels.txt"
@@ -153,8 +152,8 @@ def test_heads_inside_are_those_beside_others_rounded(demo_bundle):
 def test_drift_on_faces_that_nobody_has_seen(demo_bundle):
     bundle = bundles.read(demo_bundle)
     crops = parity.crops_of(parity.images_in(golden.FACES), bundle.spec.input_size)
-    truth = call.infer(local.call, demo_bundle, "onnx-fp32", 1, crops).landmarks
-    found = {name: call.infer(local.call, demo_bundle, f"{name}-int8", 1, crops).landmarks for name in RUNTIMES}
+    truth = calls.infer(calls.here, demo_bundle, "onnx-fp32", 1, crops).landmarks
+    found = {name: calls.infer(calls.here, demo_bundle, f"{name}-int8", 1, crops).landmarks for name in RUNTIMES}
     px = {name: distance(landmarks, truth, bundle) for name, landmarks in found.items()}
     for name, landmarks in found.items():
         assert 0.01 < px[name] <= 0.35
@@ -204,7 +203,7 @@ def test_sizes_without_the_heads(demo_bundle):
         assert heads[1] <= (0.26 if runtime == "tflite" else 0.55) * heads[0]
         sizes = [bundle.variant(f"{runtime}-{precision}").size for precision in ("fp32", "int8")]
         whole, less = (size - part for size, part in zip(sizes, heads, strict=True))
-        # TFLite stores 12 bytes of step and zero point for every output channel.
+        # TFLite stores 12 bytes of step and zero point for every output calls.
         assert less <= 0.3 * whole
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from pipnet_edge.benchmarks.report import write
 from pipnet_edge.benchmarks.speed.result import VERSION, Counted, Measured, Predicted, Result, Settings, State
-from pipnet_edge.targets.emulated.run import Count
+from pipnet_edge.targets.emulated.instructions import Count
 
 HOSTILE = "<script>console.error(1)</script><img src='http://127.0.0.1:9/x.png'>\"'&"
 QUIET = "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"

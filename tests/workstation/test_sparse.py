@@ -26,9 +26,8 @@ from pipnet_edge.converters.workshop import Workshop
 from pipnet_edge.decode import MAP_NAMES, Decoder, Features, Landmarks, Maps, Output, Winners
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec, mean_faces
-from pipnet_edge.targets import local
 from pipnet_edge.targets.predicted import cost
-from pipnet_edge.worker import call
+from pipnet_edge.worker import call as calls
 
 # tests/golden/README.md: the input of every case.
 IMAGE = torch.from_numpy(np.random.RandomState(7).standard_normal((1, 3, 256, 256)).astype(np.float32))
@@ -267,7 +266,7 @@ def test_networks_with_their_heads_inside_are_compared_at_winning_cells(
 ) -> None:
     """With each other, where neither has maps of all cells; a limit of what this small network drifts by."""
     crops, folder = tiny_faces[:6], split_bundle.folder
-    both = [call.infer(local.call, folder, f"tflite-{kind}", 1, crops, maps=True) for kind in (first, second)]
+    both = [calls.infer(calls.here, folder, f"tflite-{kind}", 1, crops, maps=True) for kind in (first, second)]
     assert all(isinstance(ran.maps, Winners) for ran in both)
     row = parity.Row("tflite-int8", "tflite-fp32", len(crops), 5)
     want, got = ((ran.landmarks, ran.maps) for ran in both)
@@ -415,7 +414,7 @@ def test_what_int8_variants_keep_in_float(split_bundle: Bundle) -> None:
 
 def test_winners_travel_from_a_worker(split_bundle: Bundle, tiny_faces: np.ndarray) -> None:
     crops = tiny_faces[:4]
-    found = call.infer(local.call, split_bundle.folder, "tflite-int8", 1, crops, maps=True)
+    found = calls.infer(calls.here, split_bundle.folder, "tflite-int8", 1, crops, maps=True)
     assert isinstance(found.maps, Winners)
     for index, output in enumerate(outputs_of(split_bundle, "tflite-int8", crops)):
         np.testing.assert_array_equal(found.maps.score[index], output.score)
