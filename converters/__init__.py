@@ -20,6 +20,7 @@ from pipnet_edge.converters.recipe import recipes
 from pipnet_edge.decode import Landmarks
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import file_sha256
+from pipnet_edge.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from pipnet_edge.converters.checkpoint.read import Options
@@ -49,10 +50,9 @@ class Plan:
     heads: str = "sparse"
 
     def __post_init__(self) -> None:
-        known = {precision for precisions in runtimes.PRECISIONS.values() for precision in precisions} | set(recipes())
         for name, given, allowed in (
             ("--to", self.destinations, set(runtimes.DESTINATIONS)),
-            ("--precision", self.precisions, known),
+            ("--precision", self.precisions, set(PRECISIONS)),
         ):
             unknown = [word for word in given if word not in allowed]
             if unknown or not given:
@@ -71,14 +71,13 @@ class Plan:
             (destination, precision)
             for destination in dict.fromkeys(self.destinations)
             for precision in dict.fromkeys(self.precisions)
-            if precision in runtimes.PRECISIONS[destination]
-            or (precision in recipes() and destination in recipes()[precision].runtimes)
+            if precision in runtimes.RUNTIMES[destination].precisions
         )
 
     @property
     def quantizes(self) -> bool:
         """Whether one of the variants is quantized, which needs calibration faces."""
-        return any(precision in recipes() for _, precision in self.variants)
+        return any(PRECISIONS[precision].is_quantized for _, precision in self.variants)
 
 
 @dataclass(frozen=True)

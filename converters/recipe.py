@@ -16,13 +16,12 @@ FILE = Path(__file__).with_name("recipes.toml")
 
 @dataclass(frozen=True)
 class Recipe:
-    """weights, activations: bits (0: float). keep: kinds of layers left in float. runtimes: those that have it."""
+    """weights, activations: bits (0: float). keep: kinds of layers left in float."""
 
     summary: str
     weights: int
     activations: int
     keep: tuple[str, ...]
-    runtimes: tuple[str, ...]
 
 
 @lru_cache(maxsize=1)

@@ -46,7 +46,7 @@ def first_installed(bundle: Bundle) -> str:
     for variant in bundle.variants:
         if not runtimes.is_missing(variant.runtime):
             return variant.name
-    packages = {runtimes.ADAPTERS[variant.runtime][1] for variant in bundle.variants}
+    packages = {runtimes.RUNTIMES[variant.runtime].package for variant in bundle.variants}
     raise EdgeError(f"none of this bundle's runtimes is installed: pip install one of {', '.join(sorted(packages))}")
 
 

@@ -15,12 +15,12 @@ from typing import Any
 from pipnet_edge import files, runtimes, strict
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.host import cpu_list
+from pipnet_edge.precisions import PRECISIONS
 from pipnet_edge.spec import ModelSpec
 from pipnet_edge.words import counted, one_line
 
 FORMAT, VERSION = "pipnet-edge-bundle", 3
 MANIFEST, GOLDEN, HEADS = "manifest.json", "golden.npz", "heads.npz"
-PRECISIONS = ("fp32", "fp16", "int8", "int8-full", "int16x8", "w8")
 # Short plain names: nothing that a file system, a shell or another system reads in a way of its own.
 SAFE_PATH = re.compile(r"[A-Za-z0-9._-]{1,100}(/[A-Za-z0-9._-]{1,100}){0,3}")
 # Convolutions and transposed convolutions, as layers call themselves; and the largest number a layer may have.
@@ -177,7 +177,7 @@ class Variant:
     is_sparse: bool = False
 
     def __post_init__(self) -> None:
-        if self.runtime not in runtimes.ADAPTERS:
+        if self.runtime not in runtimes.RUNTIMES:
             raise EdgeError(f"variant {self.name!r} is for {self.runtime!r}; known: {', '.join(runtimes.DESTINATIONS)}")
         if self.precision not in PRECISIONS:
             raise EdgeError(f"variant {self.name!r} has precision {self.precision!r}; allowed: {', '.join(PRECISIONS)}")

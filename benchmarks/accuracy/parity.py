@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,33 +13,10 @@ from numpy.typing import NDArray
 from pipnet_edge.bundle import Bundle, Parity, Variant
 from pipnet_edge.decode import MAP_NAMES, Decoder, Landmarks, Maps, Winners
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
+from pipnet_edge.precisions import PRECISIONS, Limit
 from pipnet_edge.preprocess import PICTURE_SUFFIXES, Rect, cut, pictures_in, read_picture
 from pipnet_edge.worker.call import Call, here, infer
 from pipnet_edge.worker.protocol import Facts
-
-
-@dataclass(frozen=True)
-class Limit:
-    """What a precision may cost over all landmarks and images.
-
-    px_mean, px_max: mean and largest landmark difference in pixels of the crop. flips: the share of landmarks whose
-    winning cell may change.
-    """
-
-    px_mean: float
-    px_max: float
-    flips: float
-
-
-# fp16 keeps 11 bits: with half-precision weights landmarks of a trained MobileNetV2 move by 0.02 px on average, with
-# half-precision arithmetic too (ncnn on a Cortex-A76) by 0.10. Where two cells are close to a tie the winner changes
-# and moves its landmark and their neighbours by pixels; so the mean and the share of such flips are what holds, and
-# the worst landmark is bounded loosely. fp32 has no such excuse.
-# What a quantized variant costs is for `drift` to measure; here it only has to be the same network. A trained one, with
-# weights rounded to nearest, comes to 1.1 px and 4 % flips.
-INTEGER = Limit(3.0, math.inf, 0.15)
-LIMITS = {"fp32": Limit(0.01, 0.05, 0.0), "fp16": Limit(0.25, 8.0, 0.02)}
-LIMITS |= dict.fromkeys(("int8", "int8-full", "int16x8", "w8"), INTEGER)
 
 
 @dataclass(frozen=True)
@@ -142,7 +118,7 @@ def compare(
         px_max=float(pixels.max()),
         worst_map=worst,
     )
-    return replace(row, failure=_broken_limit(row, LIMITS[variant.precision]))
+    return replace(row, failure=_broken_limit(row, PRECISIONS[variant.precision].limit))
 
 
 Compared = tuple[NDArray[np.float64], NDArray[np.float64]]

@@ -16,11 +16,13 @@ from pipnet_edge.benchmarks.report.charts import LEFT, NOTHING, WIDTH, Chart, ke
 from pipnet_edge.benchmarks.report.contents import Drift, Estimate, Target
 from pipnet_edge.benchmarks.report.tables import name, precision, px, runtime, stage_medians
 from pipnet_edge.benchmarks.speed.result import Measured
+from pipnet_edge.precisions import PRECISIONS
 from pipnet_edge.worker.protocol import STAGES
 
 DOTS, EXTREMES = 240, 40  # samples drawn of a run, and how many of them are its slowest
 BINS = 90
-SHAPES = {"fp32": "circle", "fp16": "square", "int8": "triangle"}
+# The first precisions have a mark of their own, others a diamond.
+SHAPES = dict(zip(PRECISIONS, ("circle", "square", "triangle"), strict=False))
 
 
 def _timed(target: Target) -> list[Measured]:

@@ -1,7 +1,7 @@
-"""One adapter a runtime, found by its name and imported only when asked for.
+"""One adapter a runtime, found by its name and imported only when asked for; and one row that tells what it can do.
 
 An adapter module has FILES (what a variant's folder holds), `version()`, `Session(folder, spec, precision, threads)`
-and `tiny(folder, image)`, which runs the model of runtimes/probe.py.
+and, for runtimes/probe.py, TINY (its model, as the contents of FILES) and `tiny(folder, image)`, which runs that.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
@@ -19,31 +20,103 @@ from numpy.typing import NDArray
 
 from pipnet_edge.decode import Output
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.precisions import PRECISIONS
 from pipnet_edge.spec import ModelSpec
 from pipnet_edge.words import one_line
 
-# Destination (as in `--to` and in variant names) to adapter module and the package that provides the runtime.
-ADAPTERS = {
-    "onnx": ("onnxruntime", "onnxruntime"),
-    "ncnn": ("ncnn", "ncnn"),
-    "mnn": ("mnn", "MNN"),
-    "tflite": ("tflite", "ai-edge-litert"),
-    "null": ("null", "numpy"),
-}
-# What a runtime's adapter imports; the first that is there serves.
-PACKAGES = {
-    "onnx": ("onnxruntime",),
-    "ncnn": ("ncnn",),
-    "mnn": ("MNN",),
-    "tflite": ("ai_edge_litert", "tflite_runtime"),
-    "null": ("numpy",),
-}
-DESTINATIONS = ("onnx", "ncnn", "mnn", "tflite")
-# Float precisions; the quantized ones are in converters/recipes.toml.
-PRECISIONS = {"onnx": ("fp32",), "ncnn": ("fp32", "fp16"), "mnn": ("fp32", "fp16"), "tflite": ("fp32", "fp16")}
-# Those that compute in half precision where the CPU can; the others hold fp16 weights and compute in fp32.
-HALF_ARITHMETIC = ("ncnn", "mnn")
 ARM_HALF = "asimdhp"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What one runtime can do.
+
+    name: the destination, as in --to and in variant names.
+    module: the adapter's, in this folder.
+    package: what pip installs.
+    modules: what the adapter imports; the first that is there serves.
+    precisions: those that its variants can have (pipnet_edge.precisions); none if nothing is converted to it.
+    half_arithmetic: it computes in half precision where the CPU can; others hold fp16 weights and compute in fp32.
+    float_depthwise: its int8 variants compute depthwise convolutions in fp32.
+    published: what published timings call it; None where it is in none.
+    lenders: whose published timings stand in, where its own are too few: the first with the same way of convolving.
+    winograd: whether it takes Winograd's way through 3x3 convolutions; None where its own timings are too few to fit.
+    on_32_bit: the package that has wheels for 32-bit Arm; None where there is none.
+    on_32_bit_python: the one Python those are for, such as "3.11"; None if they are for all.
+    wheel: the version of the package that is tested (constraints.txt) and that the emulator installs.
+    """
+
+    name: str
+    module: str
+    package: str
+    modules: tuple[str, ...]
+    precisions: tuple[str, ...] = ()
+    half_arithmetic: bool = False
+    float_depthwise: bool = False
+    published: str | None = None
+    lenders: tuple[str, ...] = ()
+    winograd: bool | None = None
+    on_32_bit: str | None = None
+    on_32_bit_python: str | None = None
+    wheel: str | None = None
+
+
+RUNTIMES: Mapping[str, Runtime] = {
+    row.name: row
+    for row in (
+        Runtime(
+            name="onnx",
+            module="onnxruntime",
+            package="onnxruntime",
+            modules=("onnxruntime",),
+            precisions=("fp32", "int8", "int8-full", "w8"),
+            published="onnxruntime",
+            lenders=("tflite", "ncnn"),
+            wheel="1.32.0",
+        ),
+        Runtime(
+            name="ncnn",
+            module="ncnn",
+            package="ncnn",
+            modules=("ncnn",),
+            precisions=("fp32", "fp16", "int8", "int8-full"),
+            half_arithmetic=True,
+            float_depthwise=True,
+            published="ncnn",
+            winograd=True,
+            on_32_bit="ncnn",
+            wheel="1.0.20261020",
+        ),
+        Runtime(
+            name="mnn",
+            module="mnn",
+            package="MNN",
+            modules=("MNN",),
+            precisions=("fp32", "fp16", "int8", "int8-full", "w8"),
+            half_arithmetic=True,
+            published="mnn",
+            lenders=("ncnn",),
+            winograd=True,
+            wheel="3.6.1",
+        ),
+        Runtime(
+            name="tflite",
+            module="tflite",
+            package="ai-edge-litert",
+            modules=("ai_edge_litert", "tflite_runtime"),
+            precisions=("fp32", "fp16", "int8", "int8-full", "int16x8", "w8"),
+            published="tflite",
+            lenders=("ncnn",),
+            winograd=False,  # XNNPACK, which it runs on, does not
+            on_32_bit="tflite-runtime",
+            on_32_bit_python="3.11",
+            wheel="2.3.0",
+        ),
+        Runtime(name="null", module="null", package="numpy", modules=("numpy",)),
+    )
+}
+# Those that a bundle can be converted to.
+DESTINATIONS = tuple(row.name for row in RUNTIMES.values() if row.precisions)
 
 
 class Session(Protocol):
@@ -58,14 +131,14 @@ class Session(Protocol):
 
 
 def adapter(destination: str) -> ModuleType:
-    """The adapter module of "onnx", "ncnn", "mnn", "tflite" or "null". Raises EdgeError when its package is missing."""
-    if destination not in ADAPTERS:
+    """The adapter module of one of RUNTIMES. Raises EdgeError when its package is missing."""
+    if destination not in RUNTIMES:
         raise EdgeError(f"no runtime {destination!r}; allowed: {', '.join(DESTINATIONS)}")
-    module, package = ADAPTERS[destination]
+    row = RUNTIMES[destination]
     try:
-        return importlib.import_module(f"{__name__}.{module}")
+        return importlib.import_module(f"{__name__}.{row.module}")
     except ImportError as e:
-        raise EdgeError(f"{destination} needs the package {package}: pip install {package} ({e})") from e
+        raise EdgeError(f"{destination} needs the package {row.package}: pip install {row.package} ({e})") from e
 
 
 def load(destination: str, folder: Path, spec: ModelSpec, precision: str, threads: int) -> Session:
@@ -82,16 +155,15 @@ def load(destination: str, folder: Path, spec: ModelSpec, precision: str, thread
 
 def arithmetic(destination: str, precision: str, features: Sequence[str]) -> str:
     """What a variant's convolutions really compute in on a CPU with such features (host.ISA_FEATURES)."""
-    if precision == "fp16" and not (destination in HALF_ARITHMETIC and ARM_HALF in features):
-        return "fp32, fp16 weights"
-    if precision == "w8":
-        return "fp32, int8 weights"
-    return "int8, depthwise fp32" if (destination, precision) == ("ncnn", "int8") else precision
+    row, asked = RUNTIMES[destination], PRECISIONS[precision]
+    if asked.widens or (asked.is_half and not (row.half_arithmetic and ARM_HALF in features)):
+        return f"fp32, {asked.weights} weights"
+    return "int8, depthwise fp32" if row.float_depthwise and precision == "int8" else precision
 
 
 def is_missing(destination: str) -> bool:
     """Whether the runtime's package is not installed at all (one that is broken counts as there)."""
-    return not any(importlib.util.find_spec(module) for module in PACKAGES[destination])
+    return not any(importlib.util.find_spec(module) for module in RUNTIMES[destination].modules)
 
 
 def installed(destination: str) -> str | None:
@@ -99,7 +171,7 @@ def installed(destination: str) -> str | None:
 
     A package that no installer has recorded is told by its file, and by when that was written.
     """
-    for module in PACKAGES[destination]:
+    for module in RUNTIMES[destination].modules:
         if found := importlib.util.find_spec(module):
             package = module.replace("_", "-")
             try:

@@ -10,9 +10,19 @@ from numpy.typing import NDArray
 
 from pipnet_edge.decode import Output, outputs
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.precisions import PRECISIONS
 from pipnet_edge.spec import ModelSpec
 
 FILES = ("model.mnn",)
+# The probe's model as the converters make it, packed as runtimes/probe.py says.
+TINY = (
+    "c-n<hy-or_5dQW+?<B+!f{BF%F~m@Cgu@G9BZkV-H@JA`ouN<&!Crd{AHae~u<((5221gqy**tCiIaSp-"
+    "P!s5W}5(x(1J%@MGXz?U>Aq9xwJH?MM`*gfLCJ0+cPmjE@h%c4Ek}Lj`~AC>ji-yhDqw5Wy2dk4dWo`C%qudlEVLjXcIMaFA=kcC"
+    "H8Y2MRA(V7HPCxK-"
+    ";Ew*SBdD@g9mBJ2W<GwUI;4FEqA^EA#gGwO#`gB|UeD1|jo4nRtoaR{KN8IogM#<9sdmJ@vMcr)u&zRv$ox^OgBt<q5d7=2ba$V@"
+    "IpUaZbqzLhUU(5dNFwwM?Em=;@t^xb*rf>K{1P8K^U_$6Q4fmllzUlAVNGxKY@?15f91wXc*>KONPX7kn#bDQX-"
+    "jo3rCz9;|%|XA<XX&R~3%#hYV6IQGmhtQa53b=n<t1Kk5KpU&@7_WKP?{YJL",
+)
 
 
 def version() -> str:
@@ -24,7 +34,7 @@ class Session:
 
     def __init__(self, folder: Path, spec: ModelSpec, precision: str, threads: int) -> None:
         self._spec = spec
-        self._interpreter, self._session = _open(folder / FILES[0], precision, threads)
+        self._interpreter, self._session = _open(folder / FILES[0], PRECISIONS[precision].is_half, threads)
         inputs = self._interpreter.getSessionInputAll(self._session)
         if set(inputs) != {"image"}:
             raise EdgeError(f"{folder / FILES[0]} has no input 'image'")
@@ -60,9 +70,9 @@ class Session:
         del self._session, self._interpreter
 
 
-def _open(path: Path, precision: str, threads: int) -> tuple[MNN.Interpreter, MNN.Session]:
+def _open(path: Path, half: bool, threads: int) -> tuple[MNN.Interpreter, MNN.Session]:
     interpreter = MNN.Interpreter(str(path))
-    config = {"numThread": threads, "backend": "CPU", "precision": "low" if precision == "fp16" else "high"}
+    config = {"numThread": threads, "backend": "CPU", "precision": "low" if half else "high"}
     return interpreter, interpreter.createSession(config)
 
 
@@ -73,7 +83,7 @@ def _nchw(like: MNN.Tensor) -> MNN.Tensor:
 
 def tiny(folder: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
     """The probe's model on a (1, C, H, W) image."""
-    interpreter, session = _open(folder / FILES[0], "fp32", 1)
+    interpreter, session = _open(folder / FILES[0], half=False, threads=1)
     given = MNN.Tensor(image.shape, MNN.Halide_Type_Float, image, MNN.Tensor_DimensionType_Caffe)
     interpreter.getSessionInput(session, "image").copyFrom(given)
     interpreter.runSession(session)

@@ -10,9 +10,15 @@ from numpy.typing import NDArray
 
 from pipnet_edge.decode import Output, outputs
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.precisions import PRECISIONS
 from pipnet_edge.spec import ModelSpec
 
 FILES = ("model.param", "model.bin")
+# The probe's model: its layers; then the tag 0 of raw float weights, 1 and 2, and the bias.
+TINY = (
+    b"7767517\n2 2\nInput image 0 1 image 0=2 1=2 2=2\nConvolution conv 1 1 image out 0=1 1=1 5=1 6=2\n",
+    np.array([0, 0x3F800000, 0x40000000, 0x3F000000], dtype="<u4").tobytes(),
+)
 
 
 def version() -> str:
@@ -26,7 +32,7 @@ class Session:
         self._spec = spec
         self._mean = [255.0 * m for m in spec.mean]
         self._scale = [1.0 / (255.0 * s) for s in spec.std]
-        self._net = _load(folder / FILES[0], folder / FILES[1], precision, threads)
+        self._net = _load(folder / FILES[0], folder / FILES[1], PRECISIONS[precision].is_half, threads)
         if list(self._net.input_names()) != ["image"]:
             raise EdgeError(f"{folder / FILES[0]} has no input 'image'")
         self._names = list(self._net.output_names())
@@ -53,13 +59,13 @@ def _extract(extractor: ncnn.Extractor, name: str) -> NDArray[np.float32]:
     return np.array(mat)
 
 
-def _load(param: Path, weights: Path, precision: str, threads: int) -> ncnn.Net:
+def _load(param: Path, weights: Path, half: bool, threads: int) -> ncnn.Net:
     net = ncnn.Net()
     net.opt.use_vulkan_compute = False
     net.opt.num_threads = threads
     # ncnn turns fp16 on by itself wherever the CPU has it: fp32 has to mean fp32.
     for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
-        setattr(net.opt, option, precision == "fp16" and "bf16" not in option)
+        setattr(net.opt, option, half and "bf16" not in option)
     for load, path in ((net.load_param, param), (net.load_model, weights)):
         status = load(str(path))
         if status:
@@ -69,7 +75,7 @@ def _load(param: Path, weights: Path, precision: str, threads: int) -> ncnn.Net:
 
 def tiny(folder: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
     """The probe's model on a (1, C, H, W) image."""
-    net = _load(folder / FILES[0], folder / FILES[1], "fp32", 1)
+    net = _load(folder / FILES[0], folder / FILES[1], half=False, threads=1)
     extractor = net.create_extractor()
     extractor.input("image", ncnn.Mat(image[0]).clone())
     return _extract(extractor, "out")

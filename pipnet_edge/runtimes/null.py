@@ -12,6 +12,7 @@ from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
 FILES = ("golden.npz",)
+TINY = (b"",)  # numpy needs no file to compute a convolution
 TOLERANCE = 8  # grey levels between two crops, on average
 
 
@@ -35,3 +36,9 @@ class Session:
 
     def close(self) -> None:
         self._golden.clear()
+
+
+def tiny(folder: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the probe's model would make of a (1, C, H, W) image."""
+    weights = np.array([1, 2], np.float32)
+    return np.tensordot(weights, image[0], 1) + np.float32(0.5)

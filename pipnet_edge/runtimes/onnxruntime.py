@@ -11,10 +11,17 @@ from numpy.typing import NDArray
 from pipnet_edge import host
 from pipnet_edge.decode import Output, outputs
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.precisions import PRECISIONS
 from pipnet_edge.spec import ModelSpec
 
 FILES = ("model.onnx",)
 CPU = "CPUExecutionProvider"
+# The probe's model as the converters make it, packed as runtimes/probe.py says.
+TINY = (
+    "c-"
+    "rG&7h<q#W#p3JV$IA=Oi$%vEazfO5@OCTEm2}|&d)0oVocW(=V0Vu0%Ar1MkmH{FAfHV273ku1_v!(h)|Lj3y^CcB@Z=3NQ_H_gH"
+    "cF;3#bW*nP50cmJ4JsnlxOA6AKrE051SZkP;X",
+)
 
 
 def version() -> str:
@@ -30,7 +37,7 @@ class Session:
         if not {"avx512_vnni", "avx_vnni", "asimd"} & set(host.features()):
             # Older x86 CPUs sum pairs of products in 16 bits, which saturate, unless they are told not to.
             options.add_session_config_entry("session.x64quantprecision", "1")
-        if precision == "w8":
+        if PRECISIONS[precision].widens:
             # Weights turn into float once, when the model is loaded, and not for every frame.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         self._session = onnxruntime.InferenceSession(str(folder / FILES[0]), options, providers=[CPU])

@@ -25,6 +25,19 @@ else:
     PACKAGE = "tflite-runtime"
 
 FILES = ("model.tflite",)
+# The probe's model as the converters make it, packed as runtimes/probe.py says.
+TINY = (
+    "c-oy*&ubG=5S~po>6(T#V2CB;kb_WBS<@eiV4(#?6jG4lQCwoO+F-I9l1<JYJcyJYJoVro(4&8VC-KmOe}eysG0$(_o6V*+mnQJ#"
+    "y`7!+&3rSnuS!HOpEkBjR3n=l%2Sa_u&q;7uW8@~@C0~e5#AG>0}WsmsAk~{e9d4FoZ5H>Y}g2xz~)%y3>Mn83}+pGA5%m>En_bd"
+    "|8iLK$il|X#Hs={U=0}hgK;N#=e7N}%~3bf=SsrMK8~DquwMae$v+%Ll>4KUEw<Jm>~l1Pr)Oe2S4ufL1EL$id*APS!>IYD>mPMP"
+    "uN4M(2qHS1<B0|%pJQ@FN5?0+23!YvoxmH6f~eE;y|F(ScEW&8<Sc95bRW2NN`9>Gpz-"
+    "{$_BagSANg$;mIC^abfo~xKClDa676v=y=EsM(R+r1{Fa_sQVUDsaE{!cV>qq@pHPGn@C^>OWzLvBn7BEqQ&Hl?d@0jjy`D{#DjW"
+    "JTzkfYZie2jxkMR(wT<)QV-Z1)T(Tv{`UdAuYRlr$Og%zm-yRjd~xOriI)^z5%Ij-"
+    "0@EA`39%C<K8o;E&dey;pAx$lckM`q*>;CWnS&vOs%Md6@z<OYG;3)`cvKXfr5W0!lk)%IGC?$5NuI(UDoxpR81;~eMfnh{?T8|z"
+    ")wtF6y$m{%L@`(rN8?9zGeT*{O29o!Yg{3*?!5&qpP^KWZzJ@c56lW8*l@%I<^;mb79V=t{|>%t7hx{kq}Qzo{fBY)U4pHdm$mxK"
+    "Dnw;t)Pn^`v6(@SgLoN3P^_Ggu7|9{3$RH8j4@pymxO7Rk28;WeLA*=7h?A$$p-(IYn7V0MJuJAZ=*OV4~xA7giXnrPItF7Pt1E-"
+    "DrdH",
+)
 
 
 def version() -> str:

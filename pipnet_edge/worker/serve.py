@@ -58,7 +58,7 @@ def facts(_: Facts) -> Iterator[Machine]:
     found: Any = {
         name: strict.printable(value) if isinstance(value, str) else value for name, value in host.facts().items()
     }
-    yield Machine(found, tuple(name for name in runtimes.ADAPTERS if not runtimes.is_missing(name)))
+    yield Machine(found, tuple(name for name in runtimes.RUNTIMES if not runtimes.is_missing(name)))
 
 
 def cpus(_: Cpus) -> Iterator[Groups]:

@@ -34,15 +34,10 @@ from pipnet_edge.worker.protocol import Probe
 
 HOST, GUEST = "amd64", "arm64"  # as Debian calls them
 SUITE, PYTHON = "bookworm", "3.11"
-# Name and version; these import without what else they depend on. The versions are those of constraints.txt.
-WHEELS = {
-    "numpy": "2.4.6",
-    "opencv-python-headless": "5.0.0.93",
-    "ncnn": "1.0.20261020",
-    "MNN": "3.6.1",
-    "ai-edge-litert": "2.3.0",
-    "onnxruntime": "1.32.0",
-}
+FIRST, *OTHERS = ((row.package, row.wheel) for row in runtimes.RUNTIMES.values() if row.wheel)
+# Name and version; these import without what else they depend on. The versions are those of constraints.txt. The first
+# runtime stands last: the order is part of VERSION, and under another no emulator would be found that is there.
+WHEELS = dict((("numpy", "2.4.6"), ("opencv-python-headless", "5.0.0.93"), *OTHERS, FIRST))
 PLATFORMS = tuple(f"manylinux{tag}_aarch64" for tag in ("2014", *(f"_2_{minor}" for minor in (17, 24, 26, 27, 28, 34))))
 QEMU = "qemu-aarch64"
 FILES = "files.json"
@@ -177,7 +172,8 @@ def _demand() -> None:
 
 
 def _build(folder: Path, step: Step) -> None:
-    steps = len(TREES) + 1 + len(runtimes.DESTINATIONS)
+    tried = [row.name for row in runtimes.RUNTIMES.values() if row.wheel]
+    steps = len(TREES) + 1 + len(tried)
     mirror = debian.mirror()
     for done, tree in enumerate(TREES):
         step(f"{tree.folder}: {' '.join(tree.packages)} from {mirror}", done, steps)
@@ -189,7 +185,7 @@ def _build(folder: Path, step: Step) -> None:
     step(f"{len(WHEELS)} wheels", len(TREES), steps)
     _install_wheels(folder / "site")
     emulator = Emulator(folder)
-    for done, runtime in enumerate(runtimes.DESTINATIONS):
+    for done, runtime in enumerate(tried):
         step(f"{runtime} in the emulator", len(TREES) + 1 + done, steps)
         with emulator.environment() as environment:
             calls.start([*emulator.python(PROBED_ON), *WORKER], Probe(runtime), environment=environment)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pipnet_edge.bundle import CONV, TRANSPOSED, Bundle, Variant
 from pipnet_edge.bundle import Layer as Described
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.precisions import PRECISIONS
 
 KINDS = ("conv", "depthwise", "dense", "other")
-# Bytes an element takes.
-BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+# Bytes an element takes in the precisions whose speeds are published.
+BYTES = {row.name: row.weight_bytes for row in PRECISIONS.values() if row.predicted_as == row.name}
 # Winograd computes an m x m tile of a 3x3 stride-1 convolution with (m + 2)^2 products a channel pair instead of 9 m^2,
 # from weights that grow as much. Tile 6 is what ncnn takes up to 128 channels, tile 4 beyond; fewer than 8: none.
 SMALL_TILE, LARGE_TILE, LARGE_TILE_CHANNELS, LEAST_CHANNELS = 4, 6, 128, 8

@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 
 from pipnet_edge.targets.devices import CORE_TYPES
 from pipnet_edge.targets.predicted.cost import Cost
-from pipnet_edge.targets.predicted.model import ANY_ARM, LATENCY, Fit, terms
+from pipnet_edge.targets.predicted.model import ANY_ARM, LATENCY, PUBLISHED, Fit, terms
 from pipnet_edge.targets.predicted.networks import NETWORKS
 
 SPEEDS = Path(__file__).with_name("speeds.csv")
-# ncnn and MNN take Winograd's way through 3x3 convolutions; XNNPACK, which TFLite runs on, does not.
-WINOGRAD: Mapping[str, bool] = {"ncnn": True, "mnn": True, "tflite": False}
+# Of the runtimes that are fitted, whether they take Winograd's way.
+WINOGRAD: Mapping[str, bool] = {name: row.winograd for name, row in PUBLISHED.items() if row.winograd is not None}
 KINDS = ("in-order", "a57-a75", "a76", "x86")
 # An interval covers this share of the timings of left-out devices; a fit needs so many devices to leave one out.
 SHARE, LEAST_DEVICES = 0.9, 3

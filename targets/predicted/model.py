@@ -19,7 +19,8 @@ from pathlib import Path
 from pipnet_edge import strict
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.runtimes import HALF_ARITHMETIC
+from pipnet_edge.precisions import PRECISIONS
+from pipnet_edge.runtimes import RUNTIMES, Runtime
 from pipnet_edge.targets.devices import CORE_TYPES, Anchor, Cores, Device
 from pipnet_edge.targets.predicted import cost as costs
 from pipnet_edge.targets.predicted.cost import BYTES, Cost
@@ -27,17 +28,10 @@ from pipnet_edge.targets.predicted.networks import INPUT_PX, NETWORKS
 
 LATENCY = Path(__file__).with_name("latency.toml")
 ANY_ARM = "arm"
-# Whose fit stands in where a runtime's own timings are too few: the first with the same way of convolving.
-LENDERS: Mapping[str, tuple[str, ...]] = {
-    "ncnn": ("ncnn",),
-    "mnn": ("mnn", "ncnn"),
-    "tflite": ("tflite", "ncnn"),
-    "onnxruntime": ("onnxruntime", "tflite", "ncnn"),
+# Runtimes by what published timings call them, those with fits of their own first.
+PUBLISHED: Mapping[str, Runtime] = {
+    row.published: row for row in sorted(RUNTIMES.values(), key=lambda row: row.winograd is None) if row.published
 }
-# A bundle's names of what has another here.
-RUNTIMES: Mapping[str, str] = {"onnx": "onnxruntime"}
-# A variant's precision to that which it is predicted by; what else int8-full stores in int8, its cost knows.
-RUN_AS: Mapping[str, str] = {"fp32": "fp32", "fp16": "fp16", "int8": "int8", "int8-full": "int8", "w8": "fp32"}
 # A borrowed interval is widened: published timings of two runtimes on one board differ by up to twice.
 BORROWED = (0.6, 2.0)
 
@@ -111,13 +105,13 @@ def predict_variant(device: Device, bundle: Bundle, name: str, threads: int) -> 
     Raises EdgeError as `predict` does, and for a variant or precision that there is not.
     """
     variant = bundle.variant(name)
-    if variant.precision not in RUN_AS:
-        raise EdgeError(
-            f"{name} cannot be predicted: no speed of {variant.precision} was published; allowed: {', '.join(RUN_AS)}"
-        )
-    precision, runtime = RUN_AS[variant.precision], RUNTIMES.get(variant.runtime, variant.runtime)
+    asked = PRECISIONS[variant.precision]
+    if asked.predicted_as is None:
+        allowed = ", ".join(row.name for row in PRECISIONS.values() if row.predicted_as)
+        raise EdgeError(f"{name} cannot be predicted: no speed of {asked.name} was published; allowed: {allowed}")
+    precision, runtime = asked.predicted_as, RUNTIMES[variant.runtime].published or variant.runtime
     found = predict(device, costs.of(bundle, variant), runtime, precision, threads)
-    told = "Its int8 weights are made float when it is loaded: predicted as fp32." if variant.precision == "w8" else ""
+    told = f"Its {asked.weights} weights are made float when it is loaded: predicted as fp32." if asked.widens else ""
     return replace(found, note=" ".join(filter(None, (told, found.note))))
 
 
@@ -127,8 +121,8 @@ def predict(device: Device, cost: Cost, runtime: str, precision: str, threads: i
     Threads beyond the fastest cluster are predicted not to help. Raises EdgeError for a runtime, precision or thread
     count that cannot be predicted.
     """
-    if runtime not in LENDERS:
-        raise EdgeError(f"runtime {runtime!r:.60} cannot be predicted; allowed: {', '.join(LENDERS)}")
+    if runtime not in PUBLISHED:
+        raise EdgeError(f"runtime {runtime!r:.60} cannot be predicted; allowed: {', '.join(PUBLISHED)}")
     if precision not in BYTES:
         raise EdgeError(f"precision {precision!r:.60} cannot be predicted; allowed: {', '.join(BYTES)}")
     if not 1 <= threads <= device.core_count:
@@ -159,7 +153,7 @@ def _no_half(runtime: str, cluster: Cores) -> str:
     """What lacks half-precision arithmetic, the cores or the runtime; empty where both have it."""
     if not CORE_TYPES[cluster.type].has_fp16:
         return cluster.type
-    return "" if runtime in HALF_ARITHMETIC else runtime
+    return "" if PUBLISHED[runtime].half_arithmetic else runtime
 
 
 def _times(device: Device, cost: Cost, runtime: str, precision: str, threads: int) -> tuple[float, float, float]:
@@ -183,8 +177,8 @@ def _fit(runtime: str, precision: str, kind: str) -> Fit:
     on_x86 = kind == "x86"
     kinds = (kind,) if on_x86 else (kind, ANY_ARM)
     # On x86 the runtimes are alike in float; in int8 ncnn's kernels are several times slower than the others'.
-    lenders = (runtime,) if on_x86 and name == "int8" else LENDERS[runtime]
-    for key in ((lender, name, k) for lender in lenders for k in kinds):
+    lenders = () if on_x86 and name == "int8" else PUBLISHED[runtime].lenders
+    for key in ((lender, name, k) for lender in (runtime, *lenders) for k in kinds):
         if key in fits:
             return fits[key]
     raise EdgeError(f"{precision} of {runtime} on {kind} cores cannot be predicted: nothing alike was published")

@@ -10,7 +10,7 @@ from pipnet_edge import runtimes
 OLDEST = "3.11"
 ENVIRONMENT = "~/pipnet"
 # 32-bit ARM has wheels of these alone, and numpy comes from the distribution there.
-ON_32_BIT = {"ncnn": "ncnn", "tflite": "tflite-runtime"}
+ON_32_BIT = tuple(row.name for row in runtimes.RUNTIMES.values() if row.on_32_bit)
 APT_FOR_VENV = "sudo apt install -y python3-venv"
 # ssh's own words, and what to check. The first that is found counts.
 CAUSES = (
@@ -77,16 +77,19 @@ def numpy(has: Mapping[str, Any]) -> str:
 
 def runtime(destination: str, has: Mapping[str, Any]) -> str:
     """For a Python without a runtime's package."""
-    package = runtimes.ADAPTERS[destination][1]
+    row = runtimes.RUNTIMES[destination]
+    package = row.package
     if has["bits"] == 32:
-        if destination not in ON_32_BIT:
+        if not row.on_32_bit:
             return (
                 f"{package} does not exist for 32 bit, as {_which(has)} is; {' and '.join(ON_32_BIT)} do, or put a "
                 "64-bit system on the board"
             )
-        package = ON_32_BIT[destination]
-        if package == "tflite-runtime" and not has["version"].startswith("3.11."):
-            return f"{package} exists for 32 bit and Python 3.11 alone, {_which(has)} is {has['version']}; ncnn exists"
+        package, only = row.on_32_bit, row.on_32_bit_python
+        if only and not has["version"].startswith(f"{only}."):
+            others = " and ".join(name for name in ON_32_BIT if not runtimes.RUNTIMES[name].on_32_bit_python)
+            which = f"{_which(has)} is {has['version']}"
+            return f"{package} exists for 32 bit and Python {only} alone, {which}; {others} exists"
     return f"{destination} needs the package {package} in {_which(has)}: {_pip(has, package)}"
 
 

@@ -72,7 +72,7 @@ class Board:
         """The job with the board's paths, and the files it needs, by their path below the session's folder."""
         folder = self.has.folder
         files = {f"code/{name}": path for name, path in device_half.files()}
-        if isinstance(job, Probe) and job.runtime in runtimes.PACKAGES:
+        if isinstance(job, Probe) and job.runtime in runtimes.RUNTIMES:
             self._need(job.runtime)
         if not isinstance(job, Infer | Time | Count):
             return job, files
@@ -93,7 +93,7 @@ class Board:
         return there, files
 
     def _need(self, runtime: str) -> None:
-        if not set(runtimes.PACKAGES[runtime]).intersection(self.has.packages):
+        if not set(runtimes.RUNTIMES[runtime].modules).intersection(self.has.packages):
             raise EdgeError(f"{self.host}: {advice.runtime(runtime, vars(self.has))}")
 
     def _push(self, files: Mapping[str, Path]) -> None:
@@ -223,4 +223,4 @@ def _start(pythons: Sequence[str], size: int) -> str:
 
 
 def _modules() -> list[str]:
-    return sorted({"numpy", *(module for modules in runtimes.PACKAGES.values() for module in modules)})
+    return sorted({"numpy", *(module for row in runtimes.RUNTIMES.values() for module in row.modules)})

@@ -29,7 +29,7 @@ from pipnet_edge.errors import CHECK_FAILED, USER_ERROR
 from pipnet_edge.targets import devices
 
 USAGE = 2
-RUNTIME_PACKAGES = ("onnxruntime", "ncnn", "MNN", "ai_edge_litert", "tflite_runtime")
+RUNTIME_PACKAGES = [module for name in runtimes.DESTINATIONS for module in runtimes.RUNTIMES[name].modules]
 CONVERTER_PACKAGES = ("torch", "onnx", "onnxsim", "pnnx", "litert_torch", "ai_edge_quantizer")
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipnet_edge import runtimes
 from pipnet_edge.bundle import Bundle
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -35,7 +36,13 @@ WORKSTATION = {
     *("torch", "torchvision", "onnx", "onnxsim", "onnxscript", "pnnx", "litert_torch", "ai_edge_quantizer"),
     *("_tools", "tensorflow", "jax"),
 }
-RUNTIMES = {"onnxruntime", "ncnn", "MNN", "ai_edge_litert", "tflite_runtime"}
+# Module of an adapter to what it may import.
+ADAPTERS = {
+    f"pipnet_edge.runtimes.{row.module}": set(row.modules)
+    for row in runtimes.RUNTIMES.values()
+    if row.name in runtimes.DESTINATIONS
+}
+RUNTIMES = set().union(*ADAPTERS.values())
 COMMAND_LINE = "pipnet_edge.cli"
 # What each module of the device half may import when it is imported, besides the standard library and numpy.
 OWN_PACKAGES = {
@@ -44,10 +51,7 @@ OWN_PACKAGES = {
         for path in sorted((ROOT / "pipnet_edge" / "cli").glob("*.py"))
         if path.stem not in ("__init__", "render")
     },
-    "pipnet_edge.runtimes.onnxruntime": {"onnxruntime"},
-    "pipnet_edge.runtimes.ncnn": {"ncnn"},
-    "pipnet_edge.runtimes.mnn": {"MNN"},
-    "pipnet_edge.runtimes.tflite": {"ai_edge_litert", "tflite_runtime"},
+    **ADAPTERS,
 }
 
 

@@ -19,7 +19,7 @@ from pipnet_edge.targets.devices import CORE_TYPES, Cores, Device, device, devic
 from pipnet_edge.targets.predicted import cost as costs
 from pipnet_edge.targets.predicted import fit as fit_latency
 from pipnet_edge.targets.predicted.cost import BYTES, Cost, Layer, convolution, dense, other
-from pipnet_edge.targets.predicted.model import ANY_ARM, BORROWED, LENDERS, Fit, latency, predict, predict_variant
+from pipnet_edge.targets.predicted.model import ANY_ARM, BORROWED, PUBLISHED, Fit, latency, predict, predict_variant
 from pipnet_edge.targets.predicted.networks import NETWORKS
 
 ROWS = fit_latency.read()
@@ -29,7 +29,7 @@ NETS["mobilenet_v3"] = NETWORKS["mobilenet_v3_large"]()
 PROMISED = fit_latency.PROMISED
 
 arm = st.sampled_from([found for found in devices().values() if found.machine == "aarch64"])
-runtimes = st.sampled_from(sorted(LENDERS))
+runtimes = st.sampled_from(sorted(PUBLISHED))
 precisions = st.sampled_from(sorted(BYTES))
 nets = st.sampled_from(sorted(NETS)).map(NETS.__getitem__)
 layers = st.one_of(
@@ -467,5 +467,5 @@ def test_variants_that_cannot_be_predicted_are_refused(many: Bundle, name: str, 
 
 
 def test_x86_float_is_predicted_for_all_runtimes() -> None:
-    times = {runtime: predict(device("x86_64"), NETS["resnet18"], runtime, "fp32", 1).ms for runtime in LENDERS}
+    times = {runtime: predict(device("x86_64"), NETS["resnet18"], runtime, "fp32", 1).ms for runtime in PUBLISHED}
     assert len(set(times.values())) == 1

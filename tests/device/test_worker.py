@@ -115,7 +115,7 @@ def test_facts_are_the_machine_s() -> None:
     machine = calls.here(protocol.Facts())
     assert machine.facts == host.facts()
     assert "null" in machine.runtimes
-    assert set(machine.runtimes) <= set(runtimes.ADAPTERS)
+    assert set(machine.runtimes) <= set(runtimes.RUNTIMES)
 
 
 def time_job(bundle: Bundle, warmup: int = 2, **job: Any) -> protocol.Time:
@@ -320,7 +320,7 @@ def test_runtimes_that_are_not_installed(
     for key, value in without("onnxruntime", "ncnn", "MNN", "ai_edge_litert", "tflite_runtime").items():
         monkeypatch.setenv(key, value)
     for runtime in ("onnx", "tflite"):
-        package = runtimes.ADAPTERS[runtime][1]
+        package = runtimes.RUNTIMES[runtime].package
         job = protocol.Probe(runtime)
         refused(f"{runtime} needs the package {package}: pip install {package}", functools.partial(calls.here, job))
 

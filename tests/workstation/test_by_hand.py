@@ -14,12 +14,18 @@ from pipnet_edge.benchmarks.speed.result import Settings
 from pipnet_edge.benchmarks.studies import by_hand
 from pipnet_edge.decode import outputs as decode_outputs
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.precisions import PRECISIONS
 from pipnet_edge.worker import call as calls
 
 ONCE = Settings(warmup=1, seconds=0, count=2)
 
 
-VARIANTS = [(runtime, p) for runtime in runtimes.DESTINATIONS for p in (*runtimes.PRECISIONS[runtime], "int8")]
+VARIANTS = [
+    (runtime, precision)
+    for runtime in runtimes.DESTINATIONS
+    for precision in runtimes.RUNTIMES[runtime].precisions
+    if precision == "int8" or not PRECISIONS[precision].is_quantized
+]
 
 
 @pytest.mark.parametrize(("runtime", "precision"), VARIANTS)

@@ -17,19 +17,26 @@ from pipnet_edge.converters.core import export
 from pipnet_edge.converters.quantize.prepare import Prepared
 from pipnet_edge.converters.recipe import FILE, Recipe, recipes
 from pipnet_edge.decode import MAP_NAMES
+from pipnet_edge.precisions import PRECISIONS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Array = np.ndarray[Any, Any]
 # litert-torch takes its time; what its module makes of every recipe is in test_tflite_int8.py.
-PAIRS = [(runtime, name) for name, recipe in recipes().items() for runtime in recipe.runtimes if runtime != "tflite"]
+PAIRS = [
+    (row.name, name)
+    for name in recipes()
+    for row in runtimes.RUNTIMES.values()
+    if name in row.precisions and row.name != "tflite"
+]
 
 
 def test_the_recipes_are_those_of_the_file() -> None:
     assert set(recipes()) == {"int8", "int8-full", "int16x8", "w8"}
     assert [line for line in FILE.read_text().splitlines() if line.startswith("[")] == [f"[{n}]" for n in recipes()]
     int8 = recipes()["int8"]
-    assert int8 == Recipe(int8.summary, 8, 8, ("heads", "gates", "transposed"), runtimes.DESTINATIONS)
+    assert int8 == Recipe(int8.summary, 8, 8, ("heads", "gates", "transposed"))
+    assert all("int8" in runtimes.RUNTIMES[name].precisions for name in runtimes.DESTINATIONS)
     assert {(r.weights, r.activations) for r in recipes().values()} == {(8, 8), (8, 16), (8, 0)}
 
 
@@ -39,14 +46,20 @@ def test_no_recipe_asks_a_transposed_layer_to_be_int8() -> None:
 
 
 def test_no_recipe_has_the_name_of_a_float_precision() -> None:
-    assert not set(recipes()) & {precision for names in runtimes.PRECISIONS.values() for precision in names}
+    assert set(recipes()) == {row.name for row in PRECISIONS.values() if row.is_quantized}
 
 
-def test_every_runtime_that_a_recipe_names_has_a_module() -> None:
-    for recipe in recipes().values():
-        for runtime in recipe.runtimes:
-            assert runtime in runtimes.DESTINATIONS
-            module = importlib.import_module(f"pipnet_edge.converters.{runtime}_int8")
+def test_every_recipe_stores_its_weights_as_its_precision_says() -> None:
+    for name, recipe in recipes().items():
+        assert recipe.weights == 8 * PRECISIONS[name].weight_bytes
+        assert (recipe.activations == 0) == PRECISIONS[name].widens
+
+
+def test_every_runtime_that_has_a_recipe_has_a_module() -> None:
+    for runtime in runtimes.RUNTIMES.values():
+        if set(runtime.precisions) & set(recipes()):
+            assert runtime.name in runtimes.DESTINATIONS
+            module = importlib.import_module(f"pipnet_edge.converters.{runtime.name}.int8")
             assert callable(module.convert)
             assert all(map(version, module.TOOLS))
 
@@ -55,7 +68,7 @@ def test_every_runtime_that_a_recipe_names_has_a_module() -> None:
 def test_every_runtime_carries_out_its_recipes(
     runtime: str, name: str, tiny_prepared: Prepared, tiny_faces: Array, tmp_path: Path
 ) -> None:
-    recipe, module = recipes()[name], importlib.import_module(f"pipnet_edge.converters.{runtime}_int8")
+    recipe, module = recipes()[name], importlib.import_module(f"pipnet_edge.converters.{runtime}.int8")
     given = tiny_prepared.keeping(tiny_prepared.kinds(recipe.keep))
     core = export(given.graph, given.spec, tmp_path)
     made = tmp_path / "bundle" / f"{runtime}-{name}"
