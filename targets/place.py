@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.files import config_folder, write
 from pipnet_edge.targets import devices
 from pipnet_edge.targets.devices import Device
 from pipnet_edge.worker.call import Call
@@ -104,7 +104,7 @@ def calling(place: Place, keep: bool = False) -> Iterator[Call]:
 
 def hosts_file() -> Path:
     """Where hosts are saved."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "pipnet-edge", "hosts.json")
+    return config_folder() / "hosts.json"
 
 
 def hosts() -> dict[str, str]:
@@ -127,10 +127,5 @@ def save(target: str, host: str) -> Path:
     known = {**hosts(), name: host} if host else {other: h for other, h in hosts().items() if other != name}
     path = hosts_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n", encoding="utf-8")
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write(path, (json.dumps(dict(sorted(known.items())), indent=1) + "\n").encode())
     return path

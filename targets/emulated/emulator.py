@@ -26,6 +26,7 @@ from pathlib import Path
 
 from pipnet_edge import runtimes
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.files import cache_folder
 from pipnet_edge.targets.emulated import debian
 from pipnet_edge.targets.emulated.debian import Tree
 from pipnet_edge.worker import call as calls
@@ -104,14 +105,9 @@ class Emulator:
             }
 
 
-def cache() -> Path:
-    """Where the emulators of all versions lie."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "pipnet-edge"
-
-
 def find() -> Emulator | None:
     """The emulator of this version, if it is set up and no file has been lost or cut off since."""
-    folder = cache() / f"arm-{VERSION}"
+    folder = cache_folder() / f"arm-{VERSION}"
     try:
         sizes = json.loads((folder / FILES).read_text())
     except (FileNotFoundError, ValueError):
@@ -123,7 +119,7 @@ def ready() -> Emulator:
     """The emulator of this version. Raises EdgeError that names the command which sets it up."""
     found = find()
     if not found:
-        raise EdgeError(f"the emulator is not set up in {cache()}: `pipnet-edge emulator` does it (440 MB)")
+        raise EdgeError(f"the emulator is not set up in {cache_folder()}: `pipnet-edge emulator` does it (440 MB)")
     return found
 
 
@@ -138,18 +134,18 @@ def set_up(step: Step = lambda *_: None) -> Emulator:
     _demand()
     import fcntl
 
-    cache().mkdir(parents=True, exist_ok=True)
-    with (cache() / "arm.lock").open("w") as lock:
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with (cache_folder() / "arm.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be at it; the lock goes when its holder ends
         found = find()
         if found:
             return found
-        for left in cache().glob(".arm-*"):
+        for left in cache_folder().glob(".arm-*"):
             shutil.rmtree(left)
-        scratch = Path(tempfile.mkdtemp(prefix=".arm-", dir=cache()))
+        scratch = Path(tempfile.mkdtemp(prefix=".arm-", dir=cache_folder()))
         try:
             _build(scratch / "new", step)
-            target = cache() / f"arm-{VERSION}"
+            target = cache_folder() / f"arm-{VERSION}"
             if target.exists():
                 target.rename(scratch / "spoilt")
             (scratch / "new").rename(target)
