@@ -31,7 +31,7 @@ ARM_HALF = "asimdhp"
 class Runtime:
     """What one runtime can do.
 
-    name: the destination, as in --to and in variant names.
+    name: the runtime, as in --to and in variant names.
     module: the adapter's, in this folder.
     package: what pip installs.
     modules: what the adapter imports; the first that is there serves.
@@ -130,48 +130,48 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
-def adapter(destination: str) -> ModuleType:
+def adapter(runtime: str) -> ModuleType:
     """The adapter module of one of RUNTIMES. Raises EdgeError when its package is missing."""
-    if destination not in RUNTIMES:
-        raise EdgeError(f"no runtime {destination!r}; allowed: {', '.join(DESTINATIONS)}")
-    row = RUNTIMES[destination]
+    if runtime not in RUNTIMES:
+        raise EdgeError(f"no runtime {runtime!r}; allowed: {', '.join(DESTINATIONS)}")
+    row = RUNTIMES[runtime]
     try:
         return importlib.import_module(f"{__name__}.{row.module}")
     except ImportError as e:
-        raise EdgeError(f"{destination} needs the package {row.package}: pip install {row.package} ({e})") from e
+        raise EdgeError(f"{runtime} needs the package {row.package}: pip install {row.package} ({e})") from e
 
 
-def load(destination: str, folder: Path, spec: ModelSpec, precision: str, threads: int) -> Session:
+def load(runtime: str, folder: Path, spec: ModelSpec, precision: str, threads: int) -> Session:
     """Opens a variant's folder in its runtime. Raises EdgeError with the runtime's own reason when it refuses."""
-    runtime = adapter(destination)
+    module = adapter(runtime)
     try:
-        session: Session = runtime.Session(folder, spec, precision, threads)
+        session: Session = module.Session(folder, spec, precision, threads)
     except EdgeError:
         raise
     except Exception as e:
-        raise EdgeError(f"{destination} cannot load {folder}: {one_line(e)}") from e
+        raise EdgeError(f"{runtime} cannot load {folder}: {one_line(e)}") from e
     return session
 
 
-def arithmetic(destination: str, precision: str, features: Sequence[str]) -> str:
+def arithmetic(runtime: str, precision: str, features: Sequence[str]) -> str:
     """What a variant's convolutions really compute in on a CPU with such features (host.ISA_FEATURES)."""
-    row, asked = RUNTIMES[destination], PRECISIONS[precision]
+    row, asked = RUNTIMES[runtime], PRECISIONS[precision]
     if asked.widens or (asked.is_half and not (row.half_arithmetic and ARM_HALF in features)):
         return f"fp32, {asked.weights} weights"
     return "int8, depthwise fp32" if row.float_depthwise and precision == "int8" else precision
 
 
-def is_missing(destination: str) -> bool:
+def is_missing(runtime: str) -> bool:
     """Whether the runtime's package is not installed at all (one that is broken counts as there)."""
-    return not any(importlib.util.find_spec(module) for module in RUNTIMES[destination].modules)
+    return not any(importlib.util.find_spec(module) for module in RUNTIMES[runtime].modules)
 
 
-def installed(destination: str) -> str | None:
+def installed(runtime: str) -> str | None:
     """The package that would run and its version, told without importing it. None where the runtime is missing.
 
     A package that no installer has recorded is told by its file, and by when that was written.
     """
-    for module in RUNTIMES[destination].modules:
+    for module in RUNTIMES[runtime].modules:
         if found := importlib.util.find_spec(module):
             package = module.replace("_", "-")
             try:

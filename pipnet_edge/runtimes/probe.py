@@ -17,21 +17,21 @@ from pipnet_edge import runtimes
 from pipnet_edge.errors import EdgeError
 
 
-def probe(destination: str) -> str:
+def probe(runtime: str) -> str:
     """Runs the convolution and returns the runtime's name and version.
 
     Raises EdgeError when the package is missing or the result is wrong, and whatever the runtime itself raises.
     """
-    runtime = runtimes.adapter(destination)
+    adapter = runtimes.adapter(runtime)
     image = np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2)
     with tempfile.TemporaryDirectory() as folder:
-        for name, content in zip(runtime.FILES, runtime.TINY, strict=True):
+        for name, content in zip(adapter.FILES, adapter.TINY, strict=True):
             Path(folder, name).write_bytes(content if isinstance(content, bytes) else _unpacked(content))
-        result = np.asarray(runtime.tiny(Path(folder), image)).ravel()
+        result = np.asarray(adapter.tiny(Path(folder), image)).ravel()
     expected = (image[0, 0] + 2 * image[0, 1] + 0.5).ravel()
     if not np.allclose(result, expected, rtol=1e-6, atol=0):
         raise EdgeError(f"a convolution gave {result.tolist()} where {expected.tolist()} is right")
-    version: str = runtime.version()
+    version: str = adapter.version()
     return version
 
 

@@ -75,9 +75,9 @@ def numpy(has: Mapping[str, Any]) -> str:
     return f"{_which(has)} has no numpy: {_pip(has, 'numpy')}"
 
 
-def runtime(destination: str, has: Mapping[str, Any]) -> str:
+def runtime(name: str, has: Mapping[str, Any]) -> str:
     """For a Python without a runtime's package."""
-    row = runtimes.RUNTIMES[destination]
+    row = runtimes.RUNTIMES[name]
     package = row.package
     if has["bits"] == 32:
         if not row.on_32_bit:
@@ -90,7 +90,7 @@ def runtime(destination: str, has: Mapping[str, Any]) -> str:
             others = " and ".join(name for name in ON_32_BIT if not runtimes.RUNTIMES[name].on_32_bit_python)
             which = f"{_which(has)} is {has['version']}"
             return f"{package} exists for 32 bit and Python {only} alone, {which}; {others} exists"
-    return f"{destination} needs the package {package} in {_which(has)}: {_pip(has, package)}"
+    return f"{name} needs the package {package} in {_which(has)}: {_pip(has, package)}"
 
 
 def space(folder: str, free: int, need: int) -> str:
