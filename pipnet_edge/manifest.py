@@ -19,6 +19,8 @@ from pipnet_edge.precisions import PRECISIONS
 from pipnet_edge.spec import ModelSpec
 from pipnet_edge.words import counted, one_line
 
+# 1: spec, source, golden cases, variants. 2: layers, from which times are predicted. 3: variants may be sparse; how a
+# bundle was tuned.
 FORMAT, VERSION = "pipnet-edge-bundle", 3
 MANIFEST, GOLDEN, HEADS = "manifest.json", "golden.npz", "heads.npz"
 # Short plain names: nothing that a file system, a shell or another system reads in a way of its own.

@@ -24,6 +24,7 @@ from pipnet_edge.targets.emulated.instructions import Count
 from pipnet_edge.words import counted
 from pipnet_edge.worker.protocol import STAGES
 
+# 1: measured, counted and predicted rows, with the facts of each target.
 VERSION = 1
 Facts = Mapping[str, str]
 

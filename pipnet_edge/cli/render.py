@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+# 1: schema, command, ok, result; error where there is one.
 SCHEMA = "pipnet-edge/1"
 
 
