@@ -1,6 +1,6 @@
 """How much int8 costs in each layer, as a table and as a picture.
 
-Rows are what converters.sensitivity.LayerSensitivity.to_json gives, in the network's order.
+Rows are what converters.quantize.sensitivity.LayerSensitivity.to_json gives, in the network's order.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from pipnet_edge.converters.checkpoint.read import Network
+from pipnet_edge.converters.checkpoint.network import Network
+from pipnet_edge.converters.graph import gates, heads, trace, transposed
 from pipnet_edge.converters.quantize import equalise, ranges, rounding, scheme
 from pipnet_edge.converters.quantize.calibration import Calibration
 from pipnet_edge.converters.quantize.scheme import Quantized, Range
@@ -69,13 +70,13 @@ class Prepared:
 
     def kinds(self, names: Collection[str]) -> dict[str, str]:
         """Layer name -> kind, of the layers of these kinds: heads, gates, transposed."""
-        find = {"heads": scheme.heads, "gates": scheme.gates, "transposed": scheme.transposed}
+        find = {"heads": heads, "gates": gates, "transposed": transposed}
         return {layer: kind for kind in names for layer in sorted(find[kind](self.float_))}
 
 
 def prepare(network: Network, faces: Calibration, options: Options, progress: Progress = lambda *_: None) -> Prepared:
     """Equalises, finds ranges and rounds; takes minutes, or a moment where the cache has it."""
-    graph = scheme.trace(network.net)
+    graph = trace(network.net)
     path = _cache() / f"{_key(network, faces, options)}.pt"
     kept = _read(path)
     if kept is None:
@@ -91,7 +92,7 @@ def prepare(network: Network, faces: Calibration, options: Options, progress: Pr
         graph, spec, faces.crops, options.ranges, lambda done, total: progress("calibrate", done, total)
     )
     scheme.fit_biases(graph, found)
-    keep = scheme.transposed(graph)
+    keep = transposed(graph)
     if options.rounding == "nearest":
         rounded = rounding.nearest(graph, keep)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ import numpy as np
 import pytest
 
 from pipnet_edge import runtimes
-from pipnet_edge.converters import golden
-from pipnet_edge.converters.checkpoint.read import Network
+from pipnet_edge.converters import destination
+from pipnet_edge.converters.checkpoint.network import Network, maps_of
 from pipnet_edge.converters.core import export
 from pipnet_edge.converters.quantize.prepare import Prepared
 from pipnet_edge.converters.recipe import FILE, Recipe, recipes
@@ -46,26 +45,35 @@ def test_every_runtime_that_a_recipe_names_has_a_module() -> None:
     for recipe in recipes().values():
         for runtime in recipe.runtimes:
             assert runtime in runtimes.DESTINATIONS
-            module = importlib.import_module(f"pipnet_edge.converters.{runtime}_int8")
-            assert callable(module.convert)
-            assert all(map(version, module.TOOLS))
+            offered = destination.find(runtime)
+            assert callable(offered.int8)
+            assert all(map(version, offered.tools))
+
+
+@pytest.mark.parametrize("runtime", runtimes.DESTINATIONS)
+def test_every_destination_has_the_bits_that_recipes_ask_of_it(runtime: str) -> None:
+    asked = {name: recipe.activations for name, recipe in recipes().items() if runtime in recipe.runtimes}
+    offered = destination.find(runtime).bits
+    assert {name: bits for name, bits in asked.items() if bits not in offered} == {}
+    # And nothing is offered that no recipe asks for.
+    assert set(offered) == set(asked.values())
 
 
 @pytest.mark.parametrize(("runtime", "name"), PAIRS)
 def test_every_runtime_carries_out_its_recipes(
     runtime: str, name: str, tiny_prepared: Prepared, tiny_faces: Array, tmp_path: Path
 ) -> None:
-    recipe, module = recipes()[name], importlib.import_module(f"pipnet_edge.converters.{runtime}_int8")
+    recipe, offered = recipes()[name], destination.find(runtime)
     given = tiny_prepared.keeping(tiny_prepared.kinds(recipe.keep))
     core = export(given.graph, given.spec, tmp_path)
     made = tmp_path / "bundle" / f"{runtime}-{name}"
     made.mkdir(parents=True)
-    module.convert(core, given, recipe.activations, made)
+    offered.int8(core, given, recipe.activations, made)
     assert sorted(path.name for path in made.iterdir()) == sorted(runtimes.adapter(runtime).FILES)
     session = runtimes.load(runtime, made, given.spec, name, 1)
     found = [session.run(crop) for crop in tiny_faces[:4]]
     session.close()
-    exact = golden.maps_of(Network(given.spec, given.graph, 0), tiny_faces[:4])
+    exact = maps_of(Network(given.spec, given.graph, 0), tiny_faces[:4])
     for map_ in MAP_NAMES:
         got, wanted = np.stack([getattr(maps, map_) for maps in found]), getattr(exact, map_)
         difference = np.abs(got - wanted).mean() / np.abs(wanted).mean()

@@ -1,0 +1,9 @@
+"""What converts networks for ncnn."""
+
+from __future__ import annotations
+
+from pipnet_edge.converters import sparse
+from pipnet_edge.converters.destination import Destination
+from pipnet_edge.converters.ncnn import fp, int8
+
+HERE = Destination(fp.TOOLS, int8.BITS, False, fp.convert, int8.convert, sparse.write)
