@@ -6,4 +6,11 @@ from pipnet_edge.converters import sparse
 from pipnet_edge.converters.destination import Destination
 from pipnet_edge.converters.onnx import fp, int8
 
-HERE = Destination(fp.TOOLS, int8.BITS, False, fp.convert, int8.convert, sparse.write)
+HERE = Destination(
+    tools=fp.TOOLS,
+    bits=int8.BITS,
+    heads_inside=False,
+    fp=fp.convert,
+    int8=int8.convert,
+    add_heads=sparse.write,
+)
