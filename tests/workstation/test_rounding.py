@@ -561,11 +561,11 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 FULL = """
 import resource, sys
 from pathlib import Path
-from pipnet_edge.converters import int8
+from pipnet_edge.converters.quantize import prepare
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 path = Path(sys.argv[1]) / "folder" / "file.pt"
 import torch
-int8._write(path, {"float": {"weight": torch.zeros(100_000)}})
+prepare._write(path, {"float": {"weight": torch.zeros(100_000)}})
 print(path.parent.is_dir(), list(path.parent.iterdir()))
 """
 
