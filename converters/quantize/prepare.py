@@ -119,8 +119,8 @@ def _key(network: Network, faces: Calibration, options: Options) -> str:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         kept: dict[str, Any] = torch.load(path, weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile):
-        return None  # not there, or cut off by a full disk
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile):
+        return None  # not there, cut off by a full disk, or another file: of some, torch's reader pops an empty stack
     return kept
 
 
