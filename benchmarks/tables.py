@@ -38,7 +38,7 @@ def network(spec: ModelSpec, source: Source) -> Table:
 
 
 def checkpoint(found: Mapping[str, Any]) -> Table:
-    """What a checkpoint says about itself (the fields of converters.checkpoint.Found)."""
+    """What a checkpoint says about itself (the fields of converters.checkpoint.read.Found)."""
     datasets = " or ".join(found["datasets"]) or "no known dataset: convert with --meanface"
     return _facts(
         ("backbone", found["backbone"]),

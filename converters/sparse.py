@@ -8,7 +8,7 @@ import numpy as np
 from torch import fx, nn
 
 from pipnet_edge.bundle import HEADS as HEADS_FILE
-from pipnet_edge.converters.quantize import scheme
+from pipnet_edge.converters.graph import module, output, outputs, trace
 from pipnet_edge.decode import Heads
 from pipnet_edge.errors import EdgeError
 
@@ -18,43 +18,31 @@ def split(net: nn.Module, num_lms: int) -> tuple[fx.GraphModule, Heads]:
 
     Raises EdgeError for a network that cannot be split.
     """
-    graph = scheme.trace(net)
-    source, (score, *offsets) = _source(graph), maps(graph)
+    graph = trace(net)
+    source, (score, *offsets) = _source(graph), outputs(graph)
     if source is None:
         raise EdgeError(
             "--heads sparse, the default, needs 1x1 convolutions of the same features as heads; take --heads dense"
         )
     layers = [graph.get_submodule(str(node.target)) for node in offsets]
-    _output(graph).args = ((score, source),)
+    output(graph).args = ((score, source),)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.recompile()
     return graph, _heads(layers, num_lms)
 
 
-def write(heads: Heads, half: bool, folder: Path) -> None:
-    """Writes heads.npz into `folder`, as bundle.read_heads reads it; half: the weights in half precision."""
-    np.savez(folder / HEADS_FILE, weight=heads.weight.astype(np.float16 if half else np.float32), bias=heads.bias)
-
-
-def _output(graph: fx.GraphModule) -> fx.Node:
-    (node,) = (node for node in graph.graph.nodes if node.op == "output")
-    assert isinstance(node, fx.Node)
-    return node
-
-
-def maps(graph: fx.GraphModule) -> list[fx.Node]:
-    """The nodes of the five maps, in the order of HEAD_KEYS."""
-    maps = _output(graph).args[0]
-    assert isinstance(maps, tuple | list)
-    return [node for node in maps if isinstance(node, fx.Node)]
+def write(heads: Heads, precision: str, folder: Path) -> None:
+    """Writes heads.npz into `folder`, as bundle.read_heads reads it; weights in half precision in all but fp32."""
+    kind = np.float32 if precision == "fp32" else np.float16
+    np.savez(folder / HEADS_FILE, weight=heads.weight.astype(kind), bias=heads.bias)
 
 
 def _source(graph: fx.GraphModule) -> fx.Node | None:
     """The node that all heads read, None where one of them is no plain 1x1 convolution of it."""
     sources = set()
-    for node in maps(graph):
-        layer = scheme.module(graph, node)
+    for node in outputs(graph):
+        layer = module(graph, node)
         if not isinstance(layer, nn.Conv2d):
             return None
         if (layer.kernel_size, layer.stride, layer.padding, layer.groups) != ((1, 1), (1, 1), (0, 0), 1):

@@ -49,11 +49,11 @@ def isolated() -> tuple[str, ...]:
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory, isolated: tuple[str, ...]) -> Path:
     """The embedded checkpoint converted for every runtime, fp32, fp16 and int8, with the network cut off."""
     pytest.importorskip("torch", reason="converting needs the workstation half")
-    from pipnet_edge.converters import golden
+    from pipnet_edge.converters import demo
 
     folder = tmp_path_factory.mktemp("demo") / "bundle"
-    command = [sys.executable, "-P", "-m", "pipnet_edge.cli", "convert", str(golden.CHECKPOINT), "--data", "300w"]
-    options = ["--calibrate", str(golden.CALIBRATION), "-o", str(folder)]
+    command = [sys.executable, "-P", "-m", "pipnet_edge.cli", "convert", str(demo.CHECKPOINT), "--data", "300w"]
+    options = ["--calibrate", str(demo.CALIBRATION), "-o", str(folder)]
     # One thread: two that wait for each other on a busy machine take many times as long.
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*isolated, *command, *options], capture_output=True, text=True, check=False, env=alone)

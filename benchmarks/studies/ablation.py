@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import read as checkpoints
-from pipnet_edge.converters.checkpoint.read import Network
+from pipnet_edge.converters.checkpoint.network import Network, maps_of
+from pipnet_edge.converters.graph import gates, heads, trace, transposed
 from pipnet_edge.converters.quantize import calibration, equalise, ranges, rounding, sensitivity
-from pipnet_edge.converters.quantize import scheme as quantized
 from pipnet_edge.converters.quantize.calibration import Calibration
-from pipnet_edge.converters.quantize.scheme import Quantized, Range
+from pipnet_edge.converters.quantize.scheme import Quantized, Range, fit_biases, pixel_lattice
 from pipnet_edge.decode import Decoder
 from pipnet_edge.preprocess import Rect, cut, pictures_in, read_picture
 
@@ -46,15 +45,15 @@ def schemes(network: Network, faces: Calibration) -> Iterator[tuple[str, fx.Grap
     """Each scheme's name, float graph and quantized network."""
     found: dict[tuple[bool, str], dict[str, Range]] = {}
     for equalised, method, how in SCHEMES:
-        graph = quantized.trace(network.net)
+        graph = trace(network.net)
         if equalised:
             equalise.equalise(graph, network.spec, faces.crops)
-        spec = quantized.pixel_lattice(graph, network.spec)
-        keep = quantized.heads(graph) | quantized.gates(graph) | quantized.transposed(graph)
+        spec = pixel_lattice(graph, network.spec)
+        keep = heads(graph) | gates(graph) | transposed(graph)
         key = equalised, method or "mse"
         if key not in found:
             found[key] = ranges.observe(graph, spec, faces.crops, key[1])
-        quantized.fit_biases(graph, found[key])
+        fit_biases(graph, found[key])
         rounded = copy.deepcopy(graph)
         if how == "nearest":
             rounded = rounding.nearest(graph, keep)
@@ -82,7 +81,7 @@ def main() -> None:
             drifted = sensitivity.simulate(graph, scheme, crops)
         else:
             rounded = replace(network, spec=scheme.spec, net=scheme.graph)
-            drifted = Decoder(scheme.spec)(golden.maps_of(rounded, crops))
+            drifted = Decoder(scheme.spec)(maps_of(rounded, crops))
         px = np.linalg.norm(drifted.points - truth.points, axis=-1) * side
         flips = 100 * (drifted.cell != truth.cell).mean()
         print(f"{name:<60} px {px.mean():.3f}  p95 {np.percentile(px, 95):.3f}  flips {flips:.2f} %", flush=True)

@@ -1,6 +1,6 @@
 """How cost grows with landmarks, input size, threads, faces: `python -m pipnet_edge.benchmarks.studies.growth -o OUT`.
 
-Makes the networks (converters/variations.py, in processes of their own, side by side), then times each as bench does, a
+Makes the networks (variations.py, in processes of their own, side by side), then times each as bench does, a
 short run a round, so that what disturbs a round disturbs all networks. growth_page.py shows what was found.
 """
 
@@ -40,7 +40,7 @@ FEW_LANDMARKS, FEW_SIDES = (19, 68, 106), (128, 256, 384)
 HEADS = ("sparse", "dense")
 FACES = (1, 2, 4, 8)
 RUNTIME, BATCHING = "tflite", "onnx"
-BATCHED = "batched.onnx"  # what converters/variations.py calls it
+BATCHED = "batched.onnx"  # what variations.py calls it
 ROUND = Settings(warmup=5, seconds=0.3, count=15)
 MAKERS = 2
 
@@ -62,7 +62,7 @@ class Network:
         return f"{sort}-{self.runtime}-{'-'.join(self.precisions)}"
 
     def job(self, folder: Path) -> dict[str, Any]:
-        """What converters/variations.py takes."""
+        """What variations.py takes."""
         return {
             **{"backbone": self.backbone, "data": DATA[self.landmarks], "side": self.side, "heads": self.heads},
             **{"to": self.runtime, "precisions": self.precisions, "out": str(folder / self.name)},

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from pipnet_edge import converters
 from pipnet_edge.bundle import Bundle
-from pipnet_edge.converters import golden
+from pipnet_edge.converters import demo
 from pipnet_edge.converters.checkpoint import nets, read
+from pipnet_edge.converters.checkpoint.network import normalise
 from pipnet_edge.converters.quantize import calibration
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.manifest import Parity
@@ -78,7 +79,7 @@ def free_batch(folder: Path) -> None:
 
 
 def _faces() -> dict[calibration.Face, None]:
-    return {(path, None): None for path in sorted(golden.CALIBRATION.glob("*.jpg"))}
+    return {(path, None): None for path in sorted(demo.CALIBRATION.glob("*.jpg"))}
 
 
 def unchecked(bundle: Bundle) -> dict[str, Parity]:
@@ -87,7 +88,7 @@ def unchecked(bundle: Bundle) -> dict[str, Parity]:
 
 
 def _demo() -> State:
-    loaded: State = torch.load(golden.CHECKPOINT, weights_only=True)
+    loaded: State = torch.load(demo.CHECKPOINT, weights_only=True)
     return {key: value.float() for key, value in loaded.items()}
 
 
@@ -128,20 +129,20 @@ def _statistics(state: State, norms: Mapping[str, str]) -> State:
     found: State = {}
 
     def take(norm: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        def normalise(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        def normed(_: nn.Module, __: Any, output: Tensor) -> Tensor:
             mean, variance = output.mean((0, 2, 3)), output.var((0, 2, 3))
             found.update({f"{norm}.running_mean": mean, f"{norm}.running_var": variance})
             by_channel = (slice(None), None, None)
             return (output - mean[by_channel]) / variance[by_channel].sqrt()
 
-        return normalise
+        return normed
 
     for name, layer in net.backbone.named_modules():
         if isinstance(layer, nn.Conv2d):
             key = name.removeprefix("stem.").replace("body.", "").replace("shortcut", "downsample.0")
             layer.register_forward_hook(take(norms[key]))
     with torch.no_grad():
-        net(golden.normalise(calibration.choose(list(_faces()), SIDE, FACES).crops, spec))
+        net(normalise(calibration.choose(list(_faces()), SIDE, FACES).crops, spec))
     return found
 
 

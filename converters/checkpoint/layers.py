@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipnet_edge.bundle import CONV, TRANSPOSED, Layer
-from pipnet_edge.converters import sparse
-from pipnet_edge.converters.quantize import scheme
+from pipnet_edge.converters.graph import CONVOLUTIONS, Run, module, outputs, trace
 
 # What runtimes do along with the layer before it, or by looking at the same memory in another way.
 FREE_MODULES = (nn.ReLU, nn.ReLU6, nn.Hardsigmoid, nn.BatchNorm2d, nn.Identity)
@@ -19,9 +18,9 @@ FREE_FUNCTIONS = (torch.clamp, torch.reshape)
 def of(net: nn.Module, side: int) -> tuple[Layer, ...]:
     """The layers that pass over memory of their own for one image of side x side, in the order they run.
 
-    Convolutions are named as in `quantized`, so that what a variant keeps in float can be looked up here.
+    Convolutions are named as in the checkpoint, so that what a variant keeps in float can be looked up here.
     """
-    graph = scheme.trace(net)
+    graph = trace(net)
     values: dict[fx.Node, Tensor] = {}
 
     def remember(node: fx.Node, value: Tensor) -> Tensor:
@@ -29,26 +28,26 @@ def of(net: nn.Module, side: int) -> tuple[Layer, ...]:
         return value
 
     with torch.no_grad():
-        scheme.Run(graph, remember).run(torch.zeros(1, 3, side, side))
-    offsets = sparse.maps(graph)[1:]
+        Run(graph, remember).run(torch.zeros(1, 3, side, side))
+    offsets = outputs(graph)[1:]
     layers = {node: _layer(graph, node, values) for node in graph.graph.nodes if _counts(graph, node)}
     return tuple(replace(layer, is_offset_head=node in offsets) for node, layer in layers.items())
 
 
 def _counts(graph: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
-        return not isinstance(scheme.module(graph, node), FREE_MODULES)
+        return not isinstance(module(graph, node), FREE_MODULES)
     return node.op == "call_function" and node.target not in FREE_FUNCTIONS
 
 
 def _layer(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Tensor]) -> Layer:
     inputs = tuple(_shape(values[source]) for source in node.all_input_nodes)
-    module, output = scheme.module(graph, node), _shape(values[node])
-    if not isinstance(module, scheme.CONVOLUTIONS):
-        return Layer(node.name, type(module).__name__.lower() if module else _function(node), inputs, output)
-    (high, wide), (down, right) = module.kernel_size, module.stride
-    op = TRANSPOSED if isinstance(module, nn.ConvTranspose2d) else CONV
-    return Layer(str(node.target), op, inputs, output, (high, wide), (down, right), module.groups)
+    layer, output = module(graph, node), _shape(values[node])
+    if not isinstance(layer, CONVOLUTIONS):
+        return Layer(node.name, type(layer).__name__.lower() if layer else _function(node), inputs, output)
+    (high, wide), (down, right) = layer.kernel_size, layer.stride
+    op = TRANSPOSED if isinstance(layer, nn.ConvTranspose2d) else CONV
+    return Layer(str(node.target), op, inputs, output, (high, wide), (down, right), layer.groups)
 
 
 def _function(node: fx.Node) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipnet_edge.converters.checkpoint import from_onnx, nets
+from pipnet_edge.converters.checkpoint.network import Network
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import IMAGENET_MEAN, IMAGENET_STD, MeanFace, ModelSpec, mean_faces
 
@@ -56,15 +57,6 @@ class Found:
     def datasets(self) -> list[str]:
         """The datasets that have so many landmarks."""
         return [face.name for face in mean_faces().values() if len(face.points) == self.num_lms]
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network and its spec, which has the mean face and the normalization too."""
-
-    spec: ModelSpec
-    net: nn.Module
-    parameters: int
 
 
 def read(path: Path, input_size: int | None = None, trust_pickle: bool = False) -> Found:

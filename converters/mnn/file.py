@@ -19,7 +19,7 @@ from pipnet_edge.errors import EdgeError
 # (step, zero point) of a tensor, the integers being signed.
 Grid = tuple[float, int]
 
-# MNN's integers are signed, those of quantized.grid start at 0.
+# MNN's integers are signed, those of scheme.grid start at 0.
 OFFSET = 128
 
 # Kinds of operations, a way to keep weights (eight bits each), and a kind of tensor.

@@ -21,25 +21,15 @@ from torch import Tensor, fx, nn
 
 from pipnet_edge.converters import tool
 from pipnet_edge.converters.core import Core
+from pipnet_edge.converters.graph import FUSED, convolutions, inputs, module, readers_of
 from pipnet_edge.converters.mnn import file, fp
 from pipnet_edge.converters.mnn.file import Grid, Table
 from pipnet_edge.converters.quantize import match
-from pipnet_edge.converters.quantize.scheme import (
-    FUSED,
-    Quantized,
-    Range,
-    convolutions,
-    grid,
-    inputs,
-    module,
-    readers_of,
-    weight_steps,
-)
+from pipnet_edge.converters.quantize.scheme import Quantized, Range, grid, weight_steps
 from pipnet_edge.errors import EdgeError
 
 Array = NDArray[np.float32]
 
-TOOLS = ("MNN",)
 BITS = (0, 8)
 # The largest distance of a weight from its grid, in steps, that is still rounding.
 ON_GRID = 1e-3

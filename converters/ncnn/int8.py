@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipnet_edge.converters.core import Core
+from pipnet_edge.converters.graph import convolutions, inputs, module
 from pipnet_edge.converters.ncnn import fp, quantize
 from pipnet_edge.converters.ncnn import model as ncnn_model
 from pipnet_edge.converters.quantize import scheme
 from pipnet_edge.converters.quantize.scheme import Quantized
 from pipnet_edge.errors import EdgeError
 
-TOOLS = fp.TOOLS
 BITS = (8,)
 
 
@@ -30,7 +30,7 @@ def convert(core: Core, given: Quantized, bits: int, folder: Path) -> None:
     fp.convert(core, "fp32", work)
     model = ncnn_model.read_model(work / "model.param", work / "model.bin")
     layers = quantize.match_weights(model, _weights(given))
-    reads = scheme.inputs(given.graph)
+    reads = inputs(given.graph)
     ranges = {layer: given.ranges[reads[name]] for layer, name in layers.items() if name not in given.keep}
     keep = {layer for layer, name in layers.items() if name in given.keep} | quantize.depthwise(model)
     int8 = quantize.quantize(model, ranges, keep, winograd=False)
@@ -43,8 +43,8 @@ def convert(core: Core, given: Quantized, bits: int, folder: Path) -> None:
 
 def _weights(given: Quantized) -> dict[str, NDArray[np.float32]]:
     found = {}
-    for name, node in scheme.convolutions(given.graph).items():
-        layer = scheme.module(given.graph, node)
+    for name, node in convolutions(given.graph).items():
+        layer = module(given.graph, node)
         assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
         found[name] = layer.weight.numpy()
     return found

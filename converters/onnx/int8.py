@@ -24,7 +24,6 @@ from pipnet_edge.converters.quantize import match, scheme
 from pipnet_edge.converters.quantize.scheme import Quantized, Range
 from pipnet_edge.errors import EdgeError
 
-TOOLS = ("torch", "onnx", "onnxsim")
 BITS = (0, 8)
 INT32 = 2**31 - 1
 

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from pipnet_edge.converters import golden
-from pipnet_edge.converters.quantize.scheme import CONVOLUTIONS, Run, convolutions, module, points, summed_before_relu
+from pipnet_edge.converters.checkpoint.network import normalise
+from pipnet_edge.converters.graph import CONVOLUTIONS, Run, convolutions, module, points, summed_before_relu
 from pipnet_edge.spec import ModelSpec
 
 BATCH = 8
@@ -131,6 +131,6 @@ def _extents(graph: fx.GraphModule, spec: ModelSpec, crops: NDArray[np.uint8]) -
         return value
 
     for start in range(0, len(crops), BATCH):
-        images = golden.normalise(crops[start : start + BATCH], spec)
+        images = normalise(crops[start : start + BATCH], spec)
         Run(graph, hook).run(images.contiguous(memory_format=torch.channels_last))
     return found

@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from pipnet_edge.converters import golden
-from pipnet_edge.converters.quantize.scheme import Quantized, Run
+from pipnet_edge.converters import demo
+from pipnet_edge.converters.checkpoint.network import normalise
+from pipnet_edge.converters.graph import Run
+from pipnet_edge.converters.quantize.scheme import Quantized
 from pipnet_edge.preprocess import Rect, cut, read_picture
 
 Array = NDArray[np.float32]
@@ -24,18 +26,18 @@ TOLERANCE = 1e-3
 
 def face(side: int) -> NDArray[np.uint8]:
     """A crop (side, side, 3) uint8 RGB to tell tensors apart by."""
-    picture = read_picture(min(golden.FACES.glob("*.jpg")))
+    picture = read_picture(min(demo.FACES.glob("*.jpg")))
     return cut(picture, Rect.whole(picture), side)
 
 
 def image(quantized: Quantized, crop: NDArray[np.uint8]) -> Array:
     """The network's input (1, 3, S, S) for a crop (S, S, 3) uint8 RGB."""
-    return np.ascontiguousarray(golden.normalise(crop[None], quantized.spec).numpy())
+    return np.ascontiguousarray(normalise(crop[None], quantized.spec).numpy())
 
 
 def activations(quantized: Quantized, crop: NDArray[np.uint8]) -> dict[str, Array]:
     """Node name -> its float output (C, H, W) for one crop (S, S, 3) uint8 RGB, of every node that may be stored."""
-    return values(quantized.graph, golden.normalise(crop[None], quantized.spec), quantized.ranges)
+    return values(quantized.graph, normalise(crop[None], quantized.spec), quantized.ranges)
 
 
 def values(graph: fx.GraphModule, image: torch.Tensor, names: Container[str]) -> dict[str, Array]:

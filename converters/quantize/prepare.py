@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from pipnet_edge.converters.checkpoint.read import Network
+from pipnet_edge.converters.checkpoint.network import Network
+from pipnet_edge.converters.graph import gates, heads, trace, transposed
 from pipnet_edge.converters.quantize import equalise, ranges, rounding, scheme
 from pipnet_edge.converters.quantize.calibration import Calibration
 from pipnet_edge.converters.quantize.scheme import Quantized, Range
@@ -70,13 +71,13 @@ class Prepared:
 
     def kinds(self, names: Collection[str]) -> dict[str, str]:
         """Layer name -> kind, of the layers of these kinds: heads, gates, transposed."""
-        find = {"heads": scheme.heads, "gates": scheme.gates, "transposed": scheme.transposed}
+        find = {"heads": heads, "gates": gates, "transposed": transposed}
         return {layer: kind for kind in names for layer in sorted(find[kind](self.float_))}
 
 
 def prepare(network: Network, faces: Calibration, options: Options, progress: Progress = lambda *_: None) -> Prepared:
     """Equalises, finds ranges and rounds; takes minutes, or a moment where the cache has it."""
-    graph = scheme.trace(network.net)
+    graph = trace(network.net)
     path = cache_folder() / "rounded" / f"{_key(network, faces, options)}.pt"
     kept = _read(path)
     if kept is None:
@@ -92,7 +93,7 @@ def prepare(network: Network, faces: Calibration, options: Options, progress: Pr
         graph, spec, faces.crops, options.ranges, lambda done, total: progress("calibrate", done, total)
     )
     scheme.fit_biases(graph, found)
-    keep = scheme.transposed(graph)
+    keep = transposed(graph)
     if options.rounding == "nearest":
         rounded = rounding.nearest(graph, keep)
     else:
@@ -115,8 +116,8 @@ def _key(network: Network, faces: Calibration, options: Options) -> str:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         kept: dict[str, Any] = torch.load(path, weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile):
-        return None  # not there, or cut off by a full disk
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile):
+        return None  # not there, cut off by a full disk, or another file: of some, torch's reader pops an empty stack
     return kept
 
 

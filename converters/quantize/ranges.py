@@ -25,8 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from pipnet_edge.converters import golden
-from pipnet_edge.converters.quantize.scheme import Range, Run, maps, module, points, readers_of, summed_before_relu
+from pipnet_edge.converters.checkpoint.network import normalise
+from pipnet_edge.converters.graph import Run, maps, module, points, readers_of, summed_before_relu
+from pipnet_edge.converters.quantize.scheme import Range
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
@@ -73,7 +74,7 @@ def observe(
     progress: Progress = lambda done, total: None,
     bits: int = 8,
 ) -> dict[str, Range]:
-    """Node name -> range to store it in, of the nodes in `points` and `maps`, from crops (n, S, S, 3) uint8 RGB.
+    """Node name -> range to store it in, of graph.points and graph.maps, from crops (n, S, S, 3) uint8 RGB.
 
     Ranges contain 0. An image of whole numbers has the range of `image_range`. `progress` is told how many images of
     how many are done, over both passes. Raises EdgeError for an unknown method and for a node with values that are not
@@ -152,7 +153,7 @@ def _stream(
     with torch.inference_mode():
         for start in range(0, len(crops), BATCH):
             batch = crops[start : start + BATCH]
-            run.run(golden.normalise(batch, spec))
+            run.run(normalise(batch, spec))
             progress(start + len(batch))
 
 

@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from pipnet_edge.converters import golden
-from pipnet_edge.converters.quantize.scheme import LEVELS, Range, convolutions, stored, weight_steps
+from pipnet_edge.converters.checkpoint.network import normalise
+from pipnet_edge.converters.graph import convolutions
+from pipnet_edge.converters.quantize.scheme import LEVELS, Range, stored, weight_steps
 from pipnet_edge.spec import ModelSpec
 
 BATCH = 8
@@ -64,7 +65,7 @@ def sequential(
 ) -> fx.GraphModule:
     """A copy of the float graph with rounded weights and corrected biases.
 
-    crops (n, S, S, 3) uint8 RGB are calibration faces; ranges those of quantized.points(graph); layers in `keep` stay
+    crops (n, S, S, 3) uint8 RGB are calibration faces; ranges those of graph.points; layers in `keep` stay
     as they are.
     """
     return _Sequence(graph, spec, crops, ranges, keep, progress, seed).run()
@@ -118,7 +119,7 @@ class _Sequence:
 
     def _read(self, start: int, stop: int) -> list[_Batch]:
         crops = self._crops[start:stop]
-        images = golden.normalise(crops, self._spec).contiguous(memory_format=torch.channels_last)
+        images = normalise(crops, self._spec).contiguous(memory_format=torch.channels_last)
         return [_Batch(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
 
     def _where_many_fit(self) -> int:

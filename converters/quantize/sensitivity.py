@@ -3,7 +3,7 @@
 A layer in int8 has the weights of `Quantized.graph`, one in float those of the float network. An activation is stored
 in 8 bits if an int8 layer makes it (after the activation function fused to it) or reads it, through pooling too; a sum,
 a product or an activation function that stands alone is also stored if all that it reads is, gates aside. So with every
-layer in int8 all of `quantized.points` are stored, and with none nothing is.
+layer in int8 all of graph.points are stored, and with none nothing is.
 """
 
 from __future__ import annotations
@@ -19,17 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from pipnet_edge.converters import golden
-from pipnet_edge.converters.quantize.scheme import (
-    CONVOLUTIONS,
-    Quantized,
-    convolutions,
-    gates,
-    module,
-    points,
-    readers_of,
-    stored,
-)
+from pipnet_edge.converters.checkpoint.network import normalise
+from pipnet_edge.converters.graph import CONVOLUTIONS, convolutions, gates, module, points, readers_of
+from pipnet_edge.converters.quantize.scheme import Quantized, stored
 from pipnet_edge.decode import MAP_NAMES, Decoder, Landmarks, Maps, map_shapes
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
@@ -275,7 +267,7 @@ class _Mixed(fx.Interpreter):
 
 def _images(crops: Crops, spec: ModelSpec) -> Iterator[Tensor]:
     for start in range(0, len(crops), CHUNK):
-        yield golden.normalise(crops[start : start + CHUNK], spec)
+        yield normalise(crops[start : start + CHUNK], spec)
 
 
 def _join(parts: Sequence[Landmarks]) -> Landmarks:

@@ -19,6 +19,11 @@ from pipnet_edge.converters.tflite.editor import Editor
 from pipnet_edge.decode import Heads
 
 
+def add(heads: Heads, precision: str, folder: Path) -> None:
+    """Gives the variant in `folder` its heads, as `append` does."""
+    append(folder / "model.tflite", heads, precision)
+
+
 def append(path: Path, heads: Heads, precision: str) -> None:
     """Gives the TFLite file at `path` the output `offsets` (L, 2, 1 + N) instead of `features`.
 

@@ -21,24 +21,15 @@ from numpy.typing import NDArray
 
 from pipnet_edge.converters import tool as child
 from pipnet_edge.converters.core import Core
+from pipnet_edge.converters.graph import convolutions, heads, module, readers_of
 from pipnet_edge.converters.quantize import match
-from pipnet_edge.converters.quantize.scheme import (
-    LEVELS,
-    Quantized,
-    Range,
-    convolutions,
-    grid,
-    heads,
-    module,
-    readers_of,
-    weight_steps,
-)
+from pipnet_edge.converters.quantize.scheme import LEVELS, Quantized, Range, grid, weight_steps
 from pipnet_edge.converters.tflite import fp, rewrites
 from pipnet_edge.converters.tflite.editor import dump, load
 from pipnet_edge.converters.tflite.file import Operation, bias, out_first, read, weights
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 
-TOOLS = fp.TOOLS
+BITS = (0, 8, 16)
 Array = NDArray[np.float32]
 
 # Operations whose output is stored as their input is.
@@ -73,7 +64,7 @@ def convert(core: Core, quantized: Quantized, activation_bits: int, folder: Path
     layer is not kept in float needs a range under its node's name. Raises EdgeError for another number of bits, and
     when the file does not hold the weights and steps that were asked for.
     """
-    if activation_bits not in (0, 8, 16):
+    if activation_bits not in BITS:
         raise EdgeError(f"{activation_bits} bits for TFLite activations; allowed: 0 (float), 8, 16")
     work, single = core.work("tflite"), fp.to_float(core)
     operations = read(single)

@@ -78,7 +78,8 @@ def convert(
     """Make a verified bundle from a trained checkpoint."""
     from pipnet_edge import converters
     from pipnet_edge.benchmarks import tables
-    from pipnet_edge.benchmarks.accuracy import drift, parity
+    from pipnet_edge.benchmarks.accuracy import parity
+    from pipnet_edge.benchmarks.judge import judge
     from pipnet_edge.converters.quantize import budget as budgets
 
     # Checked before torch is imported: whoever mistypes need not wait for it.
@@ -106,7 +107,7 @@ def convert(
     with progress.shown():
         if calibrate:
             faces, notes = faces_in(calibrate, calibrate_labels)
-            quantize = converters.Quantize(faces, calibrate_count, seed, ranges, rounding, budget, drift.judge)
+            quantize = converters.Quantize(faces, calibrate_count, seed, ranges, rounding, budget, judge)
         bundle = converters.convert(checkpoint, output, plan, options, parity.verify, progress.step, simplify, quantize)
     return Output(
         {"bundle": str(output), "notes": notes, **bundle.to_json()},

@@ -34,19 +34,19 @@ def demo(
     from pipnet_edge.benchmarks.pictures.faces import draw_crops
     from pipnet_edge.benchmarks.speed import bench
     from pipnet_edge.benchmarks.speed.result import QUICK
-    from pipnet_edge.converters import golden
     from pipnet_edge.converters.checkpoint import read as checkpoints
+    from pipnet_edge.converters.demo import CALIBRATION, CHECKPOINT, FACES
 
     count = thread_count(threads)
     progress = render.Progress()
     with progress.shown():
         plan = converters.Plan(runtimes.DESTINATIONS, ("fp32", "fp16", "int8"))
         options = checkpoints.Options(data="300w")
-        quantize = converters.Quantize(faces_in(golden.CALIBRATION, None)[0])
+        quantize = converters.Quantize(faces_in(CALIBRATION, None)[0])
         bundle = converters.convert(
-            golden.CHECKPOINT, output / "bundle", plan, options, parity.verify, progress.step, quantize=quantize
+            CHECKPOINT, output / "bundle", plan, options, parity.verify, progress.step, quantize=quantize
         )
-        labelled = labels.read_labels(golden.FACES / "labels.txt", golden.FACES, num_lms=bundle.spec.num_lms)
+        labelled = labels.read_labels(FACES / "labels.txt", FACES, num_lms=bundle.spec.num_lms)
         faces = drift.Faces(labelled, bundle.spec.input_size)
         with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as cache:
             rows, _ = drift.run(bundle, faces, drift.choose(bundle, (), None), Path(cache), 1, progress.step)

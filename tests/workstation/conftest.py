@@ -16,9 +16,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the workstation half needs torch")
 
-from pipnet_edge.converters import golden  # noqa: E402
+from pipnet_edge.converters import demo  # noqa: E402
 from pipnet_edge.converters.checkpoint import nets  # noqa: E402
-from pipnet_edge.converters.checkpoint.read import Network  # noqa: E402
+from pipnet_edge.converters.checkpoint.network import Network  # noqa: E402
 from pipnet_edge.converters.quantize.calibration import Calibration  # noqa: E402
 from pipnet_edge.converters.quantize.prepare import Options, Prepared, prepare  # noqa: E402
 from pipnet_edge.preprocess import Rect, cut, read_picture  # noqa: E402
@@ -145,7 +145,7 @@ def tiny_spec() -> ModelSpec:
 @pytest.fixture(scope="session")
 def tiny_faces() -> np.ndarray:
     """(25, 64, 64, 3) uint8 RGB: the embedded faces."""
-    pictures = [read_picture(path) for path in sorted(golden.FACES.glob("*.jpg"))]
+    pictures = [read_picture(path) for path in sorted(demo.FACES.glob("*.jpg"))]
     return np.stack([cut(p, Rect(0, 0, p.shape[1], p.shape[0]), 64) for p in pictures])
 
 
@@ -190,7 +190,7 @@ def tiny_net() -> Callable[[], torch.nn.Module]:
 
 @pytest.fixture(scope="session")
 def tiny_calibration(tiny_faces: np.ndarray) -> Calibration:
-    return Calibration(tiny_faces, tuple((path, None) for path in sorted(golden.FACES.glob("*.jpg"))), (), 0)
+    return Calibration(tiny_faces, tuple((path, None) for path in sorted(demo.FACES.glob("*.jpg"))), (), 0)
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ import torch
 from pipnet_edge.benchmarks.accuracy.labels import read_labels
 from pipnet_edge.benchmarks.accuracy.metrics import measure, summarise
 from pipnet_edge.benchmarks.accuracy.parity import crops_of
-from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import nets, read
+from pipnet_edge.converters.checkpoint.network import normalise
 from pipnet_edge.decode import Decoder, Landmarks, Maps
 from pipnet_edge.spec import ModelSpec
 from pipnet_edge.worker import call as calls
@@ -41,7 +41,7 @@ def faces(shared: Path) -> Faces:
     labels = read_labels(folder / "labels.txt", folder / "images", num_lms=68)
     crops = crops_of(labels.images, 256)
     with torch.inference_mode():
-        parts = [network.net(golden.normalise(crops[i : i + 20], network.spec)) for i in range(0, len(crops), 20)]
+        parts = [network.net(normalise(crops[i : i + 20], network.spec)) for i in range(0, len(crops), 20)]
     outputs = dict(zip(nets.HEAD_KEYS, (torch.cat(maps).numpy() for maps in zip(*parts, strict=True)), strict=True))
     each = [Maps.from_outputs({k: v[i] for k, v in outputs.items()}, network.spec) for i in range(len(crops))]
     batch = Maps(**{name: np.stack([getattr(maps, name) for maps in each]) for name in outputs})

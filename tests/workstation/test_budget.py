@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipnet_edge.converters import Quantize
 from pipnet_edge.converters.quantize import budget
 from pipnet_edge.converters.quantize.budget import MEASUREMENTS, Budget, Outcome, parse, search
+from pipnet_edge.converters.within_budget import within_budget
 from pipnet_edge.errors import EdgeError
 
 drifts = st.floats(0, 10, allow_nan=False)
@@ -129,3 +132,40 @@ def test_progress_and_json() -> None:
         "satisfied": True,
         "steps": [[0, 1.0], [1, 0.75], [2, 0.5]],
     }
+
+
+# --- What is made and judged for a search.
+
+
+def made(kept: tuple[str, ...]) -> SimpleNamespace:
+    """In place of a bundle of one variant; its drift falls by 1 px a layer, and its time grows by 1 ms."""
+    return SimpleNamespace(kept=kept, variants=(SimpleNamespace(name="onnx-int8"),))
+
+
+def judged(bundle: SimpleNamespace) -> dict[str, float]:
+    return {"px": 5.0 - len(bundle.kept), "nme": 0.0, "ms": float(len(bundle.kept))}
+
+
+def test_trials_are_made_with_the_first_layers_in_their_order() -> None:
+    order = ("d", "a", "c", "b", "e", "f")
+    first, best = within_budget(order, made, judged, Budget("px", 2.0))
+    assert (first.kept, first.bundle.kept, first.drift, first.milliseconds) == ((), (), 5.0, 0.0)
+    assert (best.kept, best.bundle.kept, best.drift, best.milliseconds) == (order[:3], order[:3], 2.0, 3.0)
+
+
+def test_the_limit_says_which_metric_counts() -> None:
+    first, best = within_budget(("a",), made, judged, Budget("nme", 0.0))
+    assert first is best
+    assert first.drift == 0.0
+
+
+def test_a_limit_that_no_trial_keeps_is_an_error_that_names_the_variant() -> None:
+    message = "^onnx-int8 cannot be kept within 0.5px: with all 2 layers in float it still drifts 3px$"
+    with pytest.raises(EdgeError, match=message) as caught:
+        within_budget(("a", "b"), made, judged, Budget("px", 0.5))
+    assert caught.value.code == 3
+
+
+def test_a_budget_needs_a_judge() -> None:
+    with pytest.raises(EdgeError, match=r"^a budget of 0.5px needs a judge"):
+        Quantize({}, budget=parse("0.5px"))

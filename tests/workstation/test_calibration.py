@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from pipnet_edge.benchmarks.accuracy import drift
-from pipnet_edge.converters import golden
+from pipnet_edge.converters import demo
 from pipnet_edge.converters.quantize import calibration
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import Rect, cut, read_picture
 
-FACES = [(path, None) for path in sorted(golden.FACES.glob("*.jpg"))]
+FACES = [(path, None) for path in sorted(demo.FACES.glob("*.jpg"))]
 DIGESTS = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path, _ in FACES}
 
 
@@ -41,7 +41,7 @@ def test_the_same_faces_whatever_the_order_given():
 
 
 def test_a_moved_folder_gives_the_same_faces(tmp_path):
-    moved = shutil.copytree(golden.FACES, tmp_path / "Moved")
+    moved = shutil.copytree(demo.FACES, tmp_path / "Moved")
     here, there = (calibration.choose(f, 64, 16) for f in (FACES, [(moved / p.name, None) for p, _ in FACES]))
     assert here.sha256 == there.sha256
 

@@ -20,7 +20,7 @@ import pytest
 from pipnet_edge import bundle as bundles
 from pipnet_edge.benchmarks.accuracy import parity
 from pipnet_edge.converters import core as export
-from pipnet_edge.converters import golden
+from pipnet_edge.converters import demo
 from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.decode import MAP_NAMES, Features, Maps, Winners
 from pipnet_edge.errors import EdgeError
@@ -64,7 +64,7 @@ def test_the_prefix_really_cuts_the_network(isolated):
 def test_manifest_tells_what_was_made(demo_bundle):
     bundle = bundles.read(demo_bundle)
     assert [variant.name for variant in bundle.variants] == VARIANTS
-    assert bundle.source.sha256 == hashlib.sha256(golden.CHECKPOINT.read_bytes()).hexdigest()
+    assert bundle.source.sha256 == hashlib.sha256(demo.CHECKPOINT.read_bytes()).hexdigest()
     assert bundle.source.onnx_nodes[1] < bundle.source.onnx_nodes[0]
     sizes = {variant.name: variant.size for variant in bundle.variants}
     for runtime in ("ncnn", "mnn", "tflite"):
@@ -88,7 +88,7 @@ def test_heads_are_sparse_unless_somebody_wants_them_dense(demo_bundle):
 def test_pictures_of_real_faces(demo_bundle, variant):
     """All 25 embedded faces, not only those that the bundle was checked on, against ONNX Runtime."""
     bundle = bundles.read(demo_bundle)
-    (row,) = parity.check(bundle, [variant], images=parity.images_in(golden.FACES))
+    (row,) = parity.check(bundle, [variant], images=parity.images_in(demo.FACES))
     assert row.failure is None
     assert (row.images, row.reference) == (25, "onnx-fp32")
 
@@ -111,7 +111,7 @@ def test_resnet101(tmp_path, save_checkpoint, cli):
 
 def test_other_input_size_normalization_and_no_simplification(tmp_path, cli):
     options = ("--input-size", 128, "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--no-simplify")
-    done = cli("convert", golden.CHECKPOINT, "--data", "300w", "--precision", "fp32", *options, "-o", tmp_path / "b")
+    done = cli("convert", demo.CHECKPOINT, "--data", "300w", "--precision", "fp32", *options, "-o", tmp_path / "b")
     assert done.returncode == 0, done.stderr
     bundle = bundles.read(tmp_path / "b")
     assert bundle.spec.grid == 4
@@ -124,7 +124,7 @@ def test_other_input_size_normalization_and_no_simplification(tmp_path, cli):
 
     from pipnet_edge.converters.checkpoint import read as checkpoints
 
-    network = checkpoints.load(golden.CHECKPOINT, checkpoints.Options(data="300w"))
+    network = checkpoints.load(demo.CHECKPOINT, checkpoints.Options(data="300w"))
     image = torch.from_numpy((crops.astype(np.float32) / 255 - 0.5) / 0.25).permute(0, 3, 1, 2)
     with torch.no_grad():
         score = network.net(image)[0].numpy()
@@ -135,7 +135,7 @@ def test_export_checks_every_step(tmp_path, monkeypatch):
     """A simplifier that changes a weight is caught by our own check, whatever it says of itself."""
     from pipnet_edge.converters.checkpoint import read as checkpoints
 
-    network = checkpoints.load(golden.CHECKPOINT, checkpoints.Options(data="300w"))
+    network = checkpoints.load(demo.CHECKPOINT, checkpoints.Options(data="300w"))
 
     def spoil(model):
         spoiled = onnx.ModelProto.FromString(model.SerializeToString())
@@ -240,13 +240,13 @@ def _rest(ran):
     [
         (("README.md", "--data", "300w"), "README.md is not a PyTorch checkpoint"),
         (("nothing.pth",), "there is no file nothing.pth"),
-        ((golden.CHECKPOINT,), "several datasets have 68 landmarks"),
-        ((golden.CHECKPOINT, "--data", "wflw"), "the checkpoint has 68 landmarks, wflw has 98"),
-        ((golden.CHECKPOINT, "--data", "300w", "--to", "ncnn,coreml"), "--to coreml; allowed: mnn, ncnn, onnx, tflite"),
-        ((golden.CHECKPOINT, "--data", "300w", "--precision", "fp64"), "--precision fp64; allowed: fp16, fp32"),
-        ((golden.CHECKPOINT, "--data", "300w", "--to", "onnx", "--precision", "fp16"), "onnx has no fp16 variant"),
-        ((golden.CHECKPOINT, "--data", "300w", "--mean", "1,2"), "3 numbers separated by commas"),
-        ((golden.CHECKPOINT, "--data", "300w", "-o", "taken"), "taken exists and is not a bundle"),
+        ((demo.CHECKPOINT,), "several datasets have 68 landmarks"),
+        ((demo.CHECKPOINT, "--data", "wflw"), "the checkpoint has 68 landmarks, wflw has 98"),
+        ((demo.CHECKPOINT, "--data", "300w", "--to", "ncnn,coreml"), "--to coreml; allowed: mnn, ncnn, onnx, tflite"),
+        ((demo.CHECKPOINT, "--data", "300w", "--precision", "fp64"), "--precision fp64; allowed: fp16, fp32"),
+        ((demo.CHECKPOINT, "--data", "300w", "--to", "onnx", "--precision", "fp16"), "onnx has no fp16 variant"),
+        ((demo.CHECKPOINT, "--data", "300w", "--mean", "1,2"), "3 numbers separated by commas"),
+        ((demo.CHECKPOINT, "--data", "300w", "-o", "taken"), "taken exists and is not a bundle"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, cli, words, message):
@@ -264,7 +264,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, cli, words, message)
     ("options", "message"), [("ro,size=1m", "Read-only file system"), ("size=24m", "no space left")]
 )
 def test_read_only_and_full_disk(tmp_path, isolated, options, message):
-    command = f"{sys.executable} -P -m pipnet_edge.cli convert {golden.CHECKPOINT} --data 300w -o disk/b"
+    command = f"{sys.executable} -P -m pipnet_edge.cli convert {demo.CHECKPOINT} --data 300w -o disk/b"
     script = f"mount -t tmpfs -o {options} tmpfs disk && {command}; code=$?; ls -A disk; exit $code"
     (tmp_path / "disk").mkdir()
     done = subprocess.run([*isolated, "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -276,7 +276,7 @@ def test_read_only_and_full_disk(tmp_path, isolated, options, message):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stage", ["export", "ncnn-fp32", "tflite-fp32"])
 def test_interrupted(tmp_path, stage, sent):
-    command = [sys.executable, "-P", "-m", "pipnet_edge.cli", "convert", str(golden.CHECKPOINT), "--data", "300w"]
+    command = [sys.executable, "-P", "-m", "pipnet_edge.cli", "convert", str(demo.CHECKPOINT), "--data", "300w"]
     run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert run.stderr
     for line in run.stderr:
@@ -334,8 +334,8 @@ def test_five_map_onnx_to_every_runtime(tmp_path, save_checkpoint, cases, cli):
 
 
 def test_inspect_says_what_a_checkpoint_is_without_being_told_the_dataset(cli):
-    done = cli("inspect", golden.CHECKPOINT)
+    done = cli("inspect", demo.CHECKPOINT)
     assert done.returncode == 0, done.stderr
     assert "68 (300w or 300w-celeba or 300w-cofw-wflw), 10 neighbours each" in done.stdout
-    found = json.loads(cli("inspect", golden.CHECKPOINT, "--json").stdout)["result"]
+    found = json.loads(cli("inspect", demo.CHECKPOINT, "--json").stdout)["result"]
     assert (found["backbone"], found["net_stride"], found["num_lms"]) == ("mobilenet_v2", 32, 68)

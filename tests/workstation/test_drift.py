@@ -11,17 +11,17 @@ import pytest
 
 from pipnet_edge import bundle as bundles
 from pipnet_edge.benchmarks.accuracy import drift, labels, metrics
-from pipnet_edge.converters import golden
+from pipnet_edge.converters import demo
 from pipnet_edge.errors import EdgeError
 
-LABELS = golden.FACES / "labels.txt"
+LABELS = demo.FACES / "labels.txt"
 
 
 @pytest.fixture(scope="module")
 def measured(demo_bundle, cli, tmp_path_factory):
     """(result, output folder) of one run with labels over the 25 embedded faces."""
     output = tmp_path_factory.mktemp("drift") / "out"
-    done = cli("drift", demo_bundle, "--images", golden.FACES, "--labels", LABELS, "-o", output, "--json")
+    done = cli("drift", demo_bundle, "--images", demo.FACES, "--labels", LABELS, "-o", output, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["result"], output
 
@@ -53,14 +53,14 @@ def test_a_second_run_takes_what_the_first_has_done(measured, demo_bundle, cli):
     result, output = measured
     before = {path: path.stat().st_mtime_ns for path in (output / "cache").iterdir()}
     assert len(before) == 11
-    done = cli("drift", demo_bundle, "--images", golden.FACES, "--labels", LABELS, "-o", output, "--json")
+    done = cli("drift", demo_bundle, "--images", demo.FACES, "--labels", LABELS, "-o", output, "--json")
     assert json.loads(done.stdout)["result"]["rows"] == result["rows"]
     assert {path: path.stat().st_mtime_ns for path in (output / "cache").iterdir()} == before
 
 
 def test_limits(measured, demo_bundle, cli):
     _, output = measured
-    words = ("drift", demo_bundle, "--images", golden.FACES, "-o", output, "--variant", "ncnn-fp16", "--limit")
+    words = ("drift", demo_bundle, "--images", demo.FACES, "-o", output, "--variant", "ncnn-fp16", "--limit")
     assert cli(*words, "px_mean<=0.05").returncode == 0
     done = cli(*words, "px_mean<=0.001")
     assert done.returncode == 3
@@ -75,7 +75,7 @@ def test_a_variant_that_cannot_run_has_a_row(demo_bundle, tmp_path):
     shutil.copytree(demo_bundle, folder)
     (folder / "mnn-fp16" / "model.mnn").write_bytes(b"x")
     bundle = bundles.read(folder)
-    faces = drift.Faces(labels.image_folder(golden.FACES), 256)
+    faces = drift.Faces(labels.image_folder(demo.FACES), 256)
     chosen = drift.choose(bundle, ["mnn-fp16", "ncnn-fp16"], None)
     rows, _ = drift.run(bundle, faces, chosen, tmp_path / "cache", 2)
     assert "sha256 differs" in rows[0].failure
@@ -96,7 +96,7 @@ def test_a_variant_that_cannot_run_has_a_row(demo_bundle, tmp_path):
 def test_labels_that_do_not_fit(demo_bundle, cli, tmp_path, lines, message):
     (tmp_path / "labels.txt").write_text("\n".join(lines) + "\n")
     words = ("--labels", tmp_path / "labels.txt", "--label-format", "pipnet", "-o", tmp_path / "out")
-    done = cli("drift", demo_bundle, "--images", golden.FACES, *words)
+    done = cli("drift", demo_bundle, "--images", demo.FACES, *words)
     assert done.returncode == 1
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

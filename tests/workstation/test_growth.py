@@ -18,8 +18,9 @@ from pipnet_edge import bundle as bundles
 from pipnet_edge.benchmarks.studies import growth, growth_faces, growth_page, variations
 from pipnet_edge.benchmarks.studies.growth import FACED, Network
 from pipnet_edge.benchmarks.studies.growth_page import LANDMARKS, SIDE, Growth
-from pipnet_edge.converters import golden
+from pipnet_edge.converters import demo
 from pipnet_edge.converters.checkpoint import nets, read
+from pipnet_edge.converters.checkpoint import network as networks
 from pipnet_edge.decode import Decoder
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import Rect, cut, read_picture
@@ -59,20 +60,20 @@ def test_other_landmarks_take_over_the_heads_of_those_nearest() -> None:
         assert (backbone, stride) == ("mobilenet_v2", 32)
         assert net.heads["score"].out_channels == len(face.points)
         assert net.heads["neighbor_x"].out_channels == 10 * len(face.points)
-    embedded = read.load(golden.CHECKPOINT, read.Options(data="300w")).net.state_dict()
+    embedded = read.load(demo.CHECKPOINT, read.Options(data="300w")).net.state_dict()
     _, _, same = nets.build(variations.state("mobilenet_v2", "300w"))
     assert all(torch.equal(value, embedded[key]) for key, value in same.state_dict().items())
 
 
 def test_other_landmarks_are_found_where_those_nearest_are() -> None:
     """So that their cells are spread over a face as those of a trained network are."""
-    crops = np.stack([crop_of(path) for path in sorted(golden.FACES.glob("*.jpg"))[:4]])
+    crops = np.stack([crop_of(path) for path in sorted(demo.FACES.glob("*.jpg"))[:4]])
     cells = {}
     for data in ("300w", "wflw"):
         face = mean_faces()[data]
         spec = ModelSpec("mobilenet_v2", len(face.points), 10, 32, 256, face)
         _, _, net = nets.build(variations.state("mobilenet_v2", data))
-        cells[data] = Decoder(spec)(golden.maps_of(read.Network(spec, net, 0), crops)).cell
+        cells[data] = Decoder(spec)(networks.maps_of(networks.Network(spec, net, 0), crops)).cell
     own, wanted = (np.array(mean_faces()[data].points) for data in ("300w", "wflw"))
     nearest = [int(np.linalg.norm(own - point, axis=1).argmin()) for point in wanted]
     np.testing.assert_array_equal(cells["wflw"], cells["300w"][:, nearest])
@@ -89,9 +90,9 @@ def test_random_weights_give_activations_of_usual_size() -> None:
     backbone, stride, net = nets.build(state)
     assert (backbone, stride) == ("resnet18", 32)
     spec = ModelSpec(backbone, 29, 10, stride, 256, mean_faces()["cofw"])
-    crop = crop_of(min(golden.FACES.glob("*.jpg")))
+    crop = crop_of(min(demo.FACES.glob("*.jpg")))
     with torch.no_grad():
-        score, offset, *_ = net(golden.normalise(crop[None], spec))
+        score, offset, *_ = net(networks.normalise(crop[None], spec))
     assert 0.2 < float(score.std()) < 5
     assert 0.2 < float(offset.std()) < 5
 

@@ -22,10 +22,12 @@ import torch
 
 from pipnet_edge import bundle as bundles
 from pipnet_edge.benchmarks.accuracy import drift, labels, metrics, parity
+from pipnet_edge.benchmarks.judge import judge
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.cli.app import main
-from pipnet_edge.converters import golden
+from pipnet_edge.converters import demo
 from pipnet_edge.converters.checkpoint import read as checkpoints
+from pipnet_edge.converters.checkpoint.network import maps_of
 from pipnet_edge.converters.mnn import int8
 from pipnet_edge.converters.ncnn import model as ncnn_model
 from pipnet_edge.converters.quantize import calibration
@@ -34,8 +36,8 @@ from pipnet_edge.decode import Decoder, Landmarks
 from pipnet_edge.worker import call as calls
 
 RUNTIMES = ("onnx", "ncnn", "mnn", "tflite")
-LABELS = golden.FACES / "labels.txt"
-NET = (golden.CHECKPOINT, "--data", "300w")
+LABELS = demo.FACES / "labels.txt"
+NET = (demo.CHECKPOINT, "--data", "300w")
 QUICK = ("--calibrate-count", 16, "--rounding", "nearest", "--ranges", "minmax")
 HEADS = {f"heads.{name}": "heads" for name in ("score", "offset_x", "offset_y", "neighbor_x", "neighbor_y")}
 
@@ -68,7 +70,7 @@ def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> I
     signal.signal(signal.SIGTERM, before)
 
 
-def faces(folder: Path, count: int, source: Path = golden.CALIBRATION) -> Path:
+def faces(folder: Path, count: int, source: Path = demo.CALIBRATION) -> Path:
     folder.mkdir()
     for path in sorted(source.glob("*.jpg"))[:count]:
         shutil.copy(path, folder)
@@ -151,7 +153,7 @@ def test_heads_inside_are_those_beside_others_rounded(demo_bundle):
 
 def test_drift_on_faces_that_nobody_has_seen(demo_bundle):
     bundle = bundles.read(demo_bundle)
-    crops = parity.crops_of(parity.images_in(golden.FACES), bundle.spec.input_size)
+    crops = parity.crops_of(parity.images_in(demo.FACES), bundle.spec.input_size)
     truth = calls.infer(calls.here, demo_bundle, "onnx-fp32", 1, crops).landmarks
     found = {name: calls.infer(calls.here, demo_bundle, f"{name}-int8", 1, crops).landmarks for name in RUNTIMES}
     px = {name: distance(landmarks, truth, bundle) for name, landmarks in found.items()}
@@ -168,10 +170,10 @@ def distance(a: Landmarks, b: Landmarks, bundle: Bundle) -> float:
 
 def test_manifest_tells_how_variants_were_quantized(demo_bundle):
     bundle = bundles.read(demo_bundle)
-    pictures = [path.read_bytes() for path in golden.CALIBRATION.glob("*.jpg")]
+    pictures = [path.read_bytes() for path in demo.CALIBRATION.glob("*.jpg")]
     assert bundle.calibration
     assert len(bundle.calibration.images) == len(pictures) == 117
-    known = drift.overlap(sorted(golden.CALIBRATION.glob("*.jpg")), frozenset(bundle.calibration.images))
+    known = drift.overlap(sorted(demo.CALIBRATION.glob("*.jpg")), frozenset(bundle.calibration.images))
     assert len(known) == 117
     for variant in bundle.variants:
         how = variant.quantization
@@ -209,7 +211,7 @@ def test_sizes_without_the_heads(demo_bundle):
 
 def test_the_same_seed_gives_the_same_files(tmp_path, cli, monkeypatch):
     """Also without the cache of the first time; another seed gives other faces. Small crops are quicker."""
-    words = ("convert", *NET, "--calibrate", golden.CALIBRATION, *QUICK, "--input-size", 128, "--precision", "int8")
+    words = ("convert", *NET, "--calibrate", demo.CALIBRATION, *QUICK, "--input-size", 128, "--precision", "int8")
     for name, options in (
         ("one", ("--to", "onnx,ncnn")),
         ("two", ("--to", "ncnn,onnx")),
@@ -254,7 +256,7 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = LABELS.read_text().splitlines()
     (folder / "short.txt").write_text("\n".join([*lines[:2], lines[2].rpartition(" ")[0], *lines[3:]]))
     (folder / "strangers.txt").write_text("\n".join(f"no{line}" for line in lines))
-    names = sorted(path.name for path in golden.CALIBRATION.glob("*.jpg"))
+    names = sorted(path.name for path in demo.CALIBRATION.glob("*.jpg"))
     (folder / "98.txt").write_text("\n".join(name + " 0.25 0.75" * 98 for name in names))
     return folder
 
@@ -272,29 +274,29 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("--calibrate", "fifteen"), "15 images to calibrate with; at least 16 are needed"),
         (("--calibrate", "cut"), ".jpg is not an image that OpenCV can read, or is cut off"),
         (("--calibrate", "black"), "shows nothing but one colour (as do 19 more of 20 calibration images)"),
-        (("--calibrate", golden.FACES, "--calibrate-labels", "nothing"), "there is no label file nothing"),
+        (("--calibrate", demo.FACES, "--calibrate-labels", "nothing"), "there is no label file nothing"),
         (
-            ("--calibrate", golden.FACES, "--calibrate-labels", "short.txt"),
+            ("--calibrate", demo.FACES, "--calibrate-labels", "short.txt"),
             "short.txt line 3: 135 coordinates; 136 are needed for 68 landmarks",
         ),
         (
-            ("--calibrate", golden.FACES, "--calibrate-labels", "strangers.txt"),
+            ("--calibrate", demo.FACES, "--calibrate-labels", "strangers.txt"),
             "strangers.txt: none of its 25 labels (no",
         ),
-        (("--calibrate", golden.FACES, "--calibrate-count", 15), "15 calibration images; at least 16 are needed"),
-        (("--calibrate", golden.FACES, "--ranges", "best"), "--ranges best; allowed: minmax, percentile, kl, mse"),
-        (("--calibrate", golden.FACES, "--rounding", "up"), "--rounding up; allowed: sequential, nearest"),
-        (("--calibrate", golden.FACES, "--max-drift", "0.5"), "budget '0.5'; allowed: a number and px or nme"),
-        (("--calibrate", golden.FACES, "--max-drift", "-1px"), "budget '-1px'; allowed: a number and px or nme"),
-        (("--calibrate", golden.FACES, "--max-drift", ""), "budget ''; allowed: a number and px or nme"),
-        (("--calibrate", golden.FACES, "--max-drift", "1px"), "25 faces; a budget needs at least 80"),
-        (("--calibrate", golden.CALIBRATION, "--max-drift", "0.02nme"), "a budget of 0.02nme needs labels"),
+        (("--calibrate", demo.FACES, "--calibrate-count", 15), "15 calibration images; at least 16 are needed"),
+        (("--calibrate", demo.FACES, "--ranges", "best"), "--ranges best; allowed: minmax, percentile, kl, mse"),
+        (("--calibrate", demo.FACES, "--rounding", "up"), "--rounding up; allowed: sequential, nearest"),
+        (("--calibrate", demo.FACES, "--max-drift", "0.5"), "budget '0.5'; allowed: a number and px or nme"),
+        (("--calibrate", demo.FACES, "--max-drift", "-1px"), "budget '-1px'; allowed: a number and px or nme"),
+        (("--calibrate", demo.FACES, "--max-drift", ""), "budget ''; allowed: a number and px or nme"),
+        (("--calibrate", demo.FACES, "--max-drift", "1px"), "25 faces; a budget needs at least 80"),
+        (("--calibrate", demo.CALIBRATION, "--max-drift", "0.02nme"), "a budget of 0.02nme needs labels"),
         (
-            ("--calibrate", golden.CALIBRATION, "--calibrate-labels", "98.txt", "--max-drift", "1nme"),
+            ("--calibrate", demo.CALIBRATION, "--calibrate-labels", "98.txt", "--max-drift", "1nme"),
             "needs labels of 68 landmarks, as the checkpoint has; --calibrate-labels has 98",
         ),
         (
-            ("--calibrate", golden.FACES, "--to", "ncnn", "--precision", "int16x8"),
+            ("--calibrate", demo.FACES, "--to", "ncnn", "--precision", "int16x8"),
             "ncnn has no int16x8 variant",
         ),
     ],
@@ -314,12 +316,12 @@ def test_a_mistake_is_one_line_and_leaves_nothing(wrong, say, cache, monkeypatch
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--calibrate", golden.FACES), "25 faces; a budget needs at least 80"),
-        (("--calibrate", golden.CALIBRATION, "--faces", 24), "24 faces to measure on; 23 of the 117 faces are held"),
-        (("--calibrate", golden.CALIBRATION, "--precision", "w8"), "--precision w8; allowed: int8, int8-full"),
-        (("--calibrate", golden.CALIBRATION, "--ranges", "best"), "--ranges best; allowed: "),
-        (("--calibrate", golden.CALIBRATION, "-o", "nowhere/s.png"), "there is no folder nowhere"),
-        (("--calibrate", golden.CALIBRATION, "-o", "s.txt"), "cannot write a picture as s.txt; use .png or .jpg"),
+        (("--calibrate", demo.FACES), "25 faces; a budget needs at least 80"),
+        (("--calibrate", demo.CALIBRATION, "--faces", 24), "24 faces to measure on; 23 of the 117 faces are held"),
+        (("--calibrate", demo.CALIBRATION, "--precision", "w8"), "--precision w8; allowed: int8, int8-full"),
+        (("--calibrate", demo.CALIBRATION, "--ranges", "best"), "--ranges best; allowed: "),
+        (("--calibrate", demo.CALIBRATION, "-o", "nowhere/s.png"), "there is no folder nowhere"),
+        (("--calibrate", demo.CALIBRATION, "-o", "s.txt"), "cannot write a picture as s.txt; use .png or .jpg"),
     ],
 )
 def test_mistakes_with_sensitivity(tmp_path, say, monkeypatch, words, message):
@@ -360,9 +362,9 @@ def test_layers_return_to_float_until_the_budget_holds(tmp_path, cli):
 
     apart = calibration.split([(path, None) for path in folder.iterdir()], 16, 0)[1]
     crops = calibration.choose(apart, 192, len(apart)).crops
-    network = checkpoints.load(golden.CHECKPOINT, checkpoints.Options(data="300w", input_size=192))
-    truth = Decoder(network.spec)(golden.maps_of(network, crops))
-    assert drift.judge(bundle, variant.name, crops, truth)["px"] == pytest.approx(spent.drift[1], rel=1e-3)
+    network = checkpoints.load(demo.CHECKPOINT, checkpoints.Options(data="300w", input_size=192))
+    truth = Decoder(network.spec)(maps_of(network, crops))
+    assert judge(bundle, variant.name, crops, truth)["px"] == pytest.approx(spent.drift[1], rel=1e-3)
     assert bundle.calibration
     assert drift.overlap([path for path, _ in apart], frozenset(bundle.calibration.images)) == []
 
@@ -377,7 +379,7 @@ def test_a_budget_that_cannot_be_met(tmp_path, say, monkeypatch, tiny_net):
     torch.onnx.export(tiny_net(), (image,), "tiny.onnx", input_names=["img"], output_names=names, dynamo=False)
     Path("five.txt").write_text("0.2 0.2 0.8 0.3 0.5 0.5 0.3 0.8 0.7 0.9\n")
     before = sorted(tmp_path.iterdir())
-    options = ("--calibrate", golden.CALIBRATION, *QUICK, "--to", "onnx", "--heads", "dense", "--precision", "int8")
+    options = ("--calibrate", demo.CALIBRATION, *QUICK, "--to", "onnx", "--heads", "dense", "--precision", "int8")
     code, _, error = say("convert", "tiny.onnx", "--meanface", "five.txt", *options, "--max-drift", "0px")
     assert code == 3
     assert "onnx-int8 cannot be kept within 0px: with all 11 layers in float it still drifts 0." in error
@@ -390,7 +392,7 @@ def test_a_budget_that_cannot_be_met(tmp_path, say, monkeypatch, tiny_net):
 
 def test_drift_tells_that_faces_were_calibrated_with(tmp_path, demo_bundle, say):
     folder = faces(tmp_path / "faces", 4)
-    shutil.copy(sorted(golden.FACES.glob("*.jpg"))[0], folder)
+    shutil.copy(sorted(demo.FACES.glob("*.jpg"))[0], folder)
     words = ("drift", demo_bundle, "--images", folder, "--variant", "onnx-int8", "-o", tmp_path / "out")
     note = "4 of these images were used to calibrate, so quantized variants look better than they are: 001_03.jpg, "
     code, out, error = say(*words)
@@ -398,7 +400,7 @@ def test_drift_tells_that_faces_were_calibrated_with(tmp_path, demo_bundle, say)
     assert note in out
     code, out, _ = say(*words, "--json")
     assert [text[: len(note)] for text in json.loads(out)["result"]["notes"]] == [note]
-    code, out, _ = say("drift", demo_bundle, "--images", golden.FACES, *words[4:], "--json")
+    code, out, _ = say("drift", demo_bundle, "--images", demo.FACES, *words[4:], "--json")
     assert json.loads(out)["result"]["notes"] == []
 
 
@@ -422,8 +424,8 @@ def test_sensitivity(tmp_path, say):
 
 
 def test_what_labels_leave_out_is_said(tmp_path, say):
-    folder = faces(tmp_path / "faces", 25, golden.FACES)
-    shutil.copy(next(golden.CALIBRATION.glob("001*.jpg")), folder)
+    folder = faces(tmp_path / "faces", 25, demo.FACES)
+    shutil.copy(next(demo.CALIBRATION.glob("001*.jpg")), folder)
     options = (*QUICK, "--input-size", 128, "--to", "onnx", "--precision", "int8", "-o", tmp_path / "b")
     code, out, error = say("convert", *NET, "--calibrate", folder, "--calibrate-labels", LABELS, *options)
     assert code == 0, error
@@ -439,7 +441,7 @@ def test_what_labels_leave_out_is_said(tmp_path, say):
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_while_rounding(tmp_path, cache, sent):
-    words = ["convert", *map(str, NET), "--calibrate", str(golden.CALIBRATION), "--to", "onnx", "--precision", "int8"]
+    words = ["convert", *map(str, NET), "--calibrate", str(demo.CALIBRATION), "--to", "onnx", "--precision", "int8"]
     command = [sys.executable, "-P", "-m", "pipnet_edge.cli", *words, "--calibrate-count", "16", "--ranges", "minmax"]
     run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert run.stderr
@@ -461,7 +463,7 @@ def test_interrupted_while_rounding(tmp_path, cache, sent):
 def test_a_cache_that_cannot_be_written(tmp_path, isolated, options):
     """Costs the next run some time, and this one nothing."""
     (tmp_path / "disk").mkdir()
-    words = [*map(str, NET), "--calibrate", str(golden.CALIBRATION), *map(str, QUICK), "--input-size", "128"]
+    words = [*map(str, NET), "--calibrate", str(demo.CALIBRATION), *map(str, QUICK), "--input-size", "128"]
     command = [sys.executable, "-P", "-m", "pipnet_edge.cli", "convert", *words, "--to", "onnx", "--precision", "int8"]
     mount = f"mount -t tmpfs -o {options} tmpfs disk"
     script = f'{mount} && XDG_CACHE_HOME=$PWD/disk "$@"; code=$?; find disk/pipnet-edge -type f; exit $code'

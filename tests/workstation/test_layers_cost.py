@@ -16,9 +16,9 @@ from torch import nn
 from pipnet_edge.bundle import Bundle, File, Layer, Parity, Quantization, Source, Variant, read
 from pipnet_edge.converters import Plan, convert
 from pipnet_edge.converters import core as export
+from pipnet_edge.converters import graph as graphs
 from pipnet_edge.converters.checkpoint import from_onnx, layers, nets
 from pipnet_edge.converters.checkpoint import read as checkpoints
-from pipnet_edge.converters.quantize import scheme
 from pipnet_edge.spec import ModelSpec, mean_faces
 from pipnet_edge.targets.devices import device
 from pipnet_edge.targets.predicted import cost
@@ -80,7 +80,7 @@ def check(net: nn.Module, spec: ModelSpec) -> None:
     works = zip(bundle.layers, float_.layers, strict=True)
     listed = {layer.name: (work.macs, work.weights, work.activations) for layer, work in works if layer.is_convolution}
     assert listed == truth
-    assert list(listed) == list(scheme.convolutions(scheme.trace(net)))
+    assert list(listed) == list(graphs.convolutions(graphs.trace(net)))
     assert Counter(layer.op for layer in bundle.layers if not layer.is_convolution) == others(net)
     assert float_.macs == sum(macs for macs, _, _ in truth.values())
     assert int8.macs == float_.macs

@@ -19,23 +19,11 @@ from torch import Tensor, nn
 from pipnet_edge import runtimes
 from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.core import Core, export
+from pipnet_edge.converters.graph import Run, convolutions, gates, heads, module, points, trace
 from pipnet_edge.converters.mnn import fp
 from pipnet_edge.converters.mnn import int8 as mnn_int8
 from pipnet_edge.converters.quantize import match
-from pipnet_edge.converters.quantize.scheme import (
-    Quantized,
-    Run,
-    convolutions,
-    gates,
-    grid,
-    heads,
-    module,
-    pixel_lattice,
-    points,
-    stored,
-    trace,
-    weight_steps,
-)
+from pipnet_edge.converters.quantize.scheme import Quantized, grid, pixel_lattice, stored, weight_steps
 from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import MeanFace, ModelSpec

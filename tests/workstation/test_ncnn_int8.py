@@ -13,16 +13,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipnet_edge import runtimes
-from pipnet_edge.converters import golden
+from pipnet_edge.converters import graph as graphs
 from pipnet_edge.converters.checkpoint import nets
+from pipnet_edge.converters.checkpoint.network import normalise
 from pipnet_edge.converters.core import Core, export
+from pipnet_edge.converters.graph import Run, convolutions
 from pipnet_edge.converters.ncnn import int8 as ncnn_int8
 from pipnet_edge.converters.ncnn import model as ncnn_model
 from pipnet_edge.converters.ncnn import quantize
 from pipnet_edge.converters.ncnn.model import Model
 from pipnet_edge.converters.quantize import scheme
 from pipnet_edge.converters.quantize.prepare import Prepared
-from pipnet_edge.converters.quantize.scheme import Quantized, Run, convolutions, stored
+from pipnet_edge.converters.quantize.scheme import Quantized, stored
 from pipnet_edge.decode import MAP_NAMES, Decoder, Maps, map_shapes
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
@@ -50,7 +52,7 @@ def make(tiny_prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> C
 
 @pytest.fixture(scope="module")
 def made(make: Callable[[frozenset[str]], Made], tiny_prepared: Prepared) -> Made:
-    return make(scheme.heads(tiny_prepared.float_))
+    return make(graphs.heads(tiny_prepared.float_))
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +65,13 @@ def read(folder: Path) -> Model:
 
 
 def simulate(given: Quantized, crops: Array, bits: int = 8) -> list[Array]:
-    names = scheme.points(given.graph) if bits else {}
+    names = graphs.points(given.graph) if bits else {}
 
     def hook(node: fx.Node, value: Tensor) -> Tensor:
         return stored(value, given.ranges[node.name]) if node.name in names else value
 
     with torch.no_grad():
-        return [map_.numpy() for map_ in Run(given.graph, hook).run(golden.normalise(crops, given.spec))]
+        return [map_.numpy() for map_ in Run(given.graph, hook).run(normalise(crops, given.spec))]
 
 
 def run(folder: Path, spec: ModelSpec, crops: Array) -> list[Array]:
@@ -135,7 +137,7 @@ def landmarks(spec: ModelSpec, maps: list[Array]) -> Array:
 
 def test_landmarks_are_near_the_networks(tmp_path: Path, tiny_prepared: Prepared, tiny_faces: Array) -> None:
     """Offsets are scaled to what trained networks give: less than a cell."""
-    given = tiny_prepared.keeping(scheme.heads(tiny_prepared.float_))
+    given = tiny_prepared.keeping(graphs.heads(tiny_prepared.float_))
     for name, map_ in zip(nets.HEAD_KEYS, simulate(given, tiny_faces, bits=0), strict=True):
         for part in ("weight", "bias"):
             given.graph.get_parameter(f"heads.{name}.{part}").div_(np.abs(map_).max() / 2)
@@ -155,7 +157,7 @@ def test_more_layers_can_be_kept(
     tiny_prepared: Prepared,
     tiny_faces: Array,
 ) -> None:
-    given, folder = make(scheme.heads(tiny_prepared.float_) | kept)
+    given, folder = make(graphs.heads(tiny_prepared.float_) | kept)
     whole = sum(layer.arrays["weight"].dtype == np.int8 for layer in read(folder).layers if "weight" in layer.arrays)
     assert whole == len(convolutions(given.graph)) - len(given.keep) - 1
     exact = simulate(given, tiny_faces, bits=0)
@@ -182,9 +184,9 @@ def test_other_bits_are_refused(bits: int, tiny_prepared: Prepared, tmp_path: Pa
 
 
 def test_a_network_that_is_not_the_cores_is_refused(tiny_prepared: Prepared, tmp_path: Path) -> None:
-    given = tiny_prepared.keeping(scheme.heads(tiny_prepared.float_))
+    given = tiny_prepared.keeping(graphs.heads(tiny_prepared.float_))
     core = export(given.graph, given.spec, tmp_path)
-    other = scheme.trace(given.graph)
+    other = graphs.trace(given.graph)
     other.get_parameter("backbone.project.weight").neg_()
     with pytest.raises(EdgeError, match="holds the weights of none of the net"):
         ncnn_int8.convert(core, replace(given, graph=other), 8, tmp_path)
@@ -192,7 +194,7 @@ def test_a_network_that_is_not_the_cores_is_refused(tiny_prepared: Prepared, tmp
 
 def test_weights_off_their_grid_are_never_written(tiny_prepared: Prepared, tmp_path: Path) -> None:
     """Halfway between two steps torch rounds to even and ncnn away from zero: not the integers of other runtimes."""
-    given = tiny_prepared.keeping(scheme.heads(tiny_prepared.float_))
+    given = tiny_prepared.keeping(graphs.heads(tiny_prepared.float_))
     layer = given.graph.get_submodule("backbone.project")
     assert isinstance(layer, nn.Conv2d)
     layer.weight[0].zero_()

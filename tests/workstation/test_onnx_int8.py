@@ -15,12 +15,14 @@ from onnx import numpy_helper
 from torch import Tensor, fx, nn
 
 from pipnet_edge import runtimes
-from pipnet_edge.converters import golden
+from pipnet_edge.converters import graph as graphs
+from pipnet_edge.converters.checkpoint.network import normalise
 from pipnet_edge.converters.core import Core, export
+from pipnet_edge.converters.graph import Run, convolutions, trace
 from pipnet_edge.converters.onnx import int8
 from pipnet_edge.converters.quantize import prepare, ranges, rounding, scheme
 from pipnet_edge.converters.quantize.prepare import Prepared
-from pipnet_edge.converters.quantize.scheme import Quantized, Run, convolutions, grid, stored, trace, weight_steps
+from pipnet_edge.converters.quantize.scheme import Quantized, grid, stored, weight_steps
 from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
@@ -47,7 +49,7 @@ def make(tiny_prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> C
 
 @pytest.fixture(scope="module")
 def made(make: Callable[..., Made], tiny_prepared: Prepared) -> Made:
-    return make(scheme.heads(tiny_prepared.float_), 8)
+    return make(graphs.heads(tiny_prepared.float_), 8)
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +64,13 @@ def weights_only(make: Callable[..., Made]) -> Made:
 
 def simulate(given: Quantized, crops: Array, maps_too: bool = False, bits: int = 8) -> list[Array]:
     """The maps, (n, C, H, W) each, of a network that stores its activations in 8 bits; in float where bits is 0."""
-    names = {*scheme.points(given.graph), *(scheme.maps(given.graph) if maps_too else ())}
+    names = {*graphs.points(given.graph), *(graphs.maps(given.graph) if maps_too else ())}
 
     def hook(node: fx.Node, value: Tensor) -> Tensor:
         return stored(value, given.ranges[node.name]) if bits and node.name in names else value
 
     with torch.no_grad():
-        return [map_.numpy() for map_ in Run(given.graph, hook).run(golden.normalise(crops, given.spec))]
+        return [map_.numpy() for map_ in Run(given.graph, hook).run(normalise(crops, given.spec))]
 
 
 def run(folder: Path, spec: ModelSpec, crops: Array) -> list[Array]:
@@ -212,7 +214,7 @@ def test_layers_to_keep_compute_in_float(
     kept: str, make: Callable[..., Made], tiny_prepared: Prepared, tiny_faces: Array, tmp_path: Path
 ) -> None:
     """ONNX Runtime by itself rounds the weights of layers between two stored tensors, on one grid for all channels."""
-    keep = scheme.heads(tiny_prepared.float_) | {f"backbone.{name}" for name in kept.split()}
+    keep = graphs.heads(tiny_prepared.float_) | {f"backbone.{name}" for name in kept.split()}
     given, folder = make(keep, 8)
     kinds = optimised(folder, tmp_path / "optimised.onnx")
     assert kinds["QLinearConv"] == len(convolutions(given.graph)) - len(given.keep)
@@ -236,7 +238,7 @@ def test_nothing_to_quantize_is_the_float_network(
 
 
 def test_a_bias_that_does_not_fit_is_refused(tiny_prepared: Prepared, tmp_path: Path) -> None:
-    given = tiny_prepared.keeping(scheme.heads(tiny_prepared.float_))
+    given = tiny_prepared.keeping(graphs.heads(tiny_prepared.float_))
     given.graph.get_parameter("backbone.project.bias")[2] = 1e9
     core = export(given.graph, given.spec, tmp_path)
     with pytest.raises(EdgeError, match=r"^layer 'backbone\.project' has a bias that does not fit int8 arithmetic"):
@@ -244,7 +246,7 @@ def test_a_bias_that_does_not_fit_is_refused(tiny_prepared: Prepared, tmp_path: 
 
 
 def test_a_layer_that_the_export_lacks_is_named(tiny_prepared: Prepared, tmp_path: Path) -> None:
-    given = tiny_prepared.keeping(scheme.heads(tiny_prepared.float_))
+    given = tiny_prepared.keeping(graphs.heads(tiny_prepared.float_))
     core = export(given.graph, given.spec, tmp_path)
     model = onnx.load(core.path)
     for node in model.graph.node:
@@ -284,7 +286,7 @@ def test_gates_hard_swishes_and_transposed_layers(
     graph = trace(Others().eval())
     spec = scheme.pixel_lattice(graph, tiny_spec)
     bounds = ranges.observe(graph, spec, tiny_faces, "minmax")
-    made = prepare.Prepared(graph, rounding.nearest(graph, scheme.transposed(graph)), spec, bounds)
+    made = prepare.Prepared(graph, rounding.nearest(graph, graphs.transposed(graph)), spec, bounds)
     given = made.keeping(made.kinds(kinds))
     int8.convert(export(given.graph, spec, tmp_path), given, 8, tmp_path)
     found = optimised(tmp_path, tmp_path / "optimised.onnx")

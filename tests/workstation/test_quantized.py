@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from pipnet_edge.converters import golden
+from pipnet_edge.converters import graph as graphs
 from pipnet_edge.converters.checkpoint import nets
+from pipnet_edge.converters.checkpoint.network import normalise
+from pipnet_edge.converters.graph import Run, trace
 from pipnet_edge.converters.quantize import match, scheme
-from pipnet_edge.converters.quantize.scheme import Quantized, Run, grid, stored, trace, weight_steps
+from pipnet_edge.converters.quantize.scheme import Quantized, grid, stored, weight_steps
 from pipnet_edge.spec import ModelSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,7 +29,7 @@ HEADS = {f"heads.{name}" for name in nets.HEAD_KEYS}
 
 
 @pytest.fixture(scope="module")
-def graphs(cases: Mapping[str, Any]) -> Callable[[str], fx.GraphModule]:
+def graph_of(cases: Mapping[str, Any]) -> Callable[[str], fx.GraphModule]:
     """The graph of a golden case, which its reader must not change."""
     made: dict[str, fx.GraphModule] = {}
 
@@ -44,7 +46,7 @@ MBV2, MBV3, RESNET = "wflw_mobilenet_v2_s32", "lapa_mobilenet_v3_s32", "wflw_res
 
 def maps_of(graph: nn.Module, spec: ModelSpec, crops: Array) -> list[Tensor]:
     with torch.no_grad():
-        return list(graph(golden.normalise(crops, spec)))
+        return list(graph(normalise(crops, spec)))
 
 
 # --- Which tensors and layers.
@@ -53,7 +55,7 @@ def maps_of(graph: nn.Module, spec: ModelSpec, crops: Array) -> list[Tensor]:
 def test_points_maps_and_inputs_of_the_tiny_network(tiny_net: Make) -> None:
     graph = trace(tiny_net())
     relu, project = "backbone_mobilenet_body_1", "backbone_mobilenet_body_2"
-    assert list(scheme.points(graph)) == [
+    assert list(graphs.points(graph)) == [
         *("image", "backbone_stem_1", "backbone_expand_1", "backbone_depthwise_1", "backbone_project"),
         # The sum is stored, as no activation follows, and each of its summands.
         *(relu, project, "add"),
@@ -61,8 +63,8 @@ def test_points_maps_and_inputs_of_the_tiny_network(tiny_net: Make) -> None:
         *("backbone_plain_body_1", "backbone_plain_body_2", "backbone_plain_activation"),
         *("backbone_down_body_1", "backbone_down_body_2", "backbone_down_shortcut", "backbone_down_activation"),
     ]
-    assert set(scheme.maps(graph)) == {f"heads_{name}" for name in nets.HEAD_KEYS}
-    assert scheme.inputs(graph) == {
+    assert set(graphs.maps(graph)) == {f"heads_{name}" for name in nets.HEAD_KEYS}
+    assert graphs.inputs(graph) == {
         "backbone.stem.0": "image",
         "backbone.expand.0": "backbone_stem_1",  # through the pooling
         "backbone.depthwise.0": "backbone_expand_1",
@@ -76,8 +78,8 @@ def test_points_maps_and_inputs_of_the_tiny_network(tiny_net: Make) -> None:
         "backbone.down.shortcut": "backbone_plain_activation",
         **dict.fromkeys(HEADS, "backbone_down_activation"),
     }
-    assert scheme.heads(graph) == HEADS
-    assert scheme.gates(graph) == scheme.transposed(graph) == frozenset()
+    assert graphs.heads(graph) == HEADS
+    assert graphs.gates(graph) == graphs.transposed(graph) == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -85,33 +87,33 @@ def test_points_maps_and_inputs_of_the_tiny_network(tiny_net: Make) -> None:
     [(MBV2, 57, 0, 0), (MBV3, 67, 16, 0), (RESNET, 26, 0, 1)],
 )
 def test_kinds_of_layers(
-    graphs: Callable[[str], fx.GraphModule], case: str, layers: int, gates: int, transposed: int
+    graph_of: Callable[[str], fx.GraphModule], case: str, layers: int, gates: int, transposed: int
 ) -> None:
-    graph = graphs(case)
-    assert len(scheme.convolutions(graph)) == layers
-    assert scheme.heads(graph) == HEADS
-    found = scheme.gates(graph)
+    graph = graph_of(case)
+    assert len(graphs.convolutions(graph)) == layers
+    assert graphs.heads(graph) == HEADS
+    found = graphs.gates(graph)
     assert len(found) == gates
     assert all(".excite." in name for name in found)
-    assert scheme.transposed(graph) == ({"backbone.deconv1"} if transposed else set())
-    assert set(scheme.maps(graph)) == {name.replace(".", "_") for name in HEADS}
-    assert not scheme.maps(graph).keys() & scheme.points(graph).keys()
+    assert graphs.transposed(graph) == ({"backbone.deconv1"} if transposed else set())
+    assert set(graphs.maps(graph)) == {name.replace(".", "_") for name in HEADS}
+    assert not graphs.maps(graph).keys() & graphs.points(graph).keys()
 
 
 @pytest.mark.parametrize("case", [MBV2, MBV3, RESNET])
 def test_every_layer_reads_a_stored_tensor_but_those_behind_an_average(
-    graphs: Callable[[str], fx.GraphModule], case: str
+    graph_of: Callable[[str], fx.GraphModule], case: str
 ) -> None:
-    graph = graphs(case)
-    reads = scheme.inputs(graph)
-    assert set(scheme.convolutions(graph)) - reads.keys() == {
-        name for name in scheme.gates(graph) if name.endswith(".reduce")
+    graph = graph_of(case)
+    reads = graphs.inputs(graph)
+    assert set(graphs.convolutions(graph)) - reads.keys() == {
+        name for name in graphs.gates(graph) if name.endswith(".reduce")
     }
-    assert set(reads.values()) <= scheme.points(graph).keys()
+    assert set(reads.values()) <= graphs.points(graph).keys()
 
 
-def test_points_of_other_networks(graphs: Callable[[str], fx.GraphModule]) -> None:
-    v2, v3, resnet = (set(scheme.points(graphs(case))) for case in (MBV2, MBV3, RESNET))
+def test_points_of_other_networks(graph_of: Callable[[str], fx.GraphModule]) -> None:
+    v2, v3, resnet = (set(graphs.points(graph_of(case))) for case in (MBV2, MBV3, RESNET))
     assert {"add", "add_9", "backbone_features_17_project", "backbone_features_18_relu"} <= v2
     assert not any(name.endswith(("expand", "depthwise", "conv")) for name in v2)
     # A hard swish stands alone: stored before and behind. A product is stored, unless a ReLU follows it.
@@ -122,16 +124,16 @@ def test_points_of_other_networks(graphs: Callable[[str], fx.GraphModule]) -> No
     assert {"backbone_relu_deconv1", "backbone_layer2_0_shortcut", "backbone_layer2_0_activation"} <= resnet
     assert not any(name.endswith(("backbone_deconv1", "maxpool", "_conv1")) for name in resnet)
     assert not any(name.startswith("add") for name in resnet)
-    reads = scheme.inputs(graphs(RESNET))
+    reads = graphs.inputs(graph_of(RESNET))
     assert reads["backbone.layer1.0.body.conv1"] == "backbone_stem_relu"
     assert reads["heads.score"] == "backbone_relu_deconv1"
 
 
 def test_a_layer_that_hands_on_nothing_new_is_looked_through() -> None:
     graph = trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Identity(), nn.ReLU(), nn.Identity(), nn.Conv2d(4, 4, 1)))
-    assert list(scheme.points(graph)) == ["input_1", "_2"]
-    assert scheme.inputs(graph) == {"0": "input_1", "4": "_2"}
-    assert [node.name for node in scheme.readers_of(graph, scheme.convolutions(graph)["0"])] == ["_2"]
+    assert list(graphs.points(graph)) == ["input_1", "_2"]
+    assert graphs.inputs(graph) == {"0": "input_1", "4": "_2"}
+    assert [node.name for node in graphs.readers_of(graph, graphs.convolutions(graph)["0"])] == ["_2"]
 
 
 def test_a_layer_that_is_read_twice_is_stored_before_its_activation() -> None:
@@ -144,14 +146,14 @@ def test_a_layer_that_is_read_twice_is_stored_before_its_activation() -> None:
             first = self.first(image)
             return self.last(self.relu(first)), self.last(first)
 
-    assert list(scheme.points(trace(Twice()))) == ["image", "first", "relu"]
+    assert list(graphs.points(trace(Twice()))) == ["image", "first", "relu"]
 
 
 def test_summands_that_a_relu_cuts(tiny_net: Make) -> None:
     graph = trace(tiny_net())
     found = {}
-    for name, node in scheme.points(graph).items():
-        cut = scheme.summed_before_relu(graph, node)
+    for name, node in graphs.points(graph).items():
+        cut = graphs.summed_before_relu(graph, node)
         if cut:
             found[name] = (cut.sum.name, cut.other.name)
     shortcut, body = "backbone_down_shortcut", "backbone_down_body_2"
@@ -219,7 +221,7 @@ def test_integers_are_the_weights_in_steps_of_int8_layers(tiny_net: Make, tiny_s
     graph = trace(tiny_net())
     expected = {}
     random = np.random.default_rng(0)
-    for name in scheme.convolutions(graph):
+    for name in graphs.convolutions(graph):
         weight = graph.get_submodule(name).get_parameter("weight")
         whole = random.integers(-127, 128, weight.shape).astype(np.int8)
         whole.reshape(len(whole), -1)[:, 0] = 127
@@ -243,12 +245,12 @@ def test_the_image_becomes_whole_and_the_maps_stay(tiny_net: Make, tiny_spec: Mo
     assert spec.std == (1 / 255,) * 3
     assert [255 * m for m in spec.mean] == pytest.approx([124, 116, 104], abs=1e-9)
     assert replace(spec, mean=tiny_spec.mean, std=tiny_spec.std) == tiny_spec
-    image = golden.normalise(tiny_faces, spec)
+    image = normalise(tiny_faces, spec)
     assert (image - image.round()).abs().max() < 1e-4
 
     # The first layer alone: equal, but for the border, where the padding is no more the mean to the last digit.
     before, after = (
-        net.get_submodule("backbone.stem.0")(golden.normalise(tiny_faces, s))
+        net.get_submodule("backbone.stem.0")(normalise(tiny_faces, s))
         for net, s in ((trace(tiny_net()), tiny_spec), (graph, spec))
     )
     error = (before - after).abs() / before.abs().max()
@@ -273,20 +275,20 @@ def test_biases_of_dead_channels_fit_32_bits(tiny_net: Make, tiny_spec: ModelSpe
         layer.get_parameter("bias")[channel] = 0.5
     layer.get_parameter("weight")[2], layer.get_parameter("bias")[2] = 0.0, 0.0
     before, maps = trace(graph), maps_of(graph, tiny_spec, tiny_faces)
-    ranges = dict.fromkeys(scheme.points(graph), (-2.0, 6.0))
+    ranges = dict.fromkeys(graphs.points(graph), (-2.0, 6.0))
     scheme.fit_biases(graph, ranges)
 
     def units(name: str, net: fx.GraphModule) -> Tensor:
         layer = net.get_submodule(name)
         steps = weight_steps(layer.get_parameter("weight")).flatten().double()
-        return layer.get_parameter("bias").double().abs() / (steps * grid(ranges[scheme.inputs(net)[name]])[0])
+        return layer.get_parameter("bias").double().abs() / (steps * grid(ranges[graphs.inputs(net)[name]])[0])
 
     for name, channel in dead.items():
         assert units(name, before)[channel] > 2**31
         assert units(name, graph)[channel] <= 2**29 * 1.0001
         weight = graph.get_submodule(name).get_parameter("weight")
         assert torch.count_nonzero(weight[channel]) == 1
-    for name in scheme.convolutions(graph):
+    for name in graphs.convolutions(graph):
         old, new = (net.get_submodule(name) for net in (before, graph))
         others = [c for c in range(len(new.get_parameter("weight"))) if c != dead.get(name)]
         assert torch.equal(old.get_parameter("weight")[others], new.get_parameter("weight")[others])
@@ -297,7 +299,7 @@ def test_biases_of_dead_channels_fit_32_bits(tiny_net: Make, tiny_spec: ModelSpe
 
 def test_run_hands_every_node_to_the_hook(tiny_net: Make, tiny_spec: ModelSpec, tiny_faces: Array) -> None:
     graph = trace(tiny_net())
-    image, seen = golden.normalise(tiny_faces[:2], tiny_spec), []
+    image, seen = normalise(tiny_faces[:2], tiny_spec), []
 
     def hook(node: fx.Node, value: Tensor) -> Tensor:
         seen.append(node.name)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipnet_edge.converters import golden
+from pipnet_edge.converters import demo
+from pipnet_edge.converters import graph as graphs
 from pipnet_edge.converters.checkpoint import read as checkpoints
+from pipnet_edge.converters.checkpoint.network import normalise
 from pipnet_edge.converters.quantize import ranges, scheme
 from pipnet_edge.converters.quantize.ranges import BINS, Histogram
 from pipnet_edge.errors import EdgeError
@@ -43,7 +45,7 @@ def crops():
 
 @pytest.fixture
 def graph():
-    return scheme.trace(Tiny())
+    return graphs.trace(Tiny())
 
 
 def values_of(graph, spec, crops):
@@ -55,8 +57,8 @@ def values_of(graph, spec, crops):
         return value
 
     with torch.no_grad():
-        scheme.Run(graph, hook).run(golden.normalise(crops, spec))
-    return {name: kept[name] for name in [*scheme.points(graph), *scheme.maps(graph)]}
+        graphs.Run(graph, hook).run(normalise(crops, spec))
+    return {name: kept[name] for name in [*graphs.points(graph), *graphs.maps(graph)]}
 
 
 def histogram(values):
@@ -112,7 +114,7 @@ def test_a_pixel_image_is_stored_exactly(graph, crops):
     for method in ranges.METHODS:
         assert ranges.observe(graph, WHOLE, crops, method)["image"] == (-116, 139)
     assert scheme.grid((-116, 139)) == (1, 116)
-    image = golden.normalise(crops, WHOLE)
+    image = normalise(crops, WHOLE)
     kept = scheme.stored(image, ranges.image_range(WHOLE))
     inside = (image > -116.5) & (image < 139.5)
     assert inside.float().mean() > 0.97
@@ -239,15 +241,15 @@ def test_sixteen_bits_clip_nothing(method):
 
 
 def test_the_best_method_keeps_the_maps_of_a_trained_network():
-    network = checkpoints.load(golden.CHECKPOINT, checkpoints.Options(data="300w"))
-    graph = scheme.trace(network.net)
+    network = checkpoints.load(demo.CHECKPOINT, checkpoints.Options(data="300w"))
+    graph = graphs.trace(network.net)
     spec = scheme.pixel_lattice(graph, network.spec)
-    crops = np.stack([read_picture(path) for path in sorted(golden.FACES.glob("*.jpg"))])
+    crops = np.stack([read_picture(path) for path in sorted(demo.FACES.glob("*.jpg"))])
     found = ranges.observe(graph, spec, crops[8:])
 
     def maps(hook):
         with torch.no_grad():
-            return scheme.Run(graph, hook).run(golden.normalise(crops[:8], spec))[0]
+            return graphs.Run(graph, hook).run(normalise(crops[:8], spec))[0]
 
     exact = maps(lambda node, value: value)
     worse = {name: (4 * low, 4 * high) for name, (low, high) in found.items()}
@@ -288,7 +290,7 @@ class Swish(nn.Module):
 
 @pytest.mark.parametrize("method", ranges.METHODS)
 def test_what_hard_swishes_read_is_stored_from_where_they_begin(crops, method):
-    graph = scheme.trace(Swish())
+    graph = graphs.trace(Swish())
     values, found = values_of(graph, SPEC, crops), ranges.observe(graph, SPEC, crops, method)
     assert min(values[name].min() for name in ("wide", "shared")) < -10
     step, _ = scheme.grid(found["wide"])

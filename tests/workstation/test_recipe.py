@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ import numpy as np
 import pytest
 
 from pipnet_edge import runtimes
-from pipnet_edge.converters import golden
-from pipnet_edge.converters.checkpoint.read import Network
+from pipnet_edge.converters import destination
+from pipnet_edge.converters.checkpoint.network import Network, maps_of
 from pipnet_edge.converters.core import export
 from pipnet_edge.converters.quantize.prepare import Prepared
 from pipnet_edge.converters.recipe import FILE, Recipe, recipes
@@ -59,26 +58,36 @@ def test_every_runtime_that_has_a_recipe_has_a_module() -> None:
     for runtime in runtimes.RUNTIMES.values():
         if set(runtime.precisions) & set(recipes()):
             assert runtime.name in runtimes.DESTINATIONS
-            module = importlib.import_module(f"pipnet_edge.converters.{runtime.name}.int8")
-            assert callable(module.convert)
-            assert all(map(version, module.TOOLS))
+            offered = destination.find(runtime.name)
+            assert callable(offered.int8)
+            assert all(map(version, offered.tools))
+
+
+@pytest.mark.parametrize("runtime", runtimes.DESTINATIONS)
+def test_every_destination_has_the_bits_that_recipes_ask_of_it(runtime: str) -> None:
+    has = runtimes.RUNTIMES[runtime].precisions
+    asked = {name: recipe.activations for name, recipe in recipes().items() if name in has}
+    offered = destination.find(runtime).bits
+    assert {name: bits for name, bits in asked.items() if bits not in offered} == {}
+    # And nothing is offered that no recipe asks for.
+    assert set(offered) == set(asked.values())
 
 
 @pytest.mark.parametrize(("runtime", "name"), PAIRS)
 def test_every_runtime_carries_out_its_recipes(
     runtime: str, name: str, tiny_prepared: Prepared, tiny_faces: Array, tmp_path: Path
 ) -> None:
-    recipe, module = recipes()[name], importlib.import_module(f"pipnet_edge.converters.{runtime}.int8")
+    recipe, offered = recipes()[name], destination.find(runtime)
     given = tiny_prepared.keeping(tiny_prepared.kinds(recipe.keep))
     core = export(given.graph, given.spec, tmp_path)
     made = tmp_path / "bundle" / f"{runtime}-{name}"
     made.mkdir(parents=True)
-    module.convert(core, given, recipe.activations, made)
+    offered.int8(core, given, recipe.activations, made)
     assert sorted(path.name for path in made.iterdir()) == sorted(runtimes.adapter(runtime).FILES)
     session = runtimes.load(runtime, made, given.spec, name, 1)
     found = [session.run(crop) for crop in tiny_faces[:4]]
     session.close()
-    exact = golden.maps_of(Network(given.spec, given.graph, 0), tiny_faces[:4])
+    exact = maps_of(Network(given.spec, given.graph, 0), tiny_faces[:4])
     for map_ in MAP_NAMES:
         got, wanted = np.stack([getattr(maps, map_) for maps in found]), getattr(exact, map_)
         difference = np.abs(got - wanted).mean() / np.abs(wanted).mean()

@@ -20,14 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from pipnet_edge.converters import golden
+from pipnet_edge.converters import graph as graphs
 from pipnet_edge.converters.checkpoint import nets
-from pipnet_edge.converters.checkpoint.read import Network
+from pipnet_edge.converters.checkpoint.network import Network, normalise
+from pipnet_edge.converters.graph import Run, convolutions, heads, points, trace
 from pipnet_edge.converters.quantize import prepare, ranges, rounding, scheme
 from pipnet_edge.converters.quantize.calibration import Calibration
 from pipnet_edge.converters.quantize.equalise import equalise
 from pipnet_edge.converters.quantize.prepare import Options, Prepared
-from pipnet_edge.converters.quantize.scheme import Run, convolutions, heads, points, stored, trace, weight_steps
+from pipnet_edge.converters.quantize.scheme import stored, weight_steps
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
@@ -46,7 +47,7 @@ def values_of(graph: fx.GraphModule, spec: ModelSpec, crops: Array) -> dict[str,
         return value
 
     with torch.no_grad():
-        Run(graph, hook).run(golden.normalise(crops, spec))
+        Run(graph, hook).run(normalise(crops, spec))
     return found
 
 
@@ -148,13 +149,13 @@ def test_gates_hard_swishes_and_transposed_layers_are_left_alone(cases: Mapping[
     for name, node in convolutions(graph).items():
         # A bias changes with what its layer gives.
         same = torch.equal(graph.get_parameter(f"{name}.bias"), original.get_parameter(f"{name}.bias"))
-        after_it = [scheme.module(graph, user) or user.target for user in node.users]
+        after_it = [graphs.module(graph, user) or user.target for user in node.users]
         if any(isinstance(one, nn.Hardswish | nn.Hardsigmoid) or one is operator.mul for one in after_it):
             assert same
-        if name in scheme.transposed(graph):
+        if name in graphs.transposed(graph):
             assert same
             assert torch.equal(weights(graph, name), weights(original, name))
-        if isinstance(after_it[0], nn.ReLU) and name not in scheme.transposed(graph):
+        if isinstance(after_it[0], nn.ReLU) and name not in graphs.transposed(graph):
             assert not same or not any(original.get_parameter(f"{name}.bias"))
 
 
@@ -269,7 +270,7 @@ def simulated(graph: fx.GraphModule, spec: ModelSpec, crops: Array, bounds: Mapp
         return stored(value, bounds[node.name]) if node.name in bounds else value
 
     with torch.no_grad():
-        Run(graph, hook).run(golden.normalise(crops, spec))
+        Run(graph, hook).run(normalise(crops, spec))
     return found
 
 
@@ -404,7 +405,7 @@ def test_other_kinds_of_layers_pass(tiny_spec: ModelSpec, tiny_faces: Array) -> 
     spec = scheme.pixel_lattice(graph, tiny_spec)
     bounds = ranges.observe(graph, spec, tiny_faces, "minmax")
     told = []
-    keep = scheme.transposed(graph)
+    keep = graphs.transposed(graph)
     found = rounding.sequential(graph, spec, tiny_faces, bounds, keep, lambda *args: told.append(args))
     assert told == [(name, i, 4) for i, name in enumerate(("first", "gate.reduce", "gate.expand", "grouped"))]
     assert torch.equal(weights(found, "up"), weights(graph, "up"))
@@ -481,7 +482,7 @@ def test_what_is_prepared_is_the_network_given(cache: Path, network: Network, ti
     for one, other in zip(exact, maps_of(values_of(made.float_, made.spec, crops)), strict=True):
         assert (one - other).abs().max() < 0.01 * one.abs().max()
     assert all(on_grid(weights(made.rounded, name)) for name in convolutions(made.rounded))
-    assert made.ranges.keys() == points(made.float_).keys() | scheme.maps(made.float_).keys()
+    assert made.ranges.keys() == points(made.float_).keys() | graphs.maps(made.float_).keys()
 
 
 def test_layers_to_keep_are_as_before_rounding(cache: Path, network: Network, tiny_calibration: Calibration) -> None:

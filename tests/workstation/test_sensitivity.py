@@ -18,20 +18,11 @@ from torch import nn
 
 from pipnet_edge.benchmarks import tables
 from pipnet_edge.benchmarks.pictures import layers
-from pipnet_edge.converters import golden
 from pipnet_edge.converters.checkpoint import nets
+from pipnet_edge.converters.checkpoint.network import normalise
+from pipnet_edge.converters.graph import Run, convolutions, heads, points, trace
 from pipnet_edge.converters.quantize import sensitivity
-from pipnet_edge.converters.quantize.scheme import (
-    Quantized,
-    Run,
-    convolutions,
-    heads,
-    pixel_lattice,
-    points,
-    stored,
-    trace,
-    weight_steps,
-)
+from pipnet_edge.converters.quantize.scheme import Quantized, pixel_lattice, stored, weight_steps
 from pipnet_edge.converters.quantize.sensitivity import CHUNK, LayerSensitivity, measure, order, simulate
 from pipnet_edge.decode import MAP_NAMES, Decoder, Landmarks, Maps, map_shapes
 from pipnet_edge.errors import EdgeError
@@ -81,7 +72,7 @@ def prepared(keep_heads: bool = True) -> tuple[torch.fx.GraphModule, Quantized]:
         return value
 
     with torch.no_grad():
-        Run(graph, hook).run(golden.normalise(CROPS, spec))
+        Run(graph, hook).run(normalise(CROPS, spec))
     return exact, Quantized(graph, spec, {name: ranges[name] for name in points(graph)}, keep)
 
 
@@ -129,7 +120,7 @@ def test_all_layers_in_int8_is_the_plain_simulation() -> None:
         return stored(value, QUANTIZED.ranges[node.name]) if node.name in stored_nodes else value
 
     with torch.no_grad():
-        plain = decoded(Run(QUANTIZED.graph, hook).run(golden.normalise(CROPS, QUANTIZED.spec)))
+        plain = decoded(Run(QUANTIZED.graph, hook).run(normalise(CROPS, QUANTIZED.spec)))
     assert equal(simulate(EXACT, QUANTIZED, CROPS), plain)
     assert equal(simulate(EXACT, QUANTIZED, CROPS, only=frozenset(LAYERS)), plain)
     assert drift(plain, simulate(EXACT, QUANTIZED, CROPS, only=frozenset()))[0] > 0.01
@@ -137,7 +128,7 @@ def test_all_layers_in_int8_is_the_plain_simulation() -> None:
 
 def test_no_layer_in_int8_is_the_float_network() -> None:
     with torch.no_grad():
-        exact = decoded(EXACT(golden.normalise(CROPS, QUANTIZED.spec)))
+        exact = decoded(EXACT(normalise(CROPS, QUANTIZED.spec)))
     assert equal(simulate(EXACT, QUANTIZED, CROPS, only=frozenset()), exact)
     assert equal(simulate(EXACT, QUANTIZED, CROPS, keep=frozenset(LAYERS)), exact)
     assert equal(simulate(EXACT, QUANTIZED, CROPS, only={LAYERS[2]}, keep={LAYERS[2]}), exact)
@@ -219,7 +210,7 @@ def test_a_sweep_gives_what_whole_runs_give(rows: Rows, layer: str) -> None:
 
 
 def test_noise_of_a_layer_is_that_of_the_plain_simulation(rows: Rows) -> None:
-    image = golden.normalise(CROPS, QUANTIZED.spec)
+    image = normalise(CROPS, QUANTIZED.spec)
     values: list[dict[str, torch.Tensor]] = []
     for graph, storing in ((EXACT, False), (QUANTIZED.graph, True)):
         seen: dict[str, torch.Tensor] = {}

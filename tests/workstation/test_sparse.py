@@ -14,15 +14,17 @@ import torch
 from torch import nn
 
 from pipnet_edge.benchmarks.accuracy import parity
-from pipnet_edge.bundle import HEADS, Bundle, File, Source, read
-from pipnet_edge.converters import Plan, Quantize, convert, golden, sparse
-from pipnet_edge.converters.checkpoint import nets
+from pipnet_edge.bundle import HEADS, Bundle, Calibration, File, Source, read
+from pipnet_edge.converters import Plan, Quantize, convert, cores, demo, golden, sparse
+from pipnet_edge.converters import graph as graphs
+from pipnet_edge.converters.checkpoint import layers, nets
 from pipnet_edge.converters.checkpoint import read as checkpoints
-from pipnet_edge.converters.checkpoint.read import Network
-from pipnet_edge.converters.quantize import scheme
+from pipnet_edge.converters.checkpoint.network import Network
+from pipnet_edge.converters.faces import gather
+from pipnet_edge.converters.quantize.prepare import Options, prepare
 from pipnet_edge.converters.tflite import editor
 from pipnet_edge.converters.tflite import file as tflite_file
-from pipnet_edge.converters.workshop import Workshop
+from pipnet_edge.converters.variants import of_float, quantized
 from pipnet_edge.decode import MAP_NAMES, Decoder, Features, Landmarks, Maps, Output, Winners
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec, mean_faces
@@ -34,6 +36,7 @@ IMAGE = torch.from_numpy(np.random.RandomState(7).standard_normal((1, 3, 256, 25
 OFFSET_HEADS = {f"heads.{name}" for name in MAP_NAMES[1:]}
 # What splits, in every runtime that has it, with the heads in a file beside the model or inside it; what stays whole.
 FLOAT = [(runtime, "fp32") for runtime in ("onnx", "ncnn", "mnn", "tflite")]
+METHODS = Options("minmax", "nearest")
 INSIDE = [("tflite", "fp32"), ("tflite", "int8"), ("tflite", "int16x8")]
 SPLIT = [*FLOAT, ("onnx", "int8"), *INSIDE[1:]]
 WHOLE = [("onnx", "int8-full"), ("onnx", "w8")]
@@ -50,7 +53,7 @@ def test_every_backbone_split_gives_its_maps_and_landmarks(case) -> None:
     _, stride, net = nets.build(case.state())
     spec = ModelSpec(case.backbone, case.num_lms, case.num_nb, stride, case.input_size, mean_faces()[case.data])
     part, heads = sparse.split(net, case.num_lms)
-    assert {name for name in scheme.convolutions(part) if name.startswith("heads.")} == {"heads.score"}
+    assert {name for name in graphs.convolutions(part) if name.startswith("heads.")} == {"heads.score"}
     assert not OFFSET_HEADS & {name for name, _ in part.named_modules()}
     score, features = run(part, IMAGE)
     found = Features.from_outputs({"score": score, "features": features}, spec)
@@ -88,7 +91,7 @@ def test_heads_without_a_bias_have_zeros(tiny_net: Make) -> None:
 @pytest.mark.parametrize("half", [False, True])
 def test_heads_are_written_as_bundles_read_them(tiny_net: Make, tmp_path: Path, half: bool) -> None:
     _, heads = sparse.split(tiny_net(), 5)
-    sparse.write(heads, half, tmp_path)
+    sparse.write(heads, "fp16" if half else "fp32", tmp_path)
     with np.load(tmp_path / HEADS) as arrays:
         assert set(arrays) == {"weight", "bias"}
         np.testing.assert_array_equal(arrays["bias"], heads.bias)
@@ -150,7 +153,7 @@ def test_networks_that_cannot_be_split(
     net = WHOLE_NETS[kind](tiny_net())
     for work in (
         lambda: sparse.split(net, 5),
-        lambda: Workshop(Network(tiny_spec, net, 0), tmp_path, tmp_path, None, True, "sparse"),
+        lambda: cores.export(net, tiny_spec, tmp_path / "float", simplify=True, is_sparse=True),
     ):
         with pytest.raises(EdgeError, match="--heads sparse, the default, needs 1x1 convolutions") as refusal:
             work()
@@ -169,7 +172,7 @@ def test_unknown_heads(heads: str) -> None:
 
 @pytest.fixture(scope="module")
 def quantize(tiny_calibration) -> Quantize:
-    return Quantize(dict.fromkeys(tiny_calibration.faces), 25, 0, "minmax", "nearest")
+    return Quantize(dict.fromkeys(tiny_calibration.faces), 25, 0, METHODS.ranges, METHODS.rounding)
 
 
 Variants = list[tuple[str, str]]
@@ -182,21 +185,27 @@ def make(tiny_spec: ModelSpec, quantize: Quantize, tmp_path_factory: pytest.Temp
 
     def bundle_of(net: nn.Module, heads: str, variants: Variants) -> Bundle:
         folder, work = tmp_path_factory.mktemp("bundle"), tmp_path_factory.mktemp("work")
-        network = Network(tiny_spec, net, 0)
-        quantizes = any(precision != "fp32" for _, precision in variants)
-        shop = Workshop(network, folder, work, quantize if quantizes else None, True, heads)
+        network, is_sparse = Network(tiny_spec, net, 0), heads == "sparse"
+        exported = cores.export(net, tiny_spec, work / "float", simplify=True, is_sparse=is_sparse)
         golden.write(folder / "golden.npz", network)
-        if quantizes:
-            shop.prepare(lambda *_: None)
-        made = tuple(shop.variant(runtime, precision, lambda *_: None) for runtime, precision in variants)
-        source = Source("tiny.pth", "0" * 64, 1, (1, 1), (1, 1))
+        rounded, calibration = None, None
+        if any(precision != "fp32" for _, precision in variants):
+            faces = gather(quantize, network).calibration
+            rounded = cores.Cores(prepare(network, faces, METHODS), work, simplify=True, is_sparse=is_sparse)
+            calibration = Calibration(faces.sha256, faces.images)
+        made = tuple(
+            of_float(exported, runtime, precision, folder)
+            if precision == "fp32"
+            else quantized(rounded, METHODS, runtime, precision, folder)
+            for runtime, precision in variants
+        )
         bundle = Bundle(
             tiny_spec,
-            source,
+            Source("tiny.pth", "0" * 64, 1, (1, 1), (1, 1)),
             File.of(folder, folder / "golden.npz"),
             made,
-            shop.layers,
-            shop.calibration,
+            layers.of(net, tiny_spec.input_size),
+            calibration,
             folder=folder,
         )
         bundle.write_manifest()
@@ -280,7 +289,7 @@ def test_networks_with_their_heads_inside_are_compared_at_winning_cells(
 def test_pictures_are_compared_with_either_kind_of_reference(split_bundle: Bundle, reference: str) -> None:
     """The first fp32 variant, which has maps of all cells or not, against one that has and one that has not."""
     order = sorted(split_bundle.variants, key=lambda variant: variant.runtime != reference)
-    pictures = parity.images_in(golden.FACES)[:3]
+    pictures = parity.images_in(demo.FACES)[:3]
     rows = parity.check(replace(split_bundle, variants=tuple(order)), ["ncnn-fp32", "tflite-fp32"], images=pictures)
     assert [(row.reference, row.failure) for row in rows] == [(f"{reference}-fp32", None)] * 2
     assert all(set(row.maps or ()) == set(MAP_NAMES) for row in rows)
@@ -460,11 +469,13 @@ def test_int8_full_stays_whole_whatever_a_budget_keeps(
 ) -> None:
     """Also with the heads in float, as int8 has them, and made before or after it."""
     folder, work = tmp_path / "bundle", tmp_path / "work"
-    work.mkdir()
-    shop = Workshop(Network(tiny_spec, tiny_net(), 0), folder, work, quantize, heads="sparse")
-    shop.prepare(lambda *_: None)
+    for each in (folder, work):
+        each.mkdir()
+    network = Network(tiny_spec, tiny_net(), 0)
+    prepared = prepare(network, gather(quantize, network).calibration, METHODS)
+    rounded = cores.Cores(prepared, work, simplify=True, is_sparse=True)
     kept = {"int8": (), "int8-full": ("heads.score", *OFFSET_HEADS)}
-    made = {precision: shop._quantized("onnx", precision, folder, kept[precision]) for precision in order}
+    made = {precision: quantized(rounded, METHODS, "onnx", precision, folder, kept[precision]) for precision in order}
     assert made["int8"].quantization.kept.keys() == made["int8-full"].quantization.kept.keys()
     assert made["int8"].heads
     assert not made["int8-full"].heads

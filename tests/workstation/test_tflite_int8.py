@@ -12,8 +12,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="the workstation half needs torch")
 from torch import nn  # noqa: E402
 
-from pipnet_edge.converters import golden  # noqa: E402
+from pipnet_edge.converters import graph as graphs  # noqa: E402
 from pipnet_edge.converters.checkpoint.nets import HEAD_KEYS, Pipnet, Residual, SqueezeExcite  # noqa: E402
+from pipnet_edge.converters.checkpoint.network import normalise  # noqa: E402
 from pipnet_edge.converters.core import Core  # noqa: E402
 from pipnet_edge.converters.quantize import match  # noqa: E402
 from pipnet_edge.converters.quantize import scheme as q  # noqa: E402
@@ -45,13 +46,13 @@ def network() -> nn.Module:
 @pytest.fixture(scope="module")
 def quantized() -> q.Quantized:
     """The network on its grids, all of them, with the extremes of one face as ranges, of the maps too."""
-    graph = q.trace(network())
+    graph = graphs.trace(network())
     spec = q.pixel_lattice(graph, SPEC)
-    for node in q.convolutions(graph).values():
-        layer = q.module(graph, node)
+    for node in graphs.convolutions(graph).values():
+        layer = graphs.module(graph, node)
         steps = q.weight_steps(layer.weight, isinstance(layer, nn.ConvTranspose2d))
         layer.weight.copy_(torch.round(layer.weight / steps) * steps)
-    names = {*q.points(graph), *(q.convolutions(graph)[layer].name for layer in q.heads(graph))}
+    names = {*graphs.points(graph), *(graphs.convolutions(graph)[layer].name for layer in graphs.heads(graph))}
     ranges = {}
 
     def look(node: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
@@ -59,8 +60,8 @@ def quantized() -> q.Quantized:
             ranges[node.name] = (value.min().item(), value.max().item())
         return value
 
-    q.Run(graph, look).run(golden.normalise(match.face(spec.input_size)[None], spec))
-    return q.Quantized(graph, spec, ranges | {"image": (-116.0, 139.0)}, q.heads(graph) | q.gates(graph))
+    graphs.Run(graph, look).run(normalise(match.face(spec.input_size)[None], spec))
+    return q.Quantized(graph, spec, ranges | {"image": (-116.0, 139.0)}, graphs.heads(graph) | graphs.gates(graph))
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +95,15 @@ def maps(folder: Path) -> list[np.ndarray]:
 
 def torch_maps(quantized: q.Quantized, bits: int) -> list[np.ndarray]:
     """The maps with every stored activation on its grid of so many bits, none on a grid for 0."""
-    stored = q.points(quantized.graph)
+    stored = graphs.points(quantized.graph)
 
     def hook(node: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
         if node.name not in stored or not bits:
             return value
         return q.stored(value, quantized.ranges[node.name], bits)
 
-    image = golden.normalise(match.face(SPEC.input_size)[None], quantized.spec)
-    return [value[0].numpy() for value in q.Run(quantized.graph, hook).run(image)]
+    image = normalise(match.face(SPEC.input_size)[None], quantized.spec)
+    return [value[0].numpy() for value in graphs.Run(quantized.graph, hook).run(image)]
 
 
 def difference(found: list[np.ndarray], wanted: list[np.ndarray]) -> float:
@@ -118,8 +119,8 @@ def in_pairs(whole: torch.Tensor) -> torch.Tensor:
 
 def grids(quantized: q.Quantized, keep: frozenset[str], paired: bool) -> list[bytes]:
     found = []
-    for name, node in q.convolutions(quantized.graph).items():
-        layer = q.module(quantized.graph, node)
+    for name, node in graphs.convolutions(quantized.graph).items():
+        layer = graphs.module(quantized.graph, node)
         transposed = isinstance(layer, nn.ConvTranspose2d)
         whole = torch.round(layer.weight / q.weight_steps(layer.weight, transposed)).to(torch.int8)
         if paired and whole.shape[1:] == (3, 3, 3):
@@ -158,7 +159,7 @@ def test_maps_of_a_file_without_float_layers_are_float_outputs_near_the_networks
 def test_layers_kept_in_float_have_float_weights(convert: Convert, quantized: q.Quantized) -> None:
     kinds = [tensor.kind for _, tensor in weights(read(convert(8) / "model.tflite"))]
     assert kinds.count(np.dtype(np.float32)) == len(quantized.keep)
-    assert kinds.count(np.dtype(np.int8)) == len(q.convolutions(quantized.graph)) - len(quantized.keep)
+    assert kinds.count(np.dtype(np.int8)) == len(graphs.convolutions(quantized.graph)) - len(quantized.keep)
 
 
 def test_image_is_stored_with_a_step_of_exactly_one(convert: Convert) -> None:
@@ -174,7 +175,7 @@ def test_nothing_but_a_subtraction_is_left_before_the_image_is_stored(convert: C
 
 def test_ranges_clip(core: Core, quantized: q.Quantized, tmp_path: Path) -> None:
     """A range is what the file stores, not what a tensor reaches."""
-    name = next(n for n in q.points(quantized.graph) if n != "image")
+    name = next(n for n in graphs.points(quantized.graph) if n != "image")
     low, high = quantized.ranges[name]
     halved = replace(quantized, ranges={**quantized.ranges, name: (low, high / 2)})
     int8.convert(core, halved, 8, tmp_path)
@@ -184,15 +185,15 @@ def test_ranges_clip(core: Core, quantized: q.Quantized, tmp_path: Path) -> None
 
 def test_graph_with_other_weights_than_the_file_is_refused(core: Core, quantized: q.Quantized, tmp_path: Path) -> None:
     """The float file has the network's weights, but they are not what the quantized graph has."""
-    other = replace(quantized, graph=q.trace(quantized.graph))
-    layer = other.graph.get_submodule(next(iter(q.convolutions(other.graph))))
+    other = replace(quantized, graph=graphs.trace(quantized.graph))
+    layer = other.graph.get_submodule(next(iter(graphs.convolutions(other.graph))))
     layer.weight += 0.001
     with pytest.raises(EdgeError, match="changed the weights"):
         int8.convert(core, other, 8, tmp_path)
 
 
 def test_map_without_a_range_is_refused(core: Core, quantized: q.Quantized, tmp_path: Path) -> None:
-    ranges = {name: value for name, value in quantized.ranges.items() if name in q.points(quantized.graph)}
+    ranges = {name: value for name, value in quantized.ranges.items() if name in graphs.points(quantized.graph)}
     with pytest.raises(EdgeError, match="its map has no range"):
         int8.convert(core, replace(quantized, ranges=ranges, keep=frozenset()), 8, tmp_path)
 

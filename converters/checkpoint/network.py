@@ -1,0 +1,40 @@
+"""A trained network: what it takes, and what it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipnet_edge.converters.checkpoint.nets import HEAD_KEYS
+from pipnet_edge.decode import Maps
+from pipnet_edge.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and its spec, which has the mean face and the normalization too."""
+
+    spec: ModelSpec
+    net: nn.Module
+    parameters: int
+
+
+def normalise(crops: NDArray[np.uint8], spec: ModelSpec) -> torch.Tensor:
+    """(n, S, S, 3) uint8 RGB to (n, 3, S, S) float32 as the network was trained: / 255, minus mean, / std."""
+    scaled = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    return (scaled - mean) / std
+
+
+def maps_of(network: Network, crops: NDArray[np.uint8]) -> Maps:
+    """The torch network's maps for crops (n, S, S, 3) uint8 RGB, batch axis first."""
+    spec, each = network.spec, []
+    with torch.no_grad():
+        for image in normalise(crops, spec):
+            outputs = dict(zip(HEAD_KEYS, (m.numpy() for m in network.net(image[None])), strict=True))
+            each.append(Maps.from_outputs(outputs, spec))
+    return Maps(**{name: np.stack([getattr(maps, name) for maps in each]) for name in HEAD_KEYS})

@@ -1,0 +1,180 @@
+"""From a checkpoint to a bundle: loaded, exported, rounded once for all runtimes, made into variants, and checked."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipnet_edge.bundle import GOLDEN, Budget, Bundle, Calibration, File, Source, Variant, replacing
+from pipnet_edge.converters.plan import Plan, Quantize, Step, Verify
+from pipnet_edge.converters.recipe import recipes
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.files import file_sha256
+
+if TYPE_CHECKING:
+    from pipnet_edge.converters.checkpoint.read import Options
+    from pipnet_edge.converters.core import Core
+    from pipnet_edge.converters.faces import Faces, Jury
+    from pipnet_edge.converters.within_budget import Ranking
+
+
+def convert(
+    source: Path,
+    out: Path,
+    plan: Plan,
+    options: Options,
+    verify: Verify,
+    step: Step = lambda *_: None,
+    simplify: bool = True,
+    quantize: Quantize | None = None,
+) -> Bundle:
+    """Makes a bundle at `out` from a checkpoint or five-map ONNX file.
+
+    `verify` gets the written bundle, returns each variant's parity for the manifest and raises when a variant fails;
+    then, as after any other failure, nothing is left at `out` and an older bundle there stays. `step` is told what is
+    done.
+    """
+    if plan.quantizes and not quantize:
+        raise EdgeError("quantized variants need faces to calibrate with: give a folder of them with --calibrate")
+    if not plan.quantizes:
+        quantize = None
+    total = len(plan.variants) + 3 + plan.quantizes
+    with replacing(out) as folder, _full_disks_named(folder, out):
+        work = Path(tempfile.mkdtemp(prefix="work-", dir=folder.parent))
+
+        step("load", 0, total)
+        # torch comes with these, and the command line is refused before it has to be waited for.
+        from pipnet_edge.converters import cores, faces, golden, variants
+        from pipnet_edge.converters.checkpoint import layers
+        from pipnet_edge.converters.checkpoint import read as checkpoints
+        from pipnet_edge.converters.quantize import prepare
+        from pipnet_edge.converters.within_budget import Ranking
+
+        network = checkpoints.load(source, options)
+
+        step("export", 1, total)
+        # Faces come before the export, so that whoever mistypes need not wait for that either.
+        methods = prepare.Options(quantize.ranges, quantize.rounding) if quantize else prepare.Options()
+        gathered = faces.gather(quantize, network) if quantize else None
+        exported = cores.export(network.net, network.spec, work / "float", simplify, plan.is_sparse)
+        golden.write(folder / GOLDEN, network)
+        bundle_of = partial(
+            Bundle,
+            spec=network.spec,
+            source=_source(source, network.parameters, exported.core),
+            golden=File.of(folder, folder / GOLDEN),
+            layers=layers.of(network.net, network.spec.input_size),
+            calibration=_calibration(gathered),
+        )
+
+        rounded = None
+        if gathered:
+            prepared = prepare.prepare(network, gathered.calibration, methods, lambda text, *_: step(text, 2, total))
+            networks = cores.Cores(prepared, work, simplify, plan.is_sparse)
+            rounded = _Rounded(partial(variants.quantized, networks, methods), gathered.jury, Ranking(prepared))
+
+        made = []
+        for index, (destination, precision) in enumerate(plan.variants, 2 + plan.quantizes):
+            name = f"{destination}-{precision}"
+            step(name, index, total)
+            if rounded and precision in recipes():
+                say = partial(_say, step, name, index, total)
+                made.append(_quantized(rounded, destination, precision, bundle_of, folder, work, say))
+            else:
+                made.append(variants.of_float(exported, destination, precision, folder))
+        bundle = bundle_of(folder=folder, variants=tuple(made))
+        bundle.write_manifest()
+
+        step("parity", total - 1, total)
+        measured = verify(bundle)
+        bundle = replace(bundle, variants=tuple(replace(v, parity=measured[v.name]) for v in bundle.variants))
+        bundle.write_manifest()
+    return replace(bundle, folder=out)
+
+
+@dataclass(frozen=True, eq=False)
+class _Rounded:
+    """What quantized variants share.
+
+    make(destination, precision, folder, kept) makes one; jury and ranking are for a budget, if there is one.
+    """
+
+    make: Callable[[str, str, Path, tuple[str, ...]], Variant]
+    jury: Jury | None
+    ranking: Ranking
+
+
+def _quantized(
+    rounded: _Rounded,
+    destination: str,
+    precision: str,
+    bundle_of: Callable[..., Bundle],
+    folder: Path,
+    work: Path,
+    say: Step,
+) -> Variant:
+    """Makes a quantized variant in the bundle at `folder`, within the budget if there is one."""
+    jury = rounded.jury
+    if not jury:
+        return rounded.make(destination, precision, folder, ())
+    from pipnet_edge.converters.within_budget import within_budget
+
+    def make(kept: tuple[str, ...]) -> Bundle:
+        trial = work / f"{destination}-{precision}-{len(kept)}"
+        trial.mkdir()
+        shutil.copy(folder / GOLDEN, trial)
+        bundle = bundle_of(folder=trial, variants=(rounded.make(destination, precision, trial, kept),))
+        bundle.write_manifest()
+        return bundle
+
+    order = rounded.ranking.of(precision, jury.crops, say)
+    first, best = within_budget(order, make, jury.verdict, jury.budget, say)
+    (without,), (made,) = first.bundle.variants, best.bundle.variants
+    shutil.move(best.bundle.folder / made.name, folder / made.name)
+    spent = Budget(
+        limit=str(jury.budget),
+        layers=best.kept,
+        images=len(jury.crops),
+        drift=(first.drift, best.drift),
+        milliseconds=(first.milliseconds, best.milliseconds),
+        size=(without.size, made.size),
+    )
+    return replace(made, quantization=made.quantization and replace(made.quantization, budget=spent))
+
+
+def _say(step: Step, variant: str, index: int, total: int, what: str, *_: int) -> None:
+    step(f"{variant}: {what}", index, total)
+
+
+def _source(path: Path, parameters: int, core: Core) -> Source:
+    return Source(
+        # A name that cannot be printed is kept as Python would write it.
+        file=path.name if path.name.isprintable() else ascii(path.name),
+        sha256=file_sha256(path),
+        parameters=parameters,
+        onnx_nodes=core.nodes,
+        onnx_bytes=core.sizes,
+    )
+
+
+def _calibration(gathered: Faces | None) -> Calibration | None:
+    """What the manifest says of the calibration faces."""
+    return Calibration(gathered.calibration.sha256, gathered.calibration.images) if gathered else None
+
+
+@contextlib.contextmanager
+def _full_disks_named(folder: Path, out: Path) -> Iterator[None]:
+    """Says so where the disk is full: converters report that in many ways, some by writing less than they should."""
+    try:
+        yield
+    except Exception as e:
+        free = shutil.disk_usage(folder).free
+        if free < 1 << 20:
+            raise EdgeError(f"no space left on the disk of {out.absolute().parent} ({free} bytes free)") from e
+        raise

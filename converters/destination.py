@@ -1,0 +1,36 @@
+"""What a destination offers. It is found by its name: `converters/<name>/destination.py` has it as HERE."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipnet_edge.converters.core import Core
+from pipnet_edge.converters.quantize.scheme import Quantized
+from pipnet_edge.decode import Heads
+
+
+@dataclass(frozen=True)
+class Destination:
+    """How a runtime's variants are made, each in a folder that is there and holds nothing else.
+
+    tools: the packages that do it; a variant names their versions. bits: how many bits a stored activation may have; 0
+    leaves activations in float. heads_inside: whether sparse heads are part of the model instead of a file beside it.
+    fp(core, precision, folder) writes a float model, int8(core, given, bits, folder) a quantized one, and
+    add_heads(heads, precision, folder) adds the offset heads that the core lacked.
+    """
+
+    tools: tuple[str, ...]
+    bits: tuple[int, ...]
+    heads_inside: bool
+    fp: Callable[[Core, str, Path], None]
+    int8: Callable[[Core, Quantized, int, Path], None]
+    add_heads: Callable[[Heads, str, Path], None]
+
+
+def find(name: str) -> Destination:
+    """The destination of this name (runtimes.DESTINATIONS), imported when it is asked for."""
+    found: Destination = importlib.import_module(f"{__package__}.{name}.destination").HERE
+    return found

@@ -1,0 +1,174 @@
+"""A network as a traced graph, and what can be asked of it: its layers, what reads them, what a runtime stores.
+
+A tensor is named by the torch.fx node that makes it, `backbone_layer1_0_relu`; layers are named as in the checkpoint,
+`backbone.layer1.0.conv1`.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, fx, nn
+
+Hook = Callable[[fx.Node, Tensor], Tensor]
+
+# What every runtime fuses into the layer or the sum before it; and what stands alone, with int8 before and behind it.
+FUSED, ALONE = (nn.ReLU, nn.ReLU6), (nn.Hardswish,)
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+
+
+def trace(net: nn.Module) -> fx.GraphModule:
+    """A copy of the network as a graph, without gradients."""
+    graph = fx.symbolic_trace(copy.deepcopy(net)).eval()
+    for node in graph.graph.nodes:
+        # Annotations are strings here, on which pickling a graph fails.
+        node.type = None
+    graph.recompile()
+    return graph.requires_grad_(False)
+
+
+class Run(fx.Interpreter):
+    """Runs a graph and hands every node's output to a hook, which returns what goes on."""
+
+    def __init__(self, graph: fx.GraphModule, hook: Hook) -> None:
+        super().__init__(graph)
+        self._hook = hook
+
+    def run_node(self, n: fx.Node) -> object:
+        value = super().run_node(n)
+        return value if n.op == "output" else self._hook(n, value)
+
+
+def module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The layer that a node calls, None if it calls a function."""
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def output(graph: fx.GraphModule) -> fx.Node:
+    """The node that returns what the network gives."""
+    (node,) = (node for node in graph.graph.nodes if node.op == "output")
+    assert isinstance(node, fx.Node)
+    return node
+
+
+def outputs(graph: fx.GraphModule) -> list[fx.Node]:
+    """The nodes whose values the network returns, in order: those of the five maps, in the order of HEAD_KEYS."""
+    returned = output(graph).args[0]
+    assert isinstance(returned, tuple | list)
+    return [node for node in returned if isinstance(node, fx.Node)]
+
+
+# --- Kinds of layers.
+
+
+def convolutions(graph: fx.GraphModule) -> dict[str, fx.Node]:
+    """Layer name -> node of every convolution, in order."""
+    return {str(n.target): n for n in graph.graph.nodes if isinstance(module(graph, n), CONVOLUTIONS)}
+
+
+def gates(graph: fx.GraphModule) -> frozenset[str]:
+    """The layers of squeeze-and-excite gates, which see one value a channel: too few to be worth an int8 kernel."""
+    return frozenset(name for name, node in convolutions(graph).items() if _is_pooled(graph, node))
+
+
+def _is_pooled(graph: fx.GraphModule, node: fx.Node) -> bool:
+    while len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+        if isinstance(module(graph, node), nn.AdaptiveAvgPool2d):
+            return True
+    return False
+
+
+def transposed(graph: fx.GraphModule) -> frozenset[str]:
+    """The transposed convolutions, for which most runtimes have no int8 kernel."""
+    layers = convolutions(graph).items()
+    return frozenset(name for name, node in layers if isinstance(module(graph, node), nn.ConvTranspose2d))
+
+
+def heads(graph: fx.GraphModule) -> frozenset[str]:
+    """The convolutions after which no other comes."""
+    layers = convolutions(graph)
+    nodes = set(layers.values())
+    return frozenset(name for name, node in layers.items() if not _reaches(node, nodes))
+
+
+def _reaches(node: fx.Node, goals: set[fx.Node]) -> bool:
+    return any(user in goals or _reaches(user, goals) for user in node.users)
+
+
+# --- What is stored, and who reads it.
+
+
+def points(graph: fx.GraphModule) -> dict[str, fx.Node]:
+    """The nodes whose output a runtime stores: the image, and what layers, activations and sums give.
+
+    A layer or sum is stored after the activation that runtimes fuse into it. The maps are not stored.
+    """
+    found = {}
+    for node in graph.graph.nodes:
+        layer = module(graph, node)
+        summed = node.op == "call_function" and node.target in (operator.add, operator.mul)
+        if node.op == "placeholder" or isinstance(layer, FUSED + ALONE):
+            found[node.name] = node
+        elif isinstance(layer, CONVOLUTIONS) or summed:
+            readers = readers_of(graph, node)
+            fused = len(readers) == 1 and isinstance(module(graph, readers[0]), FUSED)
+            if not fused and not all(reader.op == "output" for reader in readers):
+                found[node.name] = node
+    return found
+
+
+def maps(graph: fx.GraphModule) -> dict[str, fx.Node]:
+    """The nodes that give the maps, which are stored where even the heads are int8."""
+    layers, stored = convolutions(graph), points(graph)
+    return {layers[name].name: layers[name] for name in heads(graph) if layers[name].name not in stored}
+
+
+def inputs(graph: fx.GraphModule) -> dict[str, str]:
+    """Layer name -> the node whose stored output it reads, pooling looked through, which keeps the grid."""
+    stored, found = points(graph), {}
+    for name, node in convolutions(graph).items():
+        source = node.all_input_nodes[0]
+        while source.name not in stored and isinstance(module(graph, source), nn.MaxPool2d | nn.Identity):
+            source = source.all_input_nodes[0]
+        if source.name in stored:
+            found[name] = source.name
+    return found
+
+
+def readers_of(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """The nodes that read this one's output, nn.Identity looked through."""
+    readers = []
+    for user in node.users:
+        readers += readers_of(graph, user) if isinstance(module(graph, user), nn.Identity) else [user]
+    return readers
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A sum that a ReLU follows, and the other of its two summands."""
+
+    sum: fx.Node
+    other: fx.Node
+
+
+def summed_before_relu(graph: fx.GraphModule, node: fx.Node) -> Cut | None:
+    """Where a layer's output is only read by a sum that only a ReLU reads."""
+    readers = readers_of(graph, node)
+    if not isinstance(module(graph, node), CONVOLUTIONS) or len(readers) != 1 or readers[0].target is not operator.add:
+        return None
+    after = list(readers[0].users)
+    if len(after) != 1 or not isinstance(module(graph, after[0]), nn.ReLU):
+        return None
+    sources = [_before_identity(graph, source) for source in readers[0].all_input_nodes]
+    others = [source for source in sources if source is not node]
+    return Cut(readers[0], others[0]) if len(others) == 1 else None
+
+
+def _before_identity(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
+    while isinstance(module(graph, node), nn.Identity):
+        node = node.all_input_nodes[0]
+    return node

@@ -1,0 +1,44 @@
+"""What int8 costs in each layer of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipnet_edge.converters.plan import Quantize, Step
+from pipnet_edge.converters.recipe import recipes
+from pipnet_edge.errors import EdgeError
+
+if TYPE_CHECKING:
+    from pipnet_edge.converters.checkpoint.read import Options
+    from pipnet_edge.converters.quantize.sensitivity import LayerSensitivity
+
+
+def sensitivities(
+    source: Path, options: Options, quantize: Quantize, precision: str, count: int, step: Step = lambda *_: None
+) -> tuple[LayerSensitivity, ...]:
+    """What int8 costs in each layer of a checkpoint, on so many faces apart from those it is calibrated with.
+
+    Raises EdgeError as convert does, for a precision without int8 activations, and for more faces than are apart.
+    """
+    # What is simulated is int8 activations, so of other precisions nothing could be said.
+    allowed = [name for name, recipe in recipes().items() if recipe.activations == 8]
+    if precision not in allowed:
+        raise EdgeError(f"--precision {precision}; allowed: {', '.join(allowed)}")
+    # These need torch.
+    from pipnet_edge.converters.checkpoint import read as checkpoints
+    from pipnet_edge.converters.quantize import calibration, prepare, sensitivity
+
+    methods = prepare.Options(quantize.ranges, quantize.rounding)
+    faces, held = calibration.split(list(quantize.faces), quantize.count, quantize.seed)
+    if count > len(held):
+        raise EdgeError(
+            f"{count} faces to measure on; {len(held)} of the {len(quantize.faces)} faces are held out for it"
+        )
+    network = checkpoints.load(source, options)
+    side = network.spec.input_size
+    crops = calibration.choose(held, side, len(held)).crops[:count]
+    chosen = calibration.choose(faces, side, quantize.count, quantize.seed)
+    prepared = prepare.prepare(network, chosen, methods, step)
+    given = prepared.keeping(prepared.kinds(recipes()[precision].keep))
+    return sensitivity.measure(prepared.float_, given, crops, step)

@@ -1,0 +1,56 @@
+"""Makes one variant of a network, whatever its runtime: a folder of files, and what the manifest says of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+from pipnet_edge.bundle import File, Quantization, Variant
+from pipnet_edge.converters import destination as destinations
+from pipnet_edge.converters.cores import Cores, Exported
+from pipnet_edge.converters.quantize.prepare import Options
+from pipnet_edge.converters.recipe import recipes
+
+
+def of_float(network: Exported, destination: str, precision: str, folder: Path) -> Variant:
+    """Makes the float variant `<destination>-<precision>` in the bundle at `folder`."""
+    to = destinations.find(destination)
+    target = folder / f"{destination}-{precision}"
+    target.mkdir()
+    to.fp(network.core, precision, target)
+    if network.heads:
+        to.add_heads(network.heads, precision, target)
+    return _described(folder, destination, precision, to.tools, network.heads is not None)
+
+
+def quantized(
+    networks: Cores, methods: Options, destination: str, precision: str, folder: Path, kept: tuple[str, ...] = ()
+) -> Variant:
+    """Makes a quantized variant, by the recipe of its precision, in the bundle at `folder`.
+
+    methods: how the networks were rounded. kept: layers that stay in float for a budget, beside the recipe's.
+    """
+    to, recipe, prepared = destinations.find(destination), recipes()[precision], networks.prepared
+    target = folder / f"{destination}-{precision}"
+    target.mkdir()
+    reasons = dict.fromkeys(kept, "budget") | prepared.kinds(recipe.keep)
+    is_sparse = networks.is_sparse and "heads" in recipe.keep
+    inside = prepared.kinds(("heads",)) if is_sparse and to.heads_inside else {}
+    # These have int8 weights, but no map is stored in 8 bits: that would be what costs accuracy.
+    reasons = {name: reason for name, reason in reasons.items() if name not in inside}
+    network = networks.keeping(frozenset(reasons), is_sparse)
+    given = replace(network.given, keep=network.given.keep | inside.keys())
+    to.int8(network.core, given, recipe.activations, target)
+    if network.heads:
+        to.add_heads(network.heads, precision, target)
+    how = Quantization(methods.ranges, methods.rounding, reasons, given.spec.mean, given.spec.std)
+    return replace(_described(folder, destination, precision, to.tools, is_sparse), quantization=how)
+
+
+def _described(folder: Path, destination: str, precision: str, tools: tuple[str, ...], is_sparse: bool) -> Variant:
+    """What a variant's folder holds."""
+    name = f"{destination}-{precision}"
+    files = tuple(File.of(folder, path) for path in sorted((folder / name).iterdir()))
+    versions = {tool: version(tool) for tool in tools}
+    return Variant(name, destination, precision, files, versions, is_sparse=is_sparse)
