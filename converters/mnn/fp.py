@@ -1,7 +1,7 @@
 """The MNN variants, made by MNN's converter from the ONNX core.
 
 The converter is called through the C module, in a child process because it can abort: the `mnnconvert` command imports
-MNN.tools, which installs a logging package and sends usage data (see the README's limits).
+MNN.tools, which installs a logging package and sends usage data (see docs/converting.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How cost grows: the networks that are made for it, the ways with several faces, and what README says of the result.
+"""How cost grows: the networks that are made for it, the ways with several faces, and what the docs say of the result.
 
 Two networks on ONNX Runtime, which is quick to convert for; what times come out is not looked at.
 """
@@ -202,8 +202,8 @@ def test_tables_and_drawing_have_every_point(found: Growth) -> None:
 
 def test_the_committed_result_is_what_is_shown() -> None:
     committed = growth_page.read(RESULT)
-    readme = (ROOT / "README.md").read_text()
+    docs = (ROOT / "docs" / "performance.md").read_text()
     assert RESULT.with_suffix(".md").read_text() == growth_page.markdown(committed)
     assert RESULT.with_suffix(".svg").read_text() == growth_page.drawing(committed)
-    assert "(benchmarks/studies/results/growth.md)" in readme
-    assert "(benchmarks/studies/results/growth.svg)" in readme
+    assert "(../benchmarks/studies/results/growth.md)" in docs
+    assert "(../benchmarks/studies/results/growth.svg)" in docs
