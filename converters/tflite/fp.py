@@ -70,6 +70,8 @@ def _from_torch(saved: Path, model: Path) -> None:
 
     # Our own file, written a moment ago into a private folder: a module, hence not weights_only.
     module = torch.load(saved, weights_only=False)
+    # Tensors are named after the class and where it lies; a file must not change when the class moves.
+    type(module).__module__ = "pipnet_edge.converters.tflite"
     crop = torch.zeros((1, module.side, module.side, 3), dtype=torch.uint8)
     litert_torch.convert(module, sample_kwargs={"crop": crop}).export(str(model))
 
