@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Read by ONNX Runtime when it is imported: without it, it keeps usage data in a cache folder, and code to send it.
+# ONNX Runtime reads this when it is imported. Without it, ONNX Runtime keeps usage data in a cache folder and can
+# send them.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 __all__ = ["Bundle", "Decoder", "EdgeError", "Landmarker", "Landmarks", "Maps", "MeanFace", "ModelSpec", "read_bundle"]
@@ -34,7 +35,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    # Looked up when first used, so that the command line's --help does not wait for numpy.
+    # A name is looked up at its first use, so that the command line's --help does not wait for numpy.
     if name == "read_bundle":
         return importlib.import_module("pipnet_edge.bundle").read
     if name in _HOMES:

@@ -1,9 +1,9 @@
-"""The bundle: a folder that holds a network for every runtime, what it is, and the maps it has to reproduce.
+"""The bundle: a folder that holds a network for every runtime, its description, and the maps it has to reproduce.
 
-    manifest.json    version, ModelSpec, source, the network's layers, per variant its files with sha256 and size, and
-                     how it is fastest on the machines it was tuned for
+    manifest.json    version, ModelSpec, source, the network's layers, the files of each variant with sha256 and size,
+                     and the fastest way to run the bundle on each machine that it was tuned for
     golden.npz       crops (n, S, S, 3) uint8 RGB and the float network's maps for them
-    <variant>/       the runtime's files, for example ncnn-fp32/model.param; and heads.npz if the network lacks them
+    <variant>/       the runtime's files, for example ncnn-fp32/model.param; and heads.npz if the model has no heads
 
 A bundle is untrusted when read: paths that leave the folder, unknown versions and changed files are refused.
 """
@@ -81,7 +81,7 @@ class Bundle(Manifest):
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]
         if not names or len(set(names)) != len(names):
-            raise EdgeError(f"bundle {self.folder} has variants twice or none: {', '.join(names)}")
+            raise EdgeError(f"bundle {self.folder} has no variants, or one twice: {', '.join(names)}")
         if not self.layers:
             raise EdgeError(f"bundle {self.folder} has no layers")
         for machine, tuned in self.tuned.items():
@@ -89,7 +89,7 @@ class Bundle(Manifest):
                 raise EdgeError(f"bundle {self.folder} has no variant {tuned.variant!r:.100}, tuned for {machine:.100}")
 
     def variant(self, name: str) -> Variant:
-        """A variant by name. Raises EdgeError that lists those there are."""
+        """A variant by name. Raises EdgeError that lists the variants if there is no such one."""
         for variant in self.variants:
             if variant.name == name:
                 return variant
@@ -115,7 +115,7 @@ class Bundle(Manifest):
         return runtimes.load(variant.runtime, folders.pop(), spec, variant.precision, threads)
 
     def decoder(self, name: str) -> Decoder:
-        """What decodes a variant's output, with its heads if decode has to evaluate them."""
+        """The decoder of a variant's output, with its offset heads if decode has to compute them."""
         return Decoder(self.spec, self.read_heads(name))
 
     def read_heads(self, name: str) -> Heads | None:
@@ -146,7 +146,7 @@ class Bundle(Manifest):
 
     @property
     def sha256(self) -> str:
-        """One hash of all that it holds, told by the manifest; tuning, which changes how it is run, aside."""
+        """One hash of all that the bundle holds, from the manifest without tuning, which changes only how it is run."""
         held = manifests.to_json(replace(self, tuned={}))
         return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 
@@ -169,7 +169,7 @@ def read(folder: Path) -> Bundle:
 
 @contextlib.contextmanager
 def _arrays(path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
-    """The arrays of an .npz file. Raises EdgeError when it is none, or lacks one that the block asks for."""
+    """The arrays of an .npz file. Raises EdgeError when it is not one, or lacks an array that the block reads."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             yield arrays
@@ -185,36 +185,36 @@ def _check_array(path: Path, name: str, array: NDArray[Any], kind: type, shape: 
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A new empty folder that takes the place of `folder` if the block ends well, and vanishes if it does not.
+    """A new empty folder. It replaces `folder` if the block ends well, and is removed if it does not.
 
-    An existing bundle is replaced; anything else at that place is refused before any work is done. The new folder lies
-    beside the old one, so that the last step is a rename and a crash leaves nothing half-made.
+    An existing bundle is replaced; anything else at that path is refused before any work is done. The new folder lies
+    next to the old one, so that the last step is a rename and a crash leaves nothing half-made.
     """
-    target = folder.absolute()
-    if os.path.lexists(target) and not (target / MANIFEST).is_file() and not _is_empty(target):
+    final = folder.absolute()
+    if os.path.lexists(final) and not (final / MANIFEST).is_file() and not _is_empty(final):
         raise EdgeError(f"{folder} exists and is not a bundle; give another place with -o or remove it")
-    made = [parent for parent in target.parents if not parent.exists()]
+    made = [parent for parent in final.parents if not parent.exists()]
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        final.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
     except OSError as e:
-        raise EdgeError(f"cannot write into {target.parent}: {e.strerror}") from e
+        raise EdgeError(f"cannot write into {final.parent}: {e.strerror}") from e
     try:
         new, old = scratch / "new", scratch / "old"
         new.mkdir()
         yield new
-        if target.exists():
-            target.rename(old)
+        if final.exists():
+            final.rename(old)
         try:
-            new.rename(target)
+            new.rename(final)
         except BaseException:
             if old.exists():
-                old.rename(target)
+                old.rename(final)
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        if not target.exists():
-            # Deepest first; one that somebody else has put a file into by now stays.
+        if not final.exists():
+            # Deepest first. A folder stays if another program has put a file into it.
             with contextlib.suppress(OSError):
                 for parent in made:
                     parent.rmdir()

@@ -80,10 +80,10 @@ FEATURE_NAMES = tuple(field.name for field in fields(Features))
 
 @dataclass(frozen=True)
 class Winners:
-    """The output of a network that evaluates its offset heads at winning cells alone, float32; as a batch or not.
+    """The output of a network that computes offsets only at winning cells, float32; a leading batch axis B is optional.
 
     score: ([B,] L, H, W). offsets: ([B,] L, 2, 1 + N), x and y in grid units at the cell with the landmark's highest
-    score, the lowest index on ties: its own offset, then its neighbours'.
+    score (the lowest index on ties): first its own offset, then its neighbours'.
     """
 
     score: Array
@@ -99,7 +99,7 @@ class Winners:
 
     @staticmethod
     def at(maps: Maps, cell: NDArray[np.intp]) -> Winners:
-        """What maps ([B,] L, ...) hold at these cells ([B,] L)."""
+        """The values of maps ([B,] L, ...) at these cells ([B,] L)."""
         picked = [
             np.take_along_axis(
                 part.reshape(*cell.shape, -1, math.prod(maps.score.shape[-2:])), cell[..., None, None], -1
@@ -109,7 +109,7 @@ class Winners:
         return Winners(maps.score, np.concatenate(picked, axis=-2).reshape(*cell.shape, 2, -1))
 
     def by_map(self) -> dict[str, Array]:
-        """Map name -> its values at the winning cells, ([B,] L) or, of neighbours, ([B,] L, N); all of the scores."""
+        """Map name -> its values at the winning cells: ([B,] L), or ([B,] L, N) of neighbours. Scores: all cells."""
         x, y = self.offsets[..., 0, :], self.offsets[..., 1, :]
         return dict(zip(MAP_NAMES, (self.score, x[..., 0], y[..., 0], x[..., 1:], y[..., 1:]), strict=True))
 
@@ -119,7 +119,7 @@ Output = Maps | Features | Winners
 
 
 def outputs(names: Collection[str]) -> type[Maps] | type[Features] | type[Winners]:
-    """What a model with outputs of these names gives. Raises EdgeError when it is none of the three."""
+    """The kind of output that a model with these output names gives. Raises EdgeError when it is none of the three."""
     for kind in (Maps, Features, Winners):
         if set(names) >= {field.name for field in fields(kind)}:
             return kind
@@ -151,7 +151,7 @@ class Heads:
     bias: Array
 
     def maps(self, found: Features) -> Maps:
-        """All maps, the offsets of every cell included: what the network would give with its heads."""
+        """All maps, with the offsets of every cell, as the network would give them if it had its heads."""
         lead, (num_lms, _, count, channels) = found.score.shape[:-3], self.weight.shape
         cells = found.score.shape[-2:]
         flat = found.features.reshape(*lead, channels, -1)
@@ -199,15 +199,15 @@ class Decoder:
         self._shapes, self._winner_shapes = map_shapes(spec), winner_shapes(spec)
         cells = np.arange(spec.grid**2)
         count = 1 + spec.num_nb
-        # A cell's corner once for every prediction: (cells, 2, 1 + N), as offsets lie.
+        # Each cell's corner, repeated for every prediction: (cells, 2, 1 + N), the layout of offsets.
         corner = np.stack([cells % spec.grid, cells // spec.grid], axis=1).astype(np.float32)
         self._corner = corner[:, :, None].repeat(count, axis=2)
         own = 2 * count * np.arange(spec.num_lms, dtype=np.intp)
         table = neighbour_table(spec.mean_face, spec.num_nb).T
         about = 2 * count * (table // spec.num_nb) + table % spec.num_nb + 1
-        # A landmark that is nobody's neighbour has its own prediction alone.
+        # A landmark that is nobody's neighbour has only its own prediction.
         x = np.concatenate([own[None], np.where(table < 0, own, about)])
-        # (predictions about a landmark, 2 L), x and y of each, so that a mean is a sum of whole rows.
+        # (predictions about a landmark, 2 L): x and y of each landmark, so that a mean is a sum of whole rows.
         self._fused_from = np.ascontiguousarray(np.stack([x, x + count], axis=2).reshape(len(x), -1))
         self._scale = np.float32(1.0 / (spec.grid * len(x)))
         self._first = np.arange(0, spec.num_lms * len(cells), len(cells))
@@ -215,11 +215,11 @@ class Decoder:
 
     def __call__(self, maps: Output) -> Landmarks:
         """Landmarks of one crop or of a batch. Raises EdgeError for wrong shapes and for NaN or infinity in any map."""
-        # Between two runs of a network little of this is left in the processor's cache: few calls make it fast.
+        # After a run of the network, little of this is left in the processor's cache, so fewer calls are faster.
         spec, shape = self.spec, maps.score.shape[:-2]
         self._check(maps)
 
-        # Select: the winning cell (lowest index on ties), and what every landmark predicts from its own winning cell.
+        # Select: the winning cell (lowest index on ties), and all that each landmark predicts from its winning cell.
         score = maps.score.reshape(-1, spec.grid**2)
         cell = score.argmax(axis=1)
         winner = cell + (np.arange(0, score.size, score.shape[1]) if len(shape) > 1 else self._first)
@@ -231,7 +231,7 @@ class Decoder:
 
         # Fuse: the mean of the own prediction and of the neighbours' predictions about this landmark.
         about = predicted.reshape(*shape[:-1], -1).take(self._fused_from, axis=-1)
-        # Not a product, in which every BLAS rounds in its own way: maps have the same landmarks on every machine.
+        # No matrix product, because each BLAS rounds it in its own way: every machine must give the same landmarks.
         points = (np.add.reduce(about, axis=-2) * self._scale).reshape(*shape, 2)
         if spec.clamp:
             points = points.clip(0.0, 1.0)
@@ -249,7 +249,7 @@ class Decoder:
         return offsets
 
     def _offsets(self, found: Features, cell: NDArray[np.intp]) -> Array:
-        """The same, computed by the heads at the winning cells alone."""
+        """The same, computed by the heads only at the winning cells."""
         assert self._heads is not None
         spec, (weight, bias) = self.spec, self._heads
         row, column = np.divmod(cell.reshape(-1, spec.num_lms), spec.grid)
@@ -283,19 +283,19 @@ def _sum(values: Array) -> float:
 
 
 def _is_finite(values: Array) -> bool:
-    """Whether all are: vectorised passes without a temporary."""
-    # A finite sum has finite terms. One that is not may have overflowed, which max and min tell; both carry NaN.
+    """Whether all values are finite, in vectorised passes without a temporary array."""
+    # A finite sum has finite terms. Another sum may have overflowed: then max and min are finite. Both pass on NaN.
     total = float(np.vdot(values, values)) if values.size <= ONE_THREAD_DOT else _sum(values)
     return math.isfinite(total) or math.isfinite(float(values.max()) - float(values.min()))
 
 
-# A matrix of fewer values, and a vector of no more than these, every OpenBLAS multiplies on the calling thread; larger
+# Every OpenBLAS multiplies a matrix of fewer values, or a vector of no more than these, on the calling thread. Larger
 # ones wake all cores.
 ONE_THREAD, ONE_THREAD_DOT = 2304 * 4, 10_000
 
 
 def _blocks(heads: Heads, spec: ModelSpec) -> tuple[Array, Array]:
-    """Weights (L, blocks, rows, C), zeros at the end, and biases (L, 2 * (1 + N)), for one product a block.
+    """Weights (L, blocks, rows, C), with zeros at the end, and biases (L, 2 * (1 + N)). Each block is one product.
 
     Raises EdgeError for heads of another network, and for NaN and infinity in them.
     """

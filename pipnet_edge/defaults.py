@@ -1,4 +1,4 @@
-"""How a bundle runs where nobody says how: as it was tuned for this kind of machine, else its first variant."""
+"""How a bundle runs if the user does not say: as tuned for this kind of machine, else its first installed variant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipnet_edge.errors import EdgeError
 
 @dataclass(frozen=True)
 class Choice:
-    """cpus: numbers of those to keep to, none: all. note: whether this is as tuned, or why it is not."""
+    """cpus: numbers of the CPUs to keep to; empty for all. note: that this is as tuned, or why it is not."""
 
     variant: str
     threads: int
@@ -20,10 +20,11 @@ class Choice:
 
 
 def choose(bundle: Bundle, variant: str | None, threads: int | None, otherwise: int) -> Choice:
-    """What is given counts; the rest is as `bench --tune` found for this machine.
+    """The variant and threads to run with: those given, else those that `bench --tune` found for this machine.
 
-    Without that, or where it cannot be followed, it is the first variant installed and `otherwise` threads. CPUs are
-    chosen with variant and threads as tuned alone. Raises EdgeError for unknown variants and when none is installed.
+    If it found none, or they cannot be used here, they are the first installed variant and `otherwise` threads. The
+    CPUs that it found are used only with the variant and threads that it found. Raises EdgeError for unknown variants
+    and when none is installed.
     """
     if variant:
         bundle.variant(variant)
@@ -42,7 +43,7 @@ def choose(bundle: Bundle, variant: str | None, threads: int | None, otherwise: 
 
 
 def first_installed(bundle: Bundle) -> str:
-    """The first variant whose runtime is there. Raises EdgeError naming the packages when none is."""
+    """The first variant whose runtime is installed. Raises EdgeError naming the packages when none is."""
     for variant in bundle.variants:
         if not runtimes.is_missing(variant.runtime):
             return variant.name
@@ -51,7 +52,7 @@ def first_installed(bundle: Bundle) -> str:
 
 
 def _obstacle(bundle: Bundle, tuned: Tuned) -> str | None:
-    """Why it cannot run as tuned here."""
+    """Why the bundle cannot run as tuned on this machine; None if it can."""
     allowed = host.allowed_cpus()
     if runtimes.is_missing(bundle.variant(tuned.variant).runtime):
         return f"the runtime of {tuned.variant} is not installed"

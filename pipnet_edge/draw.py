@@ -1,7 +1,7 @@
 """Dots on a face, and pictures as files.
 
-Pictures are (H, W, 3) uint8 RGB. Landmarks in pixels count from the picture's corner, so that x = 0.5 is the middle of
-the first column and a normalised landmark times the picture's size is its place.
+Pictures are (H, W, 3) uint8 RGB. Landmarks in pixels are measured from the picture's corner: x = 0.5 is the middle of
+the first column, and a normalised landmark times the picture's size is its position.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def annotate(image: Image, points: Points, colour: Colour = GREEN, radius: float
     """A copy of the image with a small dot, outlined in dark, at each landmark.
 
     points: (L, 2) of one face or (faces, L, 2), x then y in pixels of the image; those outside are not drawn. radius:
-    a dot's, in pixels; by default 0.9 % of the face's extent and at least 1.
+    of a dot, in pixels; by default 0.9 % of the face's extent and at least 1.
     """
     canvas = image.copy()
     for face in points.reshape(-1, *points.shape[-2:]):
@@ -38,7 +38,7 @@ def annotate(image: Image, points: Points, colour: Colour = GREEN, radius: float
 
 
 def disk(canvas: Image, x: float, y: float, radius: float, colour: Colour) -> None:
-    """A filled disk with smooth edges at any fraction of a pixel, which OpenCV's small circles do not have."""
+    """Draws a filled disk, smooth at any fraction of a pixel. OpenCV's small circles are not smooth."""
     height, width = canvas.shape[:2]
     left, right = max(0, math.floor(x - radius - 1)), min(width, math.ceil(x + radius + 1))
     top, bottom = max(0, math.floor(y - radius - 1)), min(height, math.ceil(y + radius + 1))

@@ -1,4 +1,4 @@
-"""Files of this machine: written whole, known by their hash, and where caches and settings lie."""
+"""Files of this machine: how they are written whole and hashed, and the folders of caches and settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROGRAM = "pipnet-edge"
 
 def write(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all. Raises EdgeError with the system's reason."""
-    # Two processes may write the same file; each has a scratch file of its own, and the last one counts.
+    # Two processes may write the same file. Each has a scratch file of its own, and the last one wins.
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         try:
@@ -34,15 +34,15 @@ def file_sha256(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """What can be made again lies here: $XDG_CACHE_HOME/pipnet-edge, else ~/.cache/pipnet-edge. It may not exist."""
+    """Holds what can be made again: $XDG_CACHE_HOME/pipnet-edge, else ~/.cache/pipnet-edge. It may not exist."""
     return _home("XDG_CACHE_HOME", ".cache")
 
 
 def config_folder() -> Path:
-    """What the user has set lies here: $XDG_CONFIG_HOME/pipnet-edge, else ~/.config/pipnet-edge. It may not exist."""
+    """Holds what the user has set: $XDG_CONFIG_HOME/pipnet-edge, else ~/.config/pipnet-edge. It may not exist."""
     return _home("XDG_CONFIG_HOME", ".config")
 
 
 def _home(variable: str, usual: str) -> Path:
-    """Absolute, as a worker may run in another folder."""
+    """An absolute path, because a worker may run in another folder."""
     return Path(os.environ.get(variable) or Path.home() / usual).absolute() / PROGRAM

@@ -14,7 +14,7 @@ ROOT = Path("/")
 # Words in the names of thermal zones that belong to the CPU.
 CPU_ZONES = ("cpu", "soc", "x86_pkg", "bigcore", "littlecore")
 
-# What the runtimes choose their kernels by; the names are those of /proc/cpuinfo.
+# The runtimes choose their kernels by these features. The names are those of /proc/cpuinfo.
 ISA_FEATURES = (
     *("neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve"),
     *("avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8"),
@@ -34,7 +34,7 @@ ARM_PARTS = {
 
 
 def default_threads() -> int:
-    """The cores this process may use, at most 4: small networks do not gain from more."""
+    """The number of cores that this process may use, at most 4: small networks do not gain from more."""
     return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
@@ -59,17 +59,17 @@ def parse_cpuinfo(text: str) -> dict[str, object]:
 
 
 def features() -> tuple[str, ...]:
-    """Those of ISA_FEATURES that this machine's CPU has; none where that cannot be told."""
+    """Those of ISA_FEATURES that this machine's CPU has; empty if they cannot be read."""
     found = facts().get("features", [])
     assert isinstance(found, list)
     return tuple(found)
 
 
 def facts(root: Path = ROOT) -> dict[str, object]:
-    """What a machine is, for a comparison of results: two that differ in any of these are different machines.
+    """Facts of a machine, to compare results by: two machines that differ in any of them are different.
 
     machine, cpu, cores, features, board and soc (from the device tree), clusters (text, fastest first), governor,
-    memory_mb, system, libc, python. root: where /proc and /sys are looked for.
+    memory_mb, system, libc, python. root: the folder that holds /proc and /sys.
     """
     found: dict[str, object] = {
         "machine": platform.machine(),
@@ -96,9 +96,9 @@ def facts(root: Path = ROOT) -> dict[str, object]:
 
 
 def name(facts: Mapping[str, object]) -> str | None:
-    """What a kind of machine is called, to know one again: its board (else its CPU) and how many cores it has.
+    """The name by which a kind of machine is recognised: its board (else its CPU) and how many cores it has.
 
-    facts: its facts. None where they do not tell.
+    facts: the machine's facts. None if they do not say.
     """
     what = str(facts.get("board") or facts.get("cpu") or "")
     what = " ".join("".join(c for c in what if c.isprintable()).split())
@@ -107,14 +107,14 @@ def name(facts: Mapping[str, object]) -> str | None:
 
 @dataclass(frozen=True)
 class Cluster:
-    """CPUs that are alike, by number, and their highest clock in MHz (0 where the system does not tell)."""
+    """CPUs of one kind, by number, and their highest clock in MHz (0 if the system does not tell)."""
 
     cpus: tuple[int, ...]
     mhz: int
 
 
 def clusters(root: Path = ROOT) -> tuple[Cluster, ...]:
-    """The CPUs this process may use, the fastest kind first (by capacity, then clock); one where all are alike."""
+    """The CPUs this process may use, the fastest kind first (by capacity, then clock); one if all are the same."""
     groups: dict[tuple[int, int], list[int]] = {}
     for cpu in allowed_cpus():
         folder = root / f"sys/devices/system/cpu/cpu{cpu}"
@@ -139,15 +139,15 @@ def cpu_list(cpus: Sequence[int]) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-# Bits of the Raspberry Pi firmware's get_throttled, now; the same 16 bits higher: since the board was started.
+# Bits of the Raspberry Pi firmware's get_throttled: true now. The same bits, 16 higher: true since the board started.
 THROTTLED = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
 
 
 def state(root: Path = ROOT) -> dict[str, object]:
-    """What changes while a machine works: mhz (of each clock domain), celsius, throttled (firmware bits), load.
+    """Facts that change while a machine works: mhz (of each clock domain), celsius, throttled (firmware bits), load.
 
-    load is the number of threads that want to run at this moment, of this process and of all others. (The average over
-    a minute would count what was measured before.)
+    load is the number of threads that want to run at this moment, of this process and of all others. (An average
+    over a minute would include earlier measurements.)
     """
     found: dict[str, object] = {}
     mhz = [_number(policy / "scaling_cur_freq") // 1000 for policy in _policies(root)]
@@ -173,7 +173,7 @@ def big_cpus(threads: int) -> tuple[int, ...]:
 
 
 def pin(cpus: str | Sequence[int], threads: int) -> None:
-    """Keeps this process to CPUs: their numbers, or "big", what big_cpus gives.
+    """Keeps this process to CPUs: their numbers, or "big" for those that big_cpus gives.
 
     Raises EdgeError for numbers that this process may not use.
     """
@@ -187,7 +187,7 @@ def pin(cpus: str | Sequence[int], threads: int) -> None:
 
 
 def peak_bytes() -> int | None:
-    """The most memory this process has held at once. (getrusage would count what its parent held as well.)"""
+    """The most memory this process has held at once. (getrusage would count its parent's memory too.)"""
     for line in _text(ROOT / "proc/self/status").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -199,7 +199,7 @@ def _policies(root: Path) -> list[Path]:
 
 
 def _text(path: Path) -> str:
-    """What a file of the system says, or nothing: many exist only on some machines, or only for root."""
+    """The text of a system file, or "": many exist only on some machines, or only for root."""
     try:
         return path.read_text(errors="replace").strip("\0 \n")
     except OSError:

@@ -21,20 +21,20 @@ class Landmarker:
         with Landmarker("bundle", "ncnn-fp32", threads=4) as landmarker:
             points = landmarker.locate(picture, boxes=[(40, 60, 200, 200)])
 
-    Without variant and threads they are what `bench --tune` found for this machine (`variant` and `threads` tell); if
-    it never did, or not all of that is to be had here, the first variant that is installed and 1. The process is not
-    kept to the CPUs that tuning found: which ones it uses is for the program that it belongs to.
+    If variant or threads is not given, it is what `bench --tune` found for this machine (the attributes `variant` and
+    `threads` say what is used). If the bundle was never tuned for it, or cannot run here as tuned, it is the first
+    installed variant and 1 thread. The process is not kept to the CPUs that tuning found: its program chooses them.
 
-    It runs in this process; a model file that crashes its runtime takes the process with it, which the command line
-    avoids by running a worker.
+    It runs in this process. A model file that crashes its runtime ends the process too; the command line runs a worker
+    to avoid that.
     """
 
     def __init__(self, bundle: str | Path, variant: str | None = None, threads: int | None = None) -> None:
-        read = bundles.read(Path(bundle))
-        chosen = choose(read, variant, threads, otherwise=1)
-        self.spec, self.variant, self.threads = read.spec, chosen.variant, chosen.threads
-        self._session = read.open_session(chosen.variant, chosen.threads)
-        self._decode = read.decoder(chosen.variant)
+        opened = bundles.read(Path(bundle))
+        chosen = choose(opened, variant, threads, otherwise=1)
+        self.spec, self.variant, self.threads = opened.spec, chosen.variant, chosen.threads
+        self._session = opened.open_session(chosen.variant, chosen.threads)
+        self._decode = opened.decoder(chosen.variant)
 
     def crop(self, crop: NDArray[np.uint8]) -> Landmarks:
         """Landmarks of one (S, S, 3) uint8 RGB crop, normalised to it."""
@@ -43,9 +43,9 @@ class Landmarker:
     def locate(
         self, picture: NDArray[np.uint8], boxes: Sequence[Box] = (), policy: str | None = None
     ) -> NDArray[np.float32]:
-        """Landmarks (faces, L, 2) in pixels (x, y) of an (H, W, 3) uint8 RGB picture, one face a box.
+        """Landmarks (faces, L, 2) in pixels (x, y) of an (H, W, 3) uint8 RGB picture, one face for each box.
 
-        Without boxes the whole picture is the crop. policy is the crop policy, the network's own by default.
+        Without boxes the whole picture is the crop. policy: the crop policy; by default the network's own.
         """
         height, width = picture.shape[:2]
         rects = [crop_rect(box, width, height, policy or self.spec.crop) for box in boxes] or [

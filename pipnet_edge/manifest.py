@@ -1,6 +1,6 @@
-"""The manifest: what a bundle says of itself, in types, and how it is read and written.
+"""The manifest: the description in a bundle, as types, and how it is read and written.
 
-A manifest is untrusted when read: what is missing, unknown, of another type or out of bounds is refused.
+A manifest is untrusted when read: a field that is missing, unknown, of another type or out of bounds is refused.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pipnet_edge.words import counted, one_line
 # bundle was tuned.
 FORMAT, VERSION = "pipnet-edge-bundle", 3
 MANIFEST, GOLDEN, HEADS = "manifest.json", "golden.npz", "heads.npz"
-# Short plain names: nothing that a file system, a shell or another system reads in a way of its own.
+# Short plain names, which no file system, shell or operating system treats specially.
 SAFE_PATH = re.compile(r"[A-Za-z0-9._-]{1,100}(/[A-Za-z0-9._-]{1,100}){0,3}")
-# Convolutions and transposed convolutions, as layers call themselves; and the largest number a layer may have.
+# Layer.op of convolutions and transposed convolutions; and the largest number that a layer may have.
 CONV, TRANSPOSED = "conv", "transposed"
 LAYER_LIMIT = 1 << 20
-# More CPUs than any machine has that this runs on.
+# No machine that runs this has more CPUs.
 CPU_LIMIT = 4096
 # A list of numbers, one on each line. Strings in JSON have no line breaks.
 NUMBERS = re.compile(r"\[\n([\d\s,.e+-]+)\]")
@@ -68,7 +68,8 @@ class File:
 class Parity:
     """How far a variant was from the float network when the bundle was written (see benchmarks/accuracy/parity.py).
 
-    px_mean, px_max: landmark differences in pixels of the crop over so many images. flips: landmarks in another cell.
+    px_mean, px_max: landmark differences in pixels of the crop, over `images` crops. flips: the number of landmarks in
+    another cell.
     """
 
     reference: str
@@ -91,11 +92,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of the network, which all variants share: what passes over memory of its own.
+    """A layer of the network: an operation with a pass over memory of its own. All variants share the layers.
 
-    op: CONV, TRANSPOSED or the name of what else it does, such as "add". inputs and output: shapes (channels, height,
-    width). kernel and stride (height, width) and groups are those of convolutions, else 1. is_offset_head: not computed
-    in every cell by variants that are sparse.
+    op: CONV, TRANSPOSED or the name of another operation, such as "add". inputs and output: shapes (channels, height,
+    width). kernel and stride (height, width) and groups: 1 if this is no convolution. is_offset_head: sparse variants
+    do not compute it in every cell.
     """
 
     name: str
@@ -116,7 +117,7 @@ class Layer:
 
     @property
     def is_convolution(self) -> bool:
-        """Whether it has weights; its one input is inputs[0] then."""
+        """Whether it has weights. It then has one input, inputs[0]."""
         return self.op in (CONV, TRANSPOSED)
 
 
@@ -133,8 +134,8 @@ class Budget:
     """What it took to keep a variant's drift within a limit such as "0.5px".
 
     layers: those put back to float, the most sensitive first. drift (in the limit's unit), milliseconds (crop to
-    landmarks, one thread, on the machine that converted) and size in bytes: without and with them. images: so many
-    faces were judged by, none of them a calibration face.
+    landmarks, one thread, on the machine that converted) and size in bytes: each without and with these layers in
+    float. images: how many faces drift was measured on; none is a calibration face.
     """
 
     limit: str
@@ -150,7 +151,7 @@ class Quantization:
     """How a variant was quantized.
 
     ranges and rounding name the methods. kept: layers that stayed in float, and why. mean and std, for values in [0,
-    1], take the place of the spec's: with them the image is whole numbers.
+    1], replace the spec's: they turn the image into whole numbers.
     """
 
     ranges: str
@@ -165,8 +166,8 @@ class Quantization:
 class Variant:
     """One runtime's form of the network.
 
-    precision is one of PRECISIONS. tools are the versions that made it. is_sparse: its offset heads are evaluated at
-    each landmark's winning cell alone, inside the model, or by decode if there is a file of them.
+    precision is one of PRECISIONS. tools: the versions of the tools that made it. is_sparse: its offset heads are
+    computed only at each landmark's winning cell, by the model, or by decode if there is a file of them.
     """
 
     name: str
@@ -190,7 +191,7 @@ class Variant:
 
     @property
     def heads(self) -> File | None:
-        """The offset heads of a variant whose network ends in decode.Features, None where it has them inside."""
+        """The file of the offset heads if the model ends in decode.Features; None if the model has them inside."""
         return next((file for file in self.files if PurePosixPath(file.path).name == HEADS), None)
 
     @property
@@ -203,7 +204,7 @@ class Variant:
 class Tuned:
     """The fastest way that `bench --tune` found to run a bundle on one kind of machine.
 
-    cpus: numbers of those to keep to, none where all are as good. ms: median from picture to landmarks. runtime: name
+    cpus: numbers of those to keep to; empty if all are as good. ms: median from picture to landmarks. runtime: name
     and version of what ran. created: when, ISO 8601.
     """
 
@@ -232,7 +233,7 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a manifest says; a bundle is this and a folder. tuned: by what host.name calls a machine."""
+    """All fields of a manifest. A bundle is this and a folder. tuned: by the name that host.name gives a machine."""
 
     spec: ModelSpec
     source: Source
@@ -261,7 +262,7 @@ def read(folder: Path) -> Manifest:
 
 
 def to_json(manifest: Manifest) -> dict[str, Any]:
-    """What is written."""
+    """The manifest as JSON, with its format and version."""
     return {
         "format": FORMAT,
         "version": VERSION,

@@ -21,7 +21,7 @@ from pipnet_edge.worker.call import here, infer
 
 @dataclass(frozen=True)
 class Face:
-    """rect: left, top, right, bottom of the crop. points: (x, y) in pixels of the picture. scores: raw, a landmark."""
+    """rect: left, top, right, bottom of the crop. points: (x, y) in pixels of the picture. scores: raw, by landmark."""
 
     rect: tuple[int, int, int, int]
     points: list[list[float]]
@@ -30,7 +30,7 @@ class Face:
 
 @dataclass(frozen=True)
 class Annotated:
-    """What `annotate` found and where it put it. cpus: those it kept to; note: whether that is as tuned."""
+    """What `annotate` found and where it wrote it. cpus: those that the worker kept to. note: as in defaults.Choice."""
 
     image: str
     variant: str
@@ -56,25 +56,25 @@ def annotate(
     threads: int | None,
     output: Path | None,
 ) -> Annotated:
-    """Landmarks of every box (the whole picture without boxes) in a worker; writes the drawing and the JSON beside it.
+    """Finds the landmarks in every box (without boxes: in the whole picture) and writes the drawing and the JSON.
 
-    policy is the crop policy, the network's own by default. Variant and threads are by default what the bundle was
-    tuned to for this machine, as are the worker's CPUs (see pipnet_edge.defaults). Raises EdgeError for unreadable
-    input, unknown variants and places that cannot be written.
+    A worker runs the network. policy: the crop policy; by default the network's own. Variant, threads and the worker's
+    CPUs are by default those that the bundle was tuned to for this machine (see pipnet_edge.defaults). Raises EdgeError
+    for unreadable input, unknown variants and paths that cannot be written.
     """
-    read = bundles.read(bundle)
+    opened = bundles.read(bundle)
     if policy not in (None, *CROPS):
         raise EdgeError(f"crop policy {policy!r}; allowed: {', '.join(CROPS)}")
     picture = read_picture(image)
     height, width = picture.shape[:2]
-    rects = [crop_rect(box, width, height, policy or read.spec.crop) for box in boxes] or [Rect(0, 0, width, height)]
-    chosen = choose(read, variant, threads, host.default_threads())
-    crops = np.stack([cut(picture, rect, read.spec.input_size) for rect in rects])
+    rects = [crop_rect(box, width, height, policy or opened.spec.crop) for box in boxes] or [Rect(0, 0, width, height)]
+    chosen = choose(opened, variant, threads, host.default_threads())
+    crops = np.stack([cut(picture, rect, opened.spec.input_size) for rect in rects])
     inference = infer(here, bundle, chosen.variant, chosen.threads, crops, cpus=chosen.cpus)
     found = inference.landmarks
     points = np.stack([rect.to_picture(p) for rect, p in zip(rects, found.points, strict=True)])
     drawn = draw.annotate(picture, points)
-    target = output or Path(f"{image.stem}-landmarks.png")
+    path = output or Path(f"{image.stem}-landmarks.png")
     faces = tuple(
         Face((r.left, r.top, r.right, r.bottom), p.round(2).tolist(), s.round(4).tolist())
         for r, p, s in zip(rects, points.astype(float), found.score.astype(float), strict=True)
@@ -86,11 +86,11 @@ def annotate(
         chosen.threads,
         chosen.cpus,
         chosen.note,
-        read.spec.num_lms,
+        opened.spec.num_lms,
         faces,
-        str(target),
-        str(target.with_suffix(".json")),
+        str(path),
+        str(path.with_suffix(".json")),
     )
-    draw.write_picture(target, drawn)
-    files.write(target.with_suffix(".json"), (json.dumps(result.to_json(), indent=1) + "\n").encode())
+    draw.write_picture(path, drawn)
+    files.write(path.with_suffix(".json"), (json.dumps(result.to_json(), indent=1) + "\n").encode())
     return result

@@ -1,9 +1,9 @@
 """From a picture and a face box to the crop a network takes, and back from its landmarks to the picture.
 
 Boxes are (x, y, width, height) in pixels of the picture. Crop policies follow the reference: `test` is its test crop
-(lib/preprocess.py), the box widened symmetrically by 1.2; `demo` is that of lib/demo.py for a face detector's box: a
-tenth more at the left, right and bottom, a tenth less at the top. The reference's demo scales landmarks by one pixel
-more than it cut; here the landmarks use the very rectangle that was cut.
+(lib/preprocess.py), the box widened symmetrically by 1.2; `demo` is the crop of lib/demo.py for a face detector's box:
+a tenth more at the left, right and bottom, a tenth less at the top. The reference's demo scales landmarks by one pixel
+more than it cut; here the landmarks use exactly the rectangle that was cut.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pipnet_edge.spec import CROPS
 
 Box = tuple[float, float, float, float]
 
-# How the names of pictures end, in any case.
+# The suffixes of pictures' names, in lower or upper case.
 PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
-# As lib/demo.py computes it, a little less than 0.1: it decides where a product falls on a whole pixel.
+# Computed as in lib/demo.py. It is a little less than 0.1, which matters if a tenth of a side is a whole pixel.
 DEMO_MARGIN = (1.2 - 1) / 2
 
 
@@ -55,7 +55,7 @@ def crop_rect(box: Box, width: int, height: int, policy: str) -> Rect:
     if not all(np.isfinite(box)) or w <= 0 or h <= 0:
         raise EdgeError(f"box {x:g},{y:g},{w:g},{h:g} is empty; x,y,width,height in pixels are needed")
     if policy == "test":
-        # In this order and with this 0.2 / 2, or edges that fall on a whole pixel come out one lower or higher.
+        # This order and this (1.2 - 1) / 2 matter: otherwise edges on a whole pixel come out one lower or higher.
         margin_x, margin_y = (x + w - x) * (1.2 - 1) / 2, (y + h - y) * (1.2 - 1) / 2
         left, top, right, bottom = x - margin_x, y - margin_y, x + w + margin_x, y + h + margin_y
     elif policy == "demo":
@@ -84,9 +84,9 @@ def cut(picture: NDArray[np.uint8], rect: Rect, side: int) -> NDArray[np.uint8]:
 
 
 def pictures_in(folder: Path, below: bool = False) -> list[Path]:
-    """The pictures in a folder, and with `below` in the folders in it, by their path; told by their names alone.
+    """The files in a folder (with `below` also in the folders inside it) that have a picture's suffix, sorted by path.
 
-    Names that begin with a dot are left out, and folders called __MACOSX: they hold what systems note about files.
+    Names that begin with a dot and folders called __MACOSX are left out: operating systems keep notes on files there.
     """
 
     def is_picture(path: Path) -> bool:
@@ -101,14 +101,14 @@ def pictures_in(folder: Path, below: bool = False) -> list[Path]:
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
-    """An image file as (H, W, 3) uint8 RGB, turned as its EXIF says. Raises EdgeError when it is none."""
+    """An image file as (H, W, 3) uint8 RGB, turned as its EXIF says. Raises EdgeError when it is not one."""
     import cv2
 
     if not path.is_file():
         raise EdgeError(f"there is no image {path}")
     data = np.fromfile(path, np.uint8)
     try:
-        # From memory: what a cut-off JPEG lacks, imread makes grey.
+        # Decoded from memory: imread fills the missing part of a cut-off JPEG with grey.
         picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     except cv2.error as e:
         raise EdgeError(f"{path} is not an image that OpenCV can read: {e.err}") from e

@@ -1,4 +1,4 @@
-"""What a PIPNet is, as one frozen value: everything decode and the runtimes have to know about a network."""
+"""One frozen value that describes a PIPNet: everything that decode and the runtimes have to know about a network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CROPS = ("test", "demo")
 
 @dataclass(frozen=True)
 class MeanFace:
-    """A dataset's mean face: which landmarks are neighbours follows from it.
+    """A dataset's mean face. It decides which landmarks are neighbours.
 
     points: L pairs (x, y), normalised to the crop. nme_pair: the two landmarks whose distance normalises the NME
     (outer eye corners or pupils), None where the reference divides by 1 (AFLW).
@@ -100,7 +100,7 @@ def mean_faces() -> dict[str, MeanFace]:
 
 
 def neighbour_table(mean_face: MeanFace, num_nb: int) -> NDArray[np.intp]:
-    """Which neighbour predictions speak about each landmark: (L, max_len) entries s * N + k.
+    """The neighbour predictions about each landmark: (L, max_len) entries s * N + k.
 
     Entry s * N + k stands for "the k-th neighbour of landmark s". Landmark s's neighbours are the num_nb landmarks
     nearest to it on the mean face (squared distance, itself skipped). Rows shorter than the longest are repeated

@@ -1,4 +1,4 @@
-"""JSON to frozen dataclasses, by their type hints and without any leniency: manifests are untrusted."""
+"""Turns JSON into frozen dataclasses, strictly by their type hints: manifests are untrusted."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Kind = TypeVar("Kind")
 
 
 def read(kind: type[Kind], data: object, where: str) -> Kind:
-    """`data`, as the json module gives it, as what `kind` says.
+    """Turns `data`, as the json module gives it, into a value of the type `kind`.
 
-    That is a dataclass, tuple, list, mapping with str keys, int, float, str or bool, or a union of what JSON tells
-    apart, such as str | int | None. Every field has to be there and no other; a whole number serves as a float, nothing
-    else is converted. Raises EdgeError that says where in the document, what was found and what is needed.
+    `kind` is a dataclass, tuple, list, mapping with str keys, int, float, str or bool, or a union of types that differ
+    in JSON, such as str | int | None. Every field has to be there, and no other. A whole number is taken as a float;
+    nothing else is converted. Raises EdgeError that says where in the document, what was found and what is needed.
     """
     return cast(Kind, _read(kind, data, where))
 
 
 def printable(text: str) -> str:
-    """A text that `read` takes: on one line, with "?" for what cannot be printed."""
+    """The text as `read` accepts it: on one line, with "?" for each character that cannot be printed."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
@@ -48,7 +48,7 @@ def _read(kind: Any, data: object, where: str) -> object:
 
 
 def _read_one_of(kinds: tuple[Any, ...], data: object, where: str) -> object:
-    """Kinds that JSON tells apart; what is none of them is refused as the first of them would be."""
+    """Reads `data` as one of several types that differ in JSON. If it is none, the error names the first."""
     if data is None and type(None) in kinds:
         return None
     others = [kind for kind in kinds if kind is not type(None)]

@@ -1,1 +1,1 @@
-"""The command line: a command in each file; they return values, and render prints them."""
+"""The command line: one command in each file. Commands return values, and render prints them."""

@@ -78,7 +78,7 @@ def bench(
         for option, given in {"--sustain": sustain, "--compare": compare, "--limit": limit, "-o": output}.items():
             if given:
                 raise EdgeError(
-                    f"--tune with {option}; --tune writes into the bundle's manifest alone (and --json prints)"
+                    f"--tune with {option}; --tune writes only into the bundle's manifest (and --json prints)"
                 )
     plan = benches.Plan(tuple(variant or ()), _counts(threads), _cpus(cores), settings)
     opened = bundles.read(bundle)
@@ -130,7 +130,7 @@ def _tune(bundle: Bundle, plan: Plan, where: list[Place], progress: render.Progr
 def _notes(found: Result) -> list[str]:
     notes = [""]
     if found.measured:
-        # "fp16" alone would promise arithmetic that many CPUs do not have.
+        # The name "fp16" promises arithmetic that many CPUs do not have.
         notes += dict.fromkeys(
             f"{run.variant} computes in {run.arithmetic}"
             for run in found.measured

@@ -1,4 +1,4 @@
-"""What commands share: each returns an Output; `command` runs it, prints it and turns errors into exit codes."""
+"""Shared by all commands. Each returns an Output; `command` runs it, prints it and turns errors into exit codes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-# What the extra [convert] brings; a device has none of it.
+# Packages of the extra [convert]; a device has none of them.
 WORKSTATION = {"torch", "onnx", "onnxsim", "onnxruntime", "pnnx"}
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="[BUNDLE]", help="The bundle's folder.")]
@@ -36,7 +36,7 @@ Emulate = Annotated[bool, typer.Option("--emulate", help="Emulate the target's c
 
 
 def command(function: Callable[..., Output]) -> Callable[..., None]:
-    """A command of the function: it has --json too, prints the Output, and prints an EdgeError as one line."""
+    """Makes a command of the function. It also takes --json, prints the Output, and prints an EdgeError as one line."""
 
     @functools.wraps(function)
     def run(*, json: bool, **arguments: Any) -> None:
@@ -51,7 +51,7 @@ def command(function: Callable[..., Output]) -> Callable[..., None]:
             error = f"needs the workstation half: pip install 'pipnet-edge[convert]' (there is no {e.name} here)"
             output = Output({}, code=USER_ERROR, error=error)
         except OSError as e:
-            # Places that cannot be written are the user's to mend; any other failure keeps its traceback.
+            # The user can fix a path that cannot be written. Any other failure keeps its traceback.
             if e.errno not in UNWRITABLE:
                 raise
             output = Output({}, code=USER_ERROR, error=f"cannot write {e.filename or 'a file'}: {e.strerror}")
@@ -83,12 +83,12 @@ def thread_count(given: int) -> int:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """What commas separate."""
+    """The words that commas separate."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def floats(name: str, text: str, count: int) -> tuple[float, ...]:
-    """So many numbers of option `name`. Raises EdgeError for anything else."""
+    """The `count` numbers in the text of option `name`. Raises EdgeError for anything else."""
     try:
         numbers = tuple(float(word) for word in text.split(","))
     except ValueError:
@@ -99,7 +99,7 @@ def floats(name: str, text: str, count: int) -> tuple[float, ...]:
 
 
 def places(names: Sequence[str], hosts: Sequence[str], emulate: bool, predict: bool) -> list[Place]:
-    """What --target, --host, --emulate and --predict mean together."""
+    """The places that --target, --host, --emulate and --predict together name."""
     from pipnet_edge import host as this
     from pipnet_edge.targets import place as known
 

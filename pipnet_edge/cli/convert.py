@@ -82,7 +82,7 @@ def convert(
     from pipnet_edge.benchmarks.judge import judge
     from pipnet_edge.converters.quantize import budget as budgets
 
-    # Checked before torch is imported: whoever mistypes need not wait for it.
+    # Checked before torch is imported: nobody has to wait for torch to see a typing error.
     if precision is None:
         precision = "fp32,fp16,int8" if calibrate else "fp32,fp16"
     plan = converters.Plan(words(to), words(precision), heads)

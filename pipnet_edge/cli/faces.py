@@ -1,4 +1,4 @@
-"""What the commands that quantize share: their options, and the faces in a folder."""
+"""Shared by the commands that quantize: their options, and the faces in a folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Rounding = Annotated[str, typer.Option(help="How weights are rounded: sequential
 def faces_in(
     images: Path, labels: Path | None
 ) -> tuple[dict[tuple[Path, Rect | None], NDArray[np.float64] | None], list[str]]:
-    """The faces in a folder with their labels: whole pictures, or what a label file says to cut from them.
+    """The faces in a folder with their labels: whole pictures, or the parts that a label file cuts from them.
 
     The second value says what was left out.
     """

@@ -16,7 +16,7 @@ SCHEMA = "pipnet-edge/1"
 
 @dataclass(frozen=True)
 class Table:
-    """Columns with a leading ">" are set flush right."""
+    """Columns with a leading ">" are aligned to the right."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -69,7 +69,7 @@ SILENCE = 5.0  # seconds after which the same step is reported again
 
 
 class Progress:
-    """A step display on stderr: a live bar on a terminal, elsewhere a line for what is new, and every few seconds."""
+    """Shows steps on stderr: a live bar on a terminal, elsewhere a line for each new step, and every few seconds."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -89,7 +89,7 @@ class Progress:
         self._said, self._at = "", 0.0
 
     def step(self, what: str, done: int, total: int) -> None:
-        """Says what begins now, after `done` of `total` steps."""
+        """Shows the step that begins now, after `done` of `total` steps."""
         if self._bar and self._task is not None:
             self._bar.update(self._task, description=what, completed=done, total=total)
         elif what != self._said or time.monotonic() - self._at > SILENCE:

@@ -67,7 +67,7 @@ def sensitivity(
 
 
 def _check_picture(path: Path) -> None:
-    """Raises EdgeError, before any work is done, for a place where no picture can be written."""
+    """Raises EdgeError, before any work is done, if no picture can be written to this path."""
     import cv2
 
     if not path.parent.is_dir():

@@ -1,7 +1,7 @@
-"""One adapter a runtime, found by its name and imported only when asked for; and one row that tells what it can do.
+"""For each runtime: one adapter, found by its name and imported only when asked for, and one row of what it can do.
 
-An adapter module has FILES (what a variant's folder holds), `version()`, `Session(folder, spec, precision, threads)`
-and, for runtimes/probe.py, TINY (its model, as the contents of FILES) and `tiny(folder, image)`, which runs that.
+An adapter module has FILES (the files in a variant's folder), `version()`, `Session(folder, spec, precision, threads)`
+and, for runtimes/probe.py, TINY (the probe's model, as the contents of FILES) and `tiny(folder, image)`, which runs it.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ ARM_HALF = "asimdhp"
 
 @dataclass(frozen=True)
 class Runtime:
-    """What one runtime can do.
+    """The abilities of one runtime, and how it is installed.
 
     name: the runtime, as in --to and in variant names.
-    module: the adapter's, in this folder.
-    package: what pip installs.
-    modules: what the adapter imports; the first that is there serves.
-    precisions: those that its variants can have (pipnet_edge.precisions); none if nothing is converted to it.
-    half_arithmetic: it computes in half precision where the CPU can; others hold fp16 weights and compute in fp32.
-    float_depthwise: its int8 variants compute depthwise convolutions in fp32.
-    published: what published timings call it; None where it is in none.
-    lenders: whose published timings stand in, where its own are too few: the first with the same way of convolving.
-    winograd: whether it takes Winograd's way through 3x3 convolutions; None where its own timings are too few to fit.
-    on_32_bit: the package that has wheels for 32-bit Arm; None where there is none.
-    on_32_bit_python: the one Python those are for, such as "3.11"; None if they are for all.
+    module: the adapter in this folder.
+    package: the package that pip installs.
+    modules: the adapter imports the first of these that is installed.
+    precisions: those that its variants can have (pipnet_edge.precisions); empty if nothing is converted to it.
+    half_arithmetic: whether it computes in half precision if the CPU can; else it turns fp16 weights into fp32.
+    float_depthwise: whether its int8 variants compute depthwise convolutions in fp32.
+    published: its name in published timings; None if it is in none.
+    lenders: the runtimes whose published timings are used if its own are too few; the first convolves as it does.
+    winograd: whether it computes 3x3 convolutions by Winograd's algorithm; None if its own timings are too few to fit.
+    on_32_bit: the package that has wheels for 32-bit Arm; None if there is none.
+    on_32_bit_python: the only Python version that has such wheels, such as "3.11"; None if all have them.
     wheel: the version of the package that is tested (constraints.txt) and that the emulator installs.
     """
 
@@ -107,7 +107,7 @@ RUNTIMES: Mapping[str, Runtime] = {
             precisions=("fp32", "fp16", "int8", "int8-full", "int16x8", "w8"),
             published="tflite",
             lenders=("ncnn",),
-            winograd=False,  # XNNPACK, which it runs on, does not
+            winograd=False,  # it runs on XNNPACK, which does not
             on_32_bit="tflite-runtime",
             on_32_bit_python="3.11",
             wheel="2.3.0",
@@ -115,14 +115,14 @@ RUNTIMES: Mapping[str, Runtime] = {
         Runtime(name="null", module="null", package="numpy", modules=("numpy",)),
     )
 }
-# Those that a bundle can be converted to.
+# The runtimes that a bundle can be converted to.
 DESTINATIONS = tuple(row.name for row in RUNTIMES.values() if row.precisions)
 
 
 class Session(Protocol):
     """A loaded network.
 
-    `run` takes one (S, S, 3) uint8 RGB crop and returns its maps or features; `close` frees the runtime.
+    `run` takes one (S, S, 3) uint8 RGB crop and returns the network's output; `close` frees the runtime.
     """
 
     def run(self, crop: NDArray[np.uint8]) -> Output: ...
@@ -154,7 +154,7 @@ def load(runtime: str, folder: Path, spec: ModelSpec, precision: str, threads: i
 
 
 def arithmetic(runtime: str, precision: str, features: Sequence[str]) -> str:
-    """What a variant's convolutions really compute in on a CPU with such features (host.ISA_FEATURES)."""
+    """The type that a variant's convolutions really compute in, on a CPU with these of host.ISA_FEATURES."""
     row, asked = RUNTIMES[runtime], PRECISIONS[precision]
     if asked.widens or (asked.is_half and not (row.half_arithmetic and ARM_HALF in features)):
         return f"fp32, {asked.weights} weights"
@@ -162,14 +162,14 @@ def arithmetic(runtime: str, precision: str, features: Sequence[str]) -> str:
 
 
 def is_missing(runtime: str) -> bool:
-    """Whether the runtime's package is not installed at all (one that is broken counts as there)."""
+    """Whether the runtime's package is not installed at all (a broken one counts as installed)."""
     return not any(importlib.util.find_spec(module) for module in RUNTIMES[runtime].modules)
 
 
 def installed(runtime: str) -> str | None:
-    """The package that would run and its version, told without importing it. None where the runtime is missing.
+    """The package that would run and its version, found without importing it. None if the runtime is missing.
 
-    A package that no installer has recorded is told by its file, and by when that was written.
+    If no installer has recorded the package, it is the path of its file and the time when the file was written.
     """
     for module in RUNTIMES[runtime].modules:
         if found := importlib.util.find_spec(module):
@@ -177,6 +177,6 @@ def installed(runtime: str) -> str | None:
             try:
                 return f"{package} {importlib.metadata.version(package)}"
             except importlib.metadata.PackageNotFoundError:
-                place = Path(found.origin or "")
-                return f"{place} {place.stat().st_mtime_ns if place.is_file() else ''}"
+                file = Path(found.origin or "")
+                return f"{file} {file.stat().st_mtime_ns if file.is_file() else ''}"
     return None

@@ -14,7 +14,7 @@ from pipnet_edge.precisions import PRECISIONS
 from pipnet_edge.spec import ModelSpec
 
 FILES = ("model.param", "model.bin")
-# The probe's model: its layers; then the tag 0 of raw float weights, 1 and 2, and the bias.
+# The probe's model: its layers; then the tag 0 (raw float weights), the weights 1 and 2, and the bias.
 TINY = (
     b"7767517\n2 2\nInput image 0 1 image 0=2 1=2 2=2\nConvolution conv 1 1 image out 0=1 1=1 5=1 6=2\n",
     np.array([0, 0x3F800000, 0x40000000, 0x3F000000], dtype="<u4").tobytes(),
@@ -63,7 +63,7 @@ def _load(param: Path, weights: Path, half: bool, threads: int) -> ncnn.Net:
     net = ncnn.Net()
     net.opt.use_vulkan_compute = False
     net.opt.num_threads = threads
-    # ncnn turns fp16 on by itself wherever the CPU has it: fp32 has to mean fp32.
+    # ncnn turns fp16 on by itself if the CPU has it, but fp32 has to mean fp32.
     for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
         setattr(net.opt, option, half and "bf16" not in option)
     for load, path in ((net.load_param, param), (net.load_model, weights)):

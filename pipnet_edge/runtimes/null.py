@@ -21,7 +21,7 @@ def version() -> str:
 
 
 class Session:
-    """Gives the golden maps of a golden crop, or of one that was resized on its way, and refuses any other crop."""
+    """Gives the golden maps of a golden crop, even of one that was resized on its way. Refuses any other crop."""
 
     def __init__(self, folder: Path, spec: ModelSpec, precision: str, threads: int) -> None:
         self._spec = spec
@@ -32,13 +32,13 @@ class Session:
         for index, known in enumerate(self._golden["crops"]):
             if np.abs(known.astype(np.int16) - crop).mean() <= TOLERANCE:
                 return Maps.from_outputs({name: self._golden[name][index] for name in MAP_NAMES}, self._spec)
-        raise EdgeError("the null runtime knows the golden crops alone, and this crop is none of them")
+        raise EdgeError("the null runtime knows only the golden crops, and this crop is none of them")
 
     def close(self) -> None:
         self._golden.clear()
 
 
 def tiny(folder: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the probe's model would make of a (1, C, H, W) image."""
+    """The output that the probe's model would give for a (1, C, H, W) image."""
     weights = np.array([1, 2], np.float32)
     return np.tensordot(weights, image[0], 1) + np.float32(0.5)

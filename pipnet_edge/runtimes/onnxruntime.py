@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU. The artefact takes the uint8 crop itself and holds the normalization."""
+"""ONNX Runtime on the CPU. The model takes the uint8 crop itself and holds the normalization."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Session:
         self._spec = spec
         options = _options(threads)
         if not {"avx512_vnni", "avx_vnni", "asimd"} & set(host.features()):
-            # Older x86 CPUs sum pairs of products in 16 bits, which saturate, unless they are told not to.
+            # Older x86 CPUs add two products in 16 bits, where the sum can saturate. This option avoids that.
             options.add_session_config_entry("session.x64quantprecision", "1")
         if PRECISIONS[precision].widens:
             # Weights turn into float once, when the model is loaded, and not for every frame.

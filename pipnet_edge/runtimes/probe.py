@@ -1,7 +1,7 @@
 """A tiny real inference for each runtime: the answer to "does it work on this machine".
 
 The model is one 1x1 convolution, out = image[0] + 2 * image[1] + 0.5, on an image of (1, 2, 2, 2) float32. An adapter
-has its files in TINY, in the order of FILES: bytes as they are, or text, which is those bytes by zlib and base85.
+has its files in TINY, in the order of FILES: as bytes, or as text, which is the bytes packed by zlib and base85.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""TFLite through ai-edge-litert, or through tflite-runtime where that is all there is."""
+"""TFLite through ai-edge-litert, or through tflite-runtime if ai-edge-litert is not installed."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Session:
         if key is None or signatures[key]["inputs"] != ["crop"]:
             raise EdgeError(f"{folder / FILES[0]} has no signature that takes 'crop'")
         self._kind = outputs(signatures[key]["outputs"])
-        # Called by its tensors: the signature's runner would set their shapes anew for every crop, and while there is
-        # one the interpreter allocates nothing.
+        # The model is run through its tensors. The signature's runner would set their shapes again for every crop, and
+        # while a runner exists the interpreter allocates nothing.
         self._crop = _indexes(interpreter.get_signature_runner(key).get_input_details())["crop"]
         self._outputs = _indexes(interpreter.get_signature_runner(key).get_output_details())
         interpreter.allocate_tensors()

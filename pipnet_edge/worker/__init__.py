@@ -1,2 +1,2 @@
-"""A network in a process of its own, wherever that runs: what passes between (protocol), the worker itself (serve), and
-how a command starts one and listens to it (call)."""
+"""A network in a process of its own, on any machine: the messages (protocol), the worker itself (serve), and how a
+command starts a worker and listens to it (call)."""

@@ -1,7 +1,7 @@
-"""How a command has a worker do a job: it starts one, gives it the job and follows what it tells.
+"""How a command gives a job to a worker: it starts the worker, sends the job and follows its lines.
 
-A way to run offers one function, a `Call`: it takes a job whose paths (bundle, crops, out) are this machine's, sees to
-it that the worker finds them where it runs, and brings back what the worker wrote.
+Every way to run offers one function, a `Call`. It takes a job with paths (bundle, crops, out) of this machine, makes
+these files available where the worker runs, and brings back the files that the worker wrote.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipnet_edge.worker.protocol import LONGEST, Answer, Error, Event, Infer, Jo
 Listen = Callable[[Event], None]
 
 WORKER = ("-P", "-m", "pipnet_edge.worker")
-# More than any worker writes: bytes of all arrays together.
+# Bytes of all arrays together. No worker writes so many.
 LARGEST = 1 << 30
 
 
@@ -42,10 +42,10 @@ def ignore(_: Event) -> None:
 
 
 class Call(Protocol):
-    """Has a worker do one job and returns its answer.
+    """Gives one job to a worker and returns its answer.
 
-    Every event before that is given to `listen` as it comes. Raises EdgeError with the worker's own message, or, when
-    the worker died, with how it died.
+    `listen` gets every event before the answer, as it comes. Raises EdgeError with the worker's own message, or, if
+    the worker died, with a message that says how it died.
     """
 
     def __call__(self, job: Job[Answer], listen: Listen = ignore) -> Answer: ...
@@ -62,9 +62,9 @@ def start(
     listen: Listen = ignore,
     environment: Mapping[str, str] | None = None,
 ) -> Answer:
-    """A Call to the worker that `command` starts, which is killed if this is interrupted."""
+    """A Call to the worker that `command` starts. The worker is killed if this is interrupted."""
     with tempfile.TemporaryFile("w+", errors="replace") as stderr:
-        # A session of its own: Ctrl-C is for this process to act on. The worker ends when its stdin does.
+        # The worker has a session of its own: only this process acts on Ctrl-C. The worker ends when its stdin does.
         worker = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -98,9 +98,9 @@ def start(
 
 
 def follow(lines: Iterable[str], job: Job[Answer], listen: Listen = ignore) -> Answer | None:
-    """Reads what a worker writes, to the end, and returns its answer; None if it gave none.
+    """Reads all that a worker writes and returns its answer; None if it gave none.
 
-    Events are given to `listen`. Raises EdgeError as soon as the worker tells of one, or writes what is no event.
+    `listen` gets the events. Raises EdgeError as soon as the worker reports an error or writes a line that is no event.
     """
     answer: Answer | None = None
     for line in lines:
@@ -119,7 +119,7 @@ def _lines(stdout: IO[str]) -> Iterator[str]:
         yield line
     if len(line) == LONGEST:
         raise EdgeError(f"the worker wrote a line of more than {LONGEST} characters")
-    # Else the end, or a line in which the worker died.
+    # Otherwise it was the end, or the worker died before it finished the line.
 
 
 def how_it_died(status: int, stderr: str) -> str:
@@ -139,7 +139,7 @@ def last_line(stderr: str) -> str:
 class Inference:
     """landmarks and, if asked for, maps with a batch axis; version names the runtime that ran.
 
-    A network that evaluates its offset heads at winning cells alone has no more than those to give.
+    maps are Winners if the network computes its offset heads only at winning cells.
     """
 
     landmarks: Landmarks
@@ -157,7 +157,7 @@ def infer(
     listen: Listen = ignore,
     cpus: Sequence[int] = (),
 ) -> Inference:
-    """Runs a variant over crops (n, S, S, 3) uint8 RGB on a target. cpus: those to keep to (none: to no special ones).
+    """Runs a variant over crops (n, S, S, 3) uint8 RGB on a target. cpus: those to keep to; empty for all.
 
     Raises EdgeError as `call` does, and when what came back is not what was asked for.
     """
@@ -178,7 +178,7 @@ def infer(
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file from a worker, whose sizes are looked at before they are read."""
+    """The arrays of an .npz file from a worker. Their size is checked before they are read."""
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())

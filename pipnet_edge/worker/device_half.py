@@ -1,4 +1,4 @@
-"""Which files are the device half: what a worker needs, wherever it is sent."""
+"""The files of the device half: a worker needs them wherever it runs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pipnet_edge
 
-# Below the package's folder.
+# Patterns below the package's folder.
 FILES = ("*.py", "*.json", "runtimes/*.py", "worker/*.py")
 
 
 def files() -> Iterator[tuple[str, Path]]:
-    """Every file by its path from the folder that holds the package, "pipnet_edge/decode.py"."""
+    """Every file, after its path from the folder that holds the package: "pipnet_edge/decode.py"."""
     folder = Path(pipnet_edge.__file__).parent
     for pattern in FILES:
         for path in sorted(folder.glob(pattern)):

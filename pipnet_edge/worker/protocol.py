@@ -1,13 +1,13 @@
-"""What passes between a command and a worker, wherever that runs: lines of JSON. Nothing else knows their keys.
+"""The lines of JSON between a command and a worker, wherever the worker runs. Only this file knows their keys.
 
-A job is one line on the worker's stdin, which stays open. An empty line after it is a sign of life, and the end of
-stdin ends the worker and all that it started. The worker writes lines on stdout: events, then the answer or an error.
+A job is one line on the worker's stdin, which stays open. An empty line after it is a sign of life. The end of stdin
+ends the worker and all that it started. The worker writes lines on stdout: events, then the answer or an error.
 
     {"protocol": 2, "do": "probe", "runtime": "ncnn"}
     {"event": "done", "version": "ncnn 1.0"}
 
-Both ends read strictly (see pipnet_edge.strict): a field more, a field less or another type is refused. Lines that are
-kept as examples for workers in other languages lie in tests/golden/worker.
+Both ends read strictly (see pipnet_edge.strict): an extra field, a missing field or another type is refused.
+tests/golden/worker holds example lines for workers in other languages.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pipnet_edge import strict
 from pipnet_edge.errors import EdgeError
 
-# 1: jobs without a version, the whole of stdin. 2: typed, a job is a line; facts in a field of their own.
+# 1: a job had no version and was all of stdin. 2: typed; a job is a line; facts have a field of their own.
 VERSION = 2
 LONGEST = 1 << 22  # bytes of a line
 STAGES = ("preprocess", "inference", "decode")
@@ -28,7 +28,7 @@ STAGES = ("preprocess", "inference", "decode")
 Fact = str | int | list[str]
 
 
-# --- Answers: what a job ends with.
+# --- Answers: every job ends with one.
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Groups:
-    """Numbers of the CPUs that a process may use, those that are alike together, the fastest first."""
+    """Numbers of the CPUs that a process may use, one group for each kind of CPU, the fastest first."""
 
     groups: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The most memory that the worker has held, in bytes, where the system tells it."""
+    """The most memory that the worker has held, in bytes; None if the system does not tell."""
 
     peak_bytes: int | None
 
@@ -67,13 +67,13 @@ Answer = TypeVar("Answer", bound=Version | Machine | Groups | Peak)
 
 @dataclass(frozen=True)
 class Job(Generic[Answer]):
-    """What a worker is asked to do. DO: its name; ANSWER: what it ends with."""
+    """One thing that a worker can do. DO: the name of the job. ANSWER: the type of its answer."""
 
     DO: ClassVar[str]
     ANSWER: ClassVar[type]
 
     def __str__(self) -> str:
-        """Its name and what it is about, for messages."""
+        """The job's name and its runtime or variant, for messages."""
         return " ".join([self.DO, *(str(vars(self)[name]) for name in ("runtime", "variant") if name in vars(self))])
 
 
@@ -94,10 +94,11 @@ class Facts(Job[Machine]):
 
 @dataclass(frozen=True)
 class Infer(Job[Version]):
-    """Landmarks of crops (n, S, S, 3) uint8 in a .npy file: points (n, L, 2), score, cell (n, L) into the .npz `out`.
+    """Landmarks of crops, into the .npz file `out`: points (n, L, 2), score and cell (n, L).
 
-    maps: also map_score …, those of decode.Maps, or of decode.Winners where the network gives no more. crops: None for
-    those of the bundle's golden.npz. cpus: what host.pin takes, None for all.
+    crops: a .npy file, (n, S, S, 3) uint8; None for the crops of the bundle's golden.npz. maps: write map_score … too,
+    the fields of decode.Maps, or of decode.Winners if the network gives no more. cpus: as host.pin takes them; None for
+    all.
     """
 
     DO, ANSWER = "infer", Version
@@ -112,7 +113,7 @@ class Infer(Job[Version]):
 
 @dataclass(frozen=True)
 class Time(Job[Peak]):
-    """The timing loop: `warmup` frames that do not count, then at least `seconds` and `count`. Others as for Infer."""
+    """The timing loop: `warmup` frames that do not count, then at least `seconds` and `count`. Others as in Infer."""
 
     DO, ANSWER = "time", Peak
     bundle: str
@@ -127,7 +128,7 @@ class Time(Job[Peak]):
 
 @dataclass(frozen=True)
 class Count(Job[Version]):
-    """Frames on one thread, with marks between their stages for whoever counts instructions."""
+    """Frames on one thread, with marks between their stages for the program that counts instructions."""
 
     DO, ANSWER = "count", Version
     bundle: str
@@ -147,12 +148,12 @@ AnyJob = Probe | Facts | Infer | Time | Count | Cpus
 JOBS: Mapping[str, type[AnyJob]] = {job.DO: job for job in (Probe, Facts, Infer, Time, Count, Cpus)}
 
 
-# --- Events: what a worker tells before its answer.
+# --- Events: a worker writes them before its answer.
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network is ready: how long that took (None under emulation), the runtime, and what it computes in."""
+    """A network is loaded: the time that took (None under emulation), the runtime, and the type it computes in."""
 
     milliseconds: float | None
     version: str
@@ -161,7 +162,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Progress:
-    """So many crops of all are done."""
+    """How many crops are done, and of how many."""
 
     done: int
     of: int
@@ -187,7 +188,7 @@ class State:
 
 @dataclass(frozen=True)
 class Samples:
-    """Milliseconds of the frames since the last such event, by stage, and the state `at` seconds after the first."""
+    """Milliseconds of each frame since the last such event, by stage; the state `at` seconds after the first."""
 
     at: float
     stages: Mapping[str, tuple[float, ...]]
@@ -216,7 +217,7 @@ EVENTS: Mapping[str, type[Event | Error]] = {
 }
 _NAMES = {kind: name for name, kind in EVENTS.items()}
 DONE = "done"
-# How every line of a worker begins.
+# Every line of a worker begins with this.
 EVENT = '{"event": '
 
 
@@ -245,7 +246,10 @@ def write_event(event: Event | Error | Version | Machine | Groups | Peak) -> str
 
 
 def read_event(line: str, job: Job[Answer]) -> Event | Error | Answer:
-    """What a line of a worker that does this job tells. Raises EdgeError for anything else: it is untrusted."""
+    """The event, error or answer in a line of a worker that does `job`.
+
+    The line is untrusted: raises EdgeError for anything else.
+    """
     data = _object(line, "what the worker wrote")
     name = data.pop("event", None)
     if name == DONE:

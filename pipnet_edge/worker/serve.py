@@ -1,6 +1,6 @@
 """The worker: `python -m pipnet_edge.worker` does one job in a process of its own and writes what it finds as lines.
 
-A runtime that crashes takes down a worker, not the command. Jobs, events and answers are those of protocol.py.
+A runtime that crashes takes down a worker, not the command. protocol.py defines the jobs, events and answers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from pipnet_edge.worker.protocol import (
 )
 
 TELL = 0.25  # seconds between two events with samples
-MARK = 0x9E7  # nothing that getpriority knows the priority of
+MARK = 0x9E7  # no kind of process that getpriority knows
 
 
 def probe(job: Probe) -> Iterator[Version]:
@@ -92,11 +92,12 @@ def infer(job: Infer) -> Iterator[Event | Version]:
 
 
 def timing(job: Time) -> Iterator[Event | Peak]:
-    """The one timing loop. Samples are milliseconds of each stage, one a frame, and nothing is dropped.
+    """The one timing loop. Samples are milliseconds of each stage of each frame; no frame is dropped.
 
-    preprocess: from a picture in memory and a face's rectangle to the crop (none without OpenCV, where frames start at
-    the crop); inference: crop to maps; decode: maps to landmarks. A frame is their sum, without a gap. Samples events
-    tell what was taken since the last one and the machine's state, between two frames.
+    preprocess: from a picture in memory and a face's rectangle to the crop (without OpenCV there is no such stage, and
+    frames start at the crop); inference: crop to maps; decode: maps to landmarks. A frame is the sum of its stages,
+    without a gap. A Samples event is written between two frames. It has the samples since the last such event, and the
+    machine's state.
     """
     _keep_to_cpus(job)
     _, crops, session, decode, loaded = _open(job, job.threads)
@@ -115,7 +116,7 @@ def timing(job: Time) -> Iterator[Event | Peak]:
         return t0, t1, t2, clock()
 
     def samples(at: float, taken: list[tuple[float, float, float, float]]) -> Samples:
-        """Clock readings of frames as milliseconds by stage, to a tenth of a microsecond."""
+        """Turns clock readings of frames into milliseconds by stage, rounded to a tenth of a microsecond."""
         stages = {name: tuple(round((t[i + 1] - t[i]) * 1e3, 4) for t in taken) for i, name in enumerate(STAGES)}
         return Samples(at, stages if prepare else stages | {STAGES[0]: ()}, _state())
 
@@ -139,9 +140,9 @@ def timing(job: Time) -> Iterator[Event | Peak]:
 
 
 def counting(job: Count) -> Iterator[Event | Version]:
-    """Frames like those that are timed, each with a mark before every stage and one behind the last.
+    """Runs frames like those that are timed, with a mark before every stage and one after the last.
 
-    A mark is a system call that fails without any effect; who counts instructions sees it (targets/emulated/icount.c).
+    A mark is a system call that fails and has no effect. The instruction counter (targets/emulated/icount.c) sees it.
     """
     import ctypes
 
@@ -163,7 +164,7 @@ def counting(job: Count) -> Iterator[Event | Version]:
 
 
 def _keep_to_cpus(job: Infer | Time) -> None:
-    """Has to come before any thread is started."""
+    """Must be called before any thread is started."""
     if job.cpus:
         host.pin(job.cpus, job.threads)
 
@@ -174,9 +175,9 @@ def _state() -> State:
 
 
 def _frames(crops: Any, threads: int) -> tuple[list[Any], Callable[[Any], Any] | None]:
-    """What a frame begins with, and how a crop is cut from it: pictures in which the face is half as large again.
+    """The pictures that frames start with, and the function that cuts the crop from one.
 
-    Without OpenCV: the crops, and nothing to cut.
+    A face in them is 1.5 times as large as in its crop. Without OpenCV they are the crops, and the function is None.
     """
     try:
         import cv2
@@ -196,7 +197,7 @@ def _frames(crops: Any, threads: int) -> tuple[list[Any], Callable[[Any], Any] |
 
 
 def _open(job: Infer | Time | Count, threads: int) -> tuple[Any, Any, Any, Any, Loaded]:
-    """The bundle, the crops, a session, its decoder and what is told of them."""
+    """The bundle, the crops, a session, its decoder and the event that says it is loaded."""
     import numpy as np
 
     from pipnet_edge import bundle as bundles
@@ -245,7 +246,7 @@ def serve(lines: TextIO, job: str) -> int:
 
 
 def _first_line() -> str:
-    """The first line of stdin, read without a buffer, which another thread would lock."""
+    """The first line of stdin. It is read without a buffer, because another thread would lock the buffer."""
     line = bytearray()
     while not line.endswith(b"\n") and len(line) <= LONGEST:
         byte = os.read(0, 1 << 16)
@@ -256,7 +257,7 @@ def _first_line() -> str:
 
 
 def _end_with_stdin() -> None:
-    """Ends this process, and all that it has started, when stdin does."""
+    """Ends this process and all that it has started, when stdin ends."""
     with contextlib.suppress(OSError):
         while os.read(0, 1 << 16):
             pass  # a sign of life
