@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -23,9 +23,6 @@ from pipnet_edge.cli.faces import (
 )
 from pipnet_edge.cli.render import Output
 from pipnet_edge.errors import EdgeError
-
-if TYPE_CHECKING:
-    pass
 
 
 @command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,9 +15,6 @@ from pipnet_edge.cli.faces import (
 )
 from pipnet_edge.cli.render import Output
 from pipnet_edge.words import counted
-
-if TYPE_CHECKING:
-    pass
 
 
 @command

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pipnet_edge.cli.command import (
     Emulate,
     Host,
@@ -13,9 +11,6 @@ from pipnet_edge.cli.command import (
 )
 from pipnet_edge.cli.render import Output, Table
 from pipnet_edge.errors import EdgeError
-
-if TYPE_CHECKING:
-    pass
 
 
 @command

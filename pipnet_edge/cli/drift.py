@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,9 +15,6 @@ from pipnet_edge.cli.command import (
     thread_count,
 )
 from pipnet_edge.cli.render import Output
-
-if TYPE_CHECKING:
-    pass
 
 
 @command

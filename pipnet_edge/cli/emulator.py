@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pipnet_edge.cli import render
 from pipnet_edge.cli.command import command
 from pipnet_edge.cli.render import Output
-
-if TYPE_CHECKING:
-    pass
 
 
 @command

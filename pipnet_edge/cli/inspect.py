@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pipnet_edge.cli.command import command
 from pipnet_edge.cli.render import Output
-
-if TYPE_CHECKING:
-    pass
 
 
 @command

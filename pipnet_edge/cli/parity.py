@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,9 +21,6 @@ from pipnet_edge.cli.command import (
 )
 from pipnet_edge.cli.render import Output
 from pipnet_edge.words import counted
-
-if TYPE_CHECKING:
-    pass
 
 
 @command

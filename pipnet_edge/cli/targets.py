@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pipnet_edge.cli.command import command
 from pipnet_edge.cli.render import Output, Table
 from pipnet_edge.errors import EdgeError
-
-if TYPE_CHECKING:
-    pass
 
 
 @command
