@@ -130,3 +130,16 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str,
         return {**os.environ, "PYTHONPATH": path, "ABSENT_PACKAGES": ",".join(packages)}
 
     return environment
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """packages(name, text): the worker finds this text as a package."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+
+    def install(name: str, text: str) -> None:
+        (folder / f"{name}.py").write_text(text)
+
+    return install

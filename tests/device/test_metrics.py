@@ -20,7 +20,6 @@ from pipnet_edge.benchmarks.accuracy.metrics import (
     Sample,
     check,
     measure,
-    parse_limit,
     summarise,
 )
 from pipnet_edge.decode import Landmarks
@@ -295,61 +294,6 @@ def test_variants_of_other_images_are_not_compared() -> None:
 
 
 # --- Limits and JSON.
-
-
-@pytest.mark.parametrize(
-    ("text", "limit"),
-    [
-        ("nme<=0.03", Limit("nme", 0.03)),
-        ("px_mean<=0.30", Limit("px_mean", 0.3)),
-        ("px_p95<=1e-3", Limit("px_p95", 0.001)),
-        (" flips <= 1.2 ", Limit("flips", 1.2)),
-        ("px_max<=5.", Limit("px_max", 5.0)),
-        ("noise<=.5", Limit("noise", 0.5)),
-    ],
-)
-def test_limits(text: str, limit: Limit) -> None:
-    assert parse_limit(text) == limit
-    assert parse_limit(str(limit)) == limit
-
-
-@given(st.sampled_from(list(METRICS)), st.floats(0, 1e9))
-def test_limits_round_trip(name: str, most: float) -> None:
-    limit = parse_limit(str(Limit(name, most)))
-    assert limit.metric == name
-    assert limit.most == pytest.approx(most, rel=1e-5)
-
-
-ALLOWED = "nme [%], fr [%], auc, px_mean [px], px_p50 [px], px_p95 [px], px_max [px], flips [%], noise [px]"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "nme",
-        "nme<0.03",
-        "nme>=1",
-        "nme<=",
-        "nme<=-1",
-        "nme<=nan",
-        "nme<=1px",
-        "nme<=1,5",
-        "<=1",
-        "nme<=1e",
-        "nme<=1 2",
-    ],
-)
-def test_malformed_limits(text: str) -> None:
-    with pytest.raises(EdgeError) as e:
-        parse_limit(text)
-    assert str(e.value) == f"limit {text!r} is not METRIC<=NUMBER, as in px_mean<=0.30; metrics: {ALLOWED}"
-
-
-def test_unknown_metric() -> None:
-    with pytest.raises(EdgeError) as e:
-        parse_limit("px_p99<=1")
-    assert str(e.value) == f"limit 'px_p99<=1': no metric 'px_p99'; allowed: {ALLOWED}"
 
 
 def test_check_bounds_the_magnitude() -> None:

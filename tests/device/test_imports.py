@@ -1,4 +1,4 @@
-"""DESIGN.md's import rules, read from the source, and what a bare device can do, tried on one."""
+"""DESIGN.md's import rules and the length of files, read from the source, and what a bare device can do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipnet_edge.bundle import Bundle
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Folder to the package it is installed as.
-LAYERS = {
+FOLDERS = {
     "pipnet_edge": "pipnet_edge",
     "converters": "pipnet_edge.converters",
     "benchmarks": "pipnet_edge.benchmarks",
@@ -67,7 +67,7 @@ class Import:
 def sources() -> dict[str, Path]:
     """Every module of the project by its dotted name. Path.rglob does not follow the folders' links to each other."""
     found = {}
-    for folder, package in LAYERS.items():
+    for folder, package in FOLDERS.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
             if (folder == "pipnet_edge" and parts[0] in UPPER) or parts[0] in NOT_INSTALLED:
@@ -79,8 +79,8 @@ def sources() -> dict[str, Path]:
 SOURCES = sources()
 
 
-def layer(module: str) -> str | None:
-    """The layer a dotted name lies in, None for what is not ours."""
+def folder_of(module: str) -> str | None:
+    """The folder a dotted name lies in, None for what is not ours."""
     parts = module.split(".")
     if parts[0] != "pipnet_edge":
         return None
@@ -100,7 +100,7 @@ def _imports(node: ast.AST, package: str, where: str) -> Iterator[Import]:
             above = package.split(".")[: len(package.split(".")) - child.level + 1] if child.level else []
             base = ".".join([*above, *([child.module] if child.module else [])])
             # `from pipnet_edge import targets` imports a module, `from pipnet_edge.errors import EdgeError` a name:
-            # the longer name lies in the same layer or is the module meant.
+            # the longer name lies in the same folder or is the module meant.
             yield from (Import(f"{base}.{alias.name}", child.lineno, where) for alias in child.names)
         elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             yield from _imports(child, package, "function")
@@ -123,7 +123,7 @@ def broken(module: str, allowed: Callable[[Import], bool]) -> list[str]:
 
 
 def modules(folder: str) -> list[str]:
-    return [module for module in SOURCES if layer(module) == folder]
+    return [module for module in SOURCES if folder_of(module) == folder]
 
 
 def within(room: str, module: str) -> bool:
@@ -161,16 +161,16 @@ def test_imports_are_found_wherever_they_stand() -> None:
     assert [i.module for i in imports("pipnet_edge.targets", "from . import local", is_package=True)] == [
         "pipnet_edge.targets.local"
     ]
-    assert layer("pipnet_edge.targets.local") == "targets"
-    assert layer("pipnet_edge.spec") == layer("pipnet_edge") == "pipnet_edge"
-    assert layer("torch") is None
+    assert folder_of("pipnet_edge.targets.local") == "targets"
+    assert folder_of("pipnet_edge.spec") == folder_of("pipnet_edge") == "pipnet_edge"
+    assert folder_of("torch") is None
     assert within("pipnet_edge.cli", "pipnet_edge.cli.app")
     assert within("pipnet_edge.cli", "pipnet_edge.cli")
     assert not within("pipnet_edge.cli", "pipnet_edge.clip")
 
 
-def test_every_layer_has_modules() -> None:
-    for folder in LAYERS:
+def test_every_folder_has_modules() -> None:
+    for folder in FOLDERS:
         assert modules(folder)
     assert "pipnet_edge.runtimes.null" in SOURCES
     assert SOURCES["pipnet_edge.targets.local"] == ROOT / "targets" / "local" / "__init__.py"
@@ -182,14 +182,14 @@ def test_every_layer_has_modules() -> None:
 @pytest.mark.parametrize("folder", UPPER)
 def test_imports_go_one_way(folder: str) -> None:
     def allowed(i: Import) -> bool:
-        return (layer(i.module) or folder) in MAY_USE[folder]
+        return (folder_of(i.module) or folder) in MAY_USE[folder]
 
     assert [line for module in modules(folder) for line in broken(module, allowed)] == []
 
 
 def test_nothing_in_the_device_half_imports_upward() -> None:
     def allowed(i: Import) -> bool:
-        return layer(i.module) in (None, "pipnet_edge")
+        return folder_of(i.module) in (None, "pipnet_edge")
 
     def allowed_to_commands(i: Import) -> bool:
         return i.where != "module" or allowed(i)
@@ -236,7 +236,7 @@ def test_the_device_half_needs_numpy_alone(module: str) -> None:
 
 
 def test_runtimes_are_imported_by_their_own_adapter_alone() -> None:
-    others = [m for m in SOURCES if layer(m) != "converters" and not OWN_PACKAGES.get(m, set()) & RUNTIMES]
+    others = [m for m in SOURCES if folder_of(m) != "converters" and not OWN_PACKAGES.get(m, set()) & RUNTIMES]
 
     def allowed(i: Import) -> bool:
         return i.module.split(".")[0] not in RUNTIMES
@@ -251,9 +251,18 @@ def test_nothing_uses_the_folders_bare_names() -> None:
     assert [line for module in SOURCES for line in broken(module, allowed)] == []
 
 
-@pytest.mark.parametrize("module", SOURCES)
-def test_modules_are_short(module: str) -> None:
-    assert len(SOURCES[module].read_text().splitlines()) <= 400
+# --- No file is long, tests included.
+
+
+def files() -> list[str]:
+    """Every program text below the folders, and tests, by its path. Path.rglob does not follow links here either."""
+    found = (path for folder in (*FOLDERS, "tests") for path in (ROOT / folder).rglob("*"))
+    return sorted(str(path.relative_to(ROOT)) for path in found if path.suffix in (".py", ".sh"))
+
+
+@pytest.mark.parametrize("path", files())
+def test_files_are_short(path: str) -> None:
+    assert len((ROOT / path).read_text().splitlines()) <= 400
 
 
 # --- A device with numpy and nothing else.
@@ -300,7 +309,7 @@ def test_nothing_heavy_is_loaded_where_it_is_there(null_bundle: Bundle, without:
     """Without the blockade too: an optional import that is merely tried costs seconds on a Pi."""
     found = json.loads(bare(DECODES, without(), str(null_bundle.folder)))
     assert HEAVY.intersection(found["after"]) == set()
-    assert [name for name in found["after"] if layer(name) in UPPER] == []
+    assert [name for name in found["after"] if folder_of(name) in UPPER] == []
 
 
 def test_the_blockade_blocks(without: Callable[..., dict[str, str]]) -> None:
