@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
+import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +19,22 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the workstation half needs torch")
 
+import onnx  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper, parser  # noqa: E402
+
+from pipnet_edge import runtimes  # noqa: E402
+from pipnet_edge.cli.app import main  # noqa: E402
 from pipnet_edge.converters import demo  # noqa: E402
 from pipnet_edge.converters.checkpoint import nets  # noqa: E402
-from pipnet_edge.converters.checkpoint.network import Network  # noqa: E402
+from pipnet_edge.converters.checkpoint.network import Network, normalise  # noqa: E402
+from pipnet_edge.converters.graph import Run  # noqa: E402
 from pipnet_edge.converters.quantize.calibration import Calibration  # noqa: E402
 from pipnet_edge.converters.quantize.prepare import Options, Prepared, prepare  # noqa: E402
+from pipnet_edge.decode import MAP_NAMES  # noqa: E402
 from pipnet_edge.preprocess import Rect, cut, read_picture  # noqa: E402
 from pipnet_edge.spec import MeanFace, ModelSpec  # noqa: E402
+
+Array = np.ndarray[Any, Any]
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 DATA = {
@@ -124,6 +136,48 @@ def cli() -> Cli:
     return run
 
 
+Say = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Say]:
+    """Runs a command in this process, which has torch already: (exit status, stdout, stderr without the progress)."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pipnet-edge", *map(str, words)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as done:
+            main()
+        out, err = capfd.readouterr()
+        return int(done.value.code or 0), out, "\n".join(line for line in err.splitlines() if line[:1] != "[")
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test finds the weights that another rounded. One thread, which a busy machine slows down least."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def faces() -> Callable[..., Path]:
+    """faces(folder, count, source): a new folder with the first pictures of another, by default to calibrate with."""
+
+    def copy(folder: Path, count: int, source: Path = demo.CALIBRATION) -> Path:
+        folder.mkdir()
+        for path in sorted(source.glob("*.jpg"))[:count]:
+            shutil.copy(path, folder)
+        return folder
+
+    return copy
+
+
 # --- A network as small as can be, for what int8 does to it.
 
 
@@ -204,3 +258,117 @@ def tiny_prepared(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         return prepare(Network(tiny_spec, tiny_net(), 0), tiny_calibration, Options("minmax", "nearest"))
+
+
+# --- What networks give, in torch and in the runtimes.
+
+
+@pytest.fixture(scope="session")
+def values_of() -> Callable[[torch.fx.GraphModule, ModelSpec, Array], dict[str, torch.Tensor]]:
+    """values_of(graph, spec, crops): node name -> its float output for these crops, (n, C, H, W)."""
+
+    def run(graph: torch.fx.GraphModule, spec: ModelSpec, crops: Array) -> dict[str, torch.Tensor]:
+        found = {}
+
+        def hook(node: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
+            found[node.name] = value
+            return value
+
+        with torch.no_grad():
+            Run(graph, hook).run(normalise(crops, spec))
+        return found
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_int8() -> Callable[[str, Path, ModelSpec, Array], list[Array]]:
+    """run_int8(runtime, folder, spec, crops): the five maps of an int8 model in a folder, (n, C, H, W) each."""
+
+    def run(runtime: str, folder: Path, spec: ModelSpec, crops: Array) -> list[Array]:
+        session = runtimes.load(runtime, folder, spec, "int8", 1)
+        found = [session.run(crop) for crop in crops]
+        session.close()
+        shape = (len(crops), -1, spec.grid, spec.grid)
+        return [np.stack([getattr(maps, name) for maps in found]).reshape(shape) for name in MAP_NAMES]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def distance() -> Callable[[list[Array], list[Array]], float]:
+    """The mean difference of all maps, as a share of their mean magnitude."""
+
+    def share(one: list[Array], other: list[Array]) -> float:
+        return float(np.mean([np.abs(a - b).mean() / np.abs(b).mean() for a, b in zip(one, other, strict=True)]))
+
+    return share
+
+
+# --- ONNX files that others wrote.
+
+
+@pytest.fixture
+def quiet(one_thread: None) -> Iterator[None]:
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that dynamo=False is going away
+        yield
+
+
+@pytest.fixture(scope="session")
+def assert_same() -> Callable[[Sequence[Any], Sequence[Any]], None]:
+    """Five maps within 1e-5 of each one's largest magnitude."""
+
+    def check(got: Sequence[Any], want: Sequence[Any]) -> None:
+        assert len(got) == len(want) == 5
+        for index, (a, b) in enumerate(zip(map(np.asarray, got), map(np.asarray, want), strict=True)):
+            assert a.shape == b.shape
+            assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max(), index
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx() -> Callable[..., Path]:
+    """Writes an ONNX file: image -> the given nodes -> features -> one convolution an output, 1x1 or over the whole.
+
+    A weight is an array, or a shape to be filled at random.
+    """
+
+    def write(
+        path: Path,
+        nodes: str = "features = Relu (image)",
+        weights: dict[str, Any] | None = None,
+        *,
+        opset: int = 17,
+        shape: Sequence[int | str] = (1, 3, 8, 8),
+        kind: int = TensorProto.FLOAT,
+        outputs: Sequence[str] = MAP_NAMES,
+        maps: Sequence[int] = (3, 3, 3, 6, 6),
+        whole: bool = False,
+    ) -> Path:
+        random = np.random.default_rng(5)
+        filled = {
+            name: random.standard_normal(value).astype(np.float32) if isinstance(value, tuple) else np.asarray(value)
+            for name, value in (weights or {}).items()
+        }
+        body = [parser.parse_node(line) for line in filter(None, map(str.strip, nodes.split("\n")))]
+        for node in body:
+            node.name = node.output[0]
+        given = [helper.make_tensor_value_info("image", kind, shape)]
+        graph = helper.make_graph(body, "tiny", given, [helper.make_empty_tensor_value_info("features")])
+        graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in filled.items())
+        ops = [helper.make_opsetid("", opset)]
+        model = helper.make_model(graph, opset_imports=ops, ir_version=8 if opset < 21 else 10)
+        inferred = onnx.shape_inference.infer_shapes(model).graph.output[0].type.tensor_type.shape.dim
+        channels, *kernel = [d.dim_value for d in inferred][1:] if whole else (inferred[1].dim_value or 3, 1, 1)
+        del graph.output[:]
+        for name, out in zip(outputs, maps, strict=True):
+            weight = random.standard_normal((out, channels, *kernel)).astype(np.float32)
+            graph.initializer.append(numpy_helper.from_array(weight, f"{name}_weight"))
+            graph.node.append(helper.make_node("Conv", ["features", f"{name}_weight"], [name], f"head_{name}"))
+            graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 4))
+        path.write_bytes(helper.make_model(graph, opset_imports=ops, ir_version=model.ir_version).SerializeToString())
+        return path
+
+    return write

@@ -193,7 +193,7 @@ def test_corrupted_model_with_fitting_hash(tmp_path, demo_bundle, cli, file, how
 
 
 def test_swapped_heads_fail_parity(tmp_path, demo_bundle, cli):
-    """x and y have the same shape: only the values tell. Networks with such maps: tests/workstation/test_sparse.py."""
+    """x and y have the same shape: only the values tell. Networks with such maps: test_sparse_bundles.py."""
     folder = tmp_path / "b"
     shutil.copytree(demo_bundle, folder)
     path = folder / "ncnn-fp32" / "heads.npz"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from pipnet_edge import runtimes
 from pipnet_edge.converters import graph as graphs
 from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.checkpoint.network import normalise
@@ -34,6 +34,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 Array = np.ndarray[Any, Any]
 Made = tuple[Quantized, Path]
+MapsOf = Callable[[Path, ModelSpec, Array], list[Array]]
+Distance = Callable[[list[Array], list[Array]], float]
 DEPTHWISE = "backbone.depthwise.0"
 
 
@@ -74,17 +76,10 @@ def simulate(given: Quantized, crops: Array, bits: int = 8) -> list[Array]:
         return [map_.numpy() for map_ in Run(given.graph, hook).run(normalise(crops, given.spec))]
 
 
-def run(folder: Path, spec: ModelSpec, crops: Array) -> list[Array]:
-    session = runtimes.load("ncnn", folder, spec, "int8", 1)
-    found = [session.run(crop) for crop in crops]
-    session.close()
-    shape = (len(crops), -1, spec.grid, spec.grid)
-    return [np.stack([getattr(maps, name) for maps in found]).reshape(shape) for name in MAP_NAMES]
-
-
-def distance(one: list[Array], other: list[Array]) -> float:
-    """The mean difference of all maps, as a share of their mean magnitude."""
-    return float(np.mean([np.abs(a - b).mean() / np.abs(b).mean() for a, b in zip(one, other, strict=True)]))
+@pytest.fixture(scope="session")
+def run(run_int8: Callable[..., list[Array]]) -> MapsOf:
+    """run(folder, spec, crops): the maps that ncnn gives, (n, C, H, W) each."""
+    return partial(run_int8, "ncnn")
 
 
 @pytest.mark.parametrize("variant", ["made", "full"])
@@ -121,7 +116,9 @@ def test_layers_to_keep_and_depthwise_ones_hold_float_weights(variant: str, requ
 
 
 @pytest.mark.parametrize("variant", ["made", "full"])
-def test_maps_are_near_the_networks(variant: str, tiny_faces: Array, request: pytest.FixtureRequest) -> None:
+def test_maps_are_near_the_networks(
+    variant: str, tiny_faces: Array, request: pytest.FixtureRequest, run: MapsOf, distance: Distance
+) -> None:
     given, folder = request.getfixturevalue(variant)
     exact, int8 = simulate(given, tiny_faces, bits=0), simulate(given, tiny_faces)
     got, noise = run(folder, given.spec, tiny_faces), distance(int8, exact)
@@ -135,7 +132,9 @@ def landmarks(spec: ModelSpec, maps: list[Array]) -> Array:
     return Decoder(spec)(Maps(**named)).points
 
 
-def test_landmarks_are_near_the_networks(tmp_path: Path, tiny_prepared: Prepared, tiny_faces: Array) -> None:
+def test_landmarks_are_near_the_networks(
+    tmp_path: Path, tiny_prepared: Prepared, tiny_faces: Array, run: MapsOf
+) -> None:
     """Offsets are scaled to what trained networks give: less than a cell."""
     given = tiny_prepared.keeping(graphs.heads(tiny_prepared.float_))
     for name, map_ in zip(nets.HEAD_KEYS, simulate(given, tiny_faces, bits=0), strict=True):
@@ -156,6 +155,8 @@ def test_more_layers_can_be_kept(
     made: Made,
     tiny_prepared: Prepared,
     tiny_faces: Array,
+    run: MapsOf,
+    distance: Distance,
 ) -> None:
     given, folder = make(graphs.heads(tiny_prepared.float_) | kept)
     whole = sum(layer.arrays["weight"].dtype == np.int8 for layer in read(folder).layers if "weight" in layer.arrays)
@@ -165,7 +166,7 @@ def test_more_layers_can_be_kept(
 
 
 def test_nothing_to_quantize_is_the_float_network(
-    make: Callable[[frozenset[str]], Made], tiny_prepared: Prepared, tiny_faces: Array
+    make: Callable[[frozenset[str]], Made], tiny_prepared: Prepared, tiny_faces: Array, run: MapsOf
 ) -> None:
     given, folder = make(frozenset(convolutions(tiny_prepared.float_)))
     for got, wanted in zip(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, fx, nn
 
-from pipnet_edge import runtimes
 from pipnet_edge.converters import graph as graphs
 from pipnet_edge.converters.checkpoint.network import normalise
 from pipnet_edge.converters.core import Core, export
@@ -31,6 +31,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 Array = np.ndarray[Any, Any]
 Made = tuple[Quantized, Path]
+MapsOf = Callable[[Path, ModelSpec, Array], list[Array]]
+Distance = Callable[[list[Array], list[Array]], float]
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +75,10 @@ def simulate(given: Quantized, crops: Array, maps_too: bool = False, bits: int =
         return [map_.numpy() for map_ in Run(given.graph, hook).run(normalise(crops, given.spec))]
 
 
-def run(folder: Path, spec: ModelSpec, crops: Array) -> list[Array]:
-    session = runtimes.load("onnx", folder, spec, "int8", 1)
-    found = [session.run(crop) for crop in crops]
-    session.close()
-    shape = (len(crops), -1, spec.grid, spec.grid)
-    return [np.stack([getattr(maps, name) for maps in found]).reshape(shape) for name in MAP_NAMES]
-
-
-def distance(one: list[Array], other: list[Array]) -> float:
-    """The mean difference of all maps, as a share of their mean magnitude."""
-    return float(np.mean([np.abs(a - b).mean() / np.abs(b).mean() for a, b in zip(one, other, strict=True)]))
+@pytest.fixture(scope="session")
+def run(run_int8: Callable[..., list[Array]]) -> MapsOf:
+    """run(folder, spec, crops): the maps that ONNX Runtime gives, (n, C, H, W) each."""
+    return partial(run_int8, "onnx")
 
 
 def constants(folder: Path) -> dict[str, Array]:
@@ -147,7 +142,7 @@ def test_onnx_runtime_computes_all_int8_layers_with_integers(made: Made, full: M
 
 
 def test_activations_stay_where_storing_does_not_cut_off_what_they_do(
-    made: Made, tiny_faces: Array, tmp_path: Path
+    made: Made, tiny_faces: Array, tmp_path: Path, run: MapsOf, distance: Distance
 ) -> None:
     given, folder = made
 
@@ -165,7 +160,9 @@ def test_activations_stay_where_storing_does_not_cut_off_what_they_do(
 
 
 @pytest.mark.parametrize("variant", ["made", "full"])
-def test_maps_are_those_of_the_simulation(variant: str, tiny_faces: Array, request: pytest.FixtureRequest) -> None:
+def test_maps_are_those_of_the_simulation(
+    variant: str, tiny_faces: Array, request: pytest.FixtureRequest, run: MapsOf, distance: Distance
+) -> None:
     given, folder = request.getfixturevalue(variant)
     got, wanted = run(folder, given.spec, tiny_faces), simulate(given, tiny_faces, variant == "full")
     noise = distance(simulate(given, tiny_faces, bits=0), wanted)
@@ -174,7 +171,7 @@ def test_maps_are_those_of_the_simulation(variant: str, tiny_faces: Array, reque
     assert noise > 1e-3
 
 
-def test_maps_are_stored_in_8_bits(full: Made, made: Made, tiny_faces: Array) -> None:
+def test_maps_are_stored_in_8_bits(full: Made, made: Made, tiny_faces: Array, run: MapsOf) -> None:
     for (given, folder), whole in ((full, True), (made, False)):
         for name, map_ in zip(MAP_NAMES, run(folder, given.spec, tiny_faces[:4]), strict=True):
             step, zero = grid(given.ranges[f"heads_{name}"])
@@ -186,7 +183,7 @@ def test_maps_are_stored_in_8_bits(full: Made, made: Made, tiny_faces: Array) ->
                 assert len(np.unique(steps.round())) > 10
 
 
-def test_int8_weights_alone_give_the_rounded_networks_maps(weights_only: Made, tiny_faces: Array) -> None:
+def test_int8_weights_alone_give_the_rounded_networks_maps(weights_only: Made, tiny_faces: Array, run: MapsOf) -> None:
     given, folder = weights_only
     for got, wanted in zip(run(folder, given.spec, tiny_faces), simulate(given, tiny_faces, bits=0), strict=True):
         assert np.abs(got - wanted).max() < 1e-4 * np.abs(wanted).max()
@@ -211,7 +208,13 @@ LAYERS = (
 
 @pytest.mark.parametrize("kept", [*LAYERS, "stem.0 expand.0", "expand.0 project", "down.shortcut down.body.0"])
 def test_layers_to_keep_compute_in_float(
-    kept: str, make: Callable[..., Made], tiny_prepared: Prepared, tiny_faces: Array, tmp_path: Path
+    kept: str,
+    make: Callable[..., Made],
+    tiny_prepared: Prepared,
+    tiny_faces: Array,
+    tmp_path: Path,
+    run: MapsOf,
+    distance: Distance,
 ) -> None:
     """ONNX Runtime by itself rounds the weights of layers between two stored tensors, on one grid for all channels."""
     keep = graphs.heads(tiny_prepared.float_) | {f"backbone.{name}" for name in kept.split()}
@@ -229,7 +232,7 @@ def test_layers_to_keep_compute_in_float(
 
 
 def test_nothing_to_quantize_is_the_float_network(
-    make: Callable[..., Made], tiny_prepared: Prepared, tiny_faces: Array
+    make: Callable[..., Made], tiny_prepared: Prepared, tiny_faces: Array, run: MapsOf
 ) -> None:
     given, folder = make(frozenset(convolutions(tiny_prepared.float_)), 8)
     got = run(folder, given.spec, tiny_faces[:4])
@@ -281,7 +284,13 @@ class Others(nn.Module):
 
 @pytest.mark.parametrize(("kinds", "integer"), [(["heads", "gates", "transposed"], 3), (["gates", "transposed"], 8)])
 def test_gates_hard_swishes_and_transposed_layers(
-    kinds: list[str], integer: int, tiny_spec: ModelSpec, tiny_faces: Array, tmp_path: Path
+    kinds: list[str],
+    integer: int,
+    tiny_spec: ModelSpec,
+    tiny_faces: Array,
+    tmp_path: Path,
+    run: MapsOf,
+    distance: Distance,
 ) -> None:
     graph = trace(Others().eval())
     spec = scheme.pixel_lattice(graph, tiny_spec)

@@ -1,0 +1,201 @@
+"""Networks prepared for int8, and the cache that keeps the outcome."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from pipnet_edge.converters import graph as graphs
+from pipnet_edge.converters.checkpoint import nets
+from pipnet_edge.converters.checkpoint.network import Network
+from pipnet_edge.converters.graph import convolutions, heads, points, trace
+from pipnet_edge.converters.quantize import prepare, ranges, scheme
+from pipnet_edge.converters.quantize.calibration import Calibration
+from pipnet_edge.converters.quantize.prepare import Options, Prepared
+from pipnet_edge.converters.quantize.scheme import weight_steps
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.spec import ModelSpec
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Make = Callable[[], nn.Module]
+ValuesOf = Callable[..., dict[str, Tensor]]
+
+
+def maps_of(values: Mapping[str, Tensor]) -> list[Tensor]:
+    return [values[f"heads_{name}"] for name in nets.HEAD_KEYS]
+
+
+def weights(graph: fx.GraphModule, name: str) -> Tensor:
+    return graph.get_submodule(name).get_parameter("weight")
+
+
+def equal(one: nn.Module, other: nn.Module) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def on_grid(weight: Tensor, transposed: bool = False) -> bool:
+    whole = weight / weight_steps(weight, transposed)
+    inner = [d for d in range(4) if d != int(transposed)]
+    return bool((whole - whole.round()).abs().max() < 1e-3) and bool((whole.round().abs().amax(inner) == 127).all())
+
+
+@pytest.fixture
+def cache(cache: Path) -> Path:
+    """Where rounded weights are kept in it."""
+    return cache / "pipnet-edge" / "rounded"
+
+
+@pytest.fixture
+def network(tiny_net: Make, tiny_spec: ModelSpec) -> Network:
+    return Network(tiny_spec, tiny_net(), 0)
+
+
+NEAREST = Options("minmax", "nearest")
+
+
+def steps_of(network: Network, faces: Calibration, options: Options = NEAREST) -> tuple[Prepared, set[str]]:
+    """What is prepared, and the first words of what progress told."""
+    told = set()
+    made = prepare.prepare(network, faces, options, lambda text, *_: told.add(text.split()[0]))
+    return made, told
+
+
+def test_the_cache_gives_the_same_bits(cache: Path, network: Network, tiny_calibration: Calibration) -> None:
+    options = Options()
+    (made, told), (again, nothing) = (steps_of(network, tiny_calibration, options) for _ in range(2))
+    assert told == {"equalise", "calibrate", "round"}
+    assert nothing == set()
+    assert equal(made.float_, again.float_)
+    assert equal(made.rounded, again.rounded)
+    assert not equal(made.rounded, made.float_)
+    assert (made.spec, dict(made.ranges)) == (again.spec, dict(again.ranges))
+    assert len(list(cache.iterdir())) == 1
+    keep = heads(made.float_)
+    assert equal(made.keeping(keep).graph, again.keeping(keep).graph)
+
+
+def test_what_is_prepared_is_the_network_given(
+    cache: Path, network: Network, tiny_calibration: Calibration, values_of: ValuesOf
+) -> None:
+    made, _ = steps_of(network, tiny_calibration)
+    crops = tiny_calibration.crops
+    exact = maps_of(values_of(trace(network.net), network.spec, crops))
+    for one, other in zip(exact, maps_of(values_of(made.float_, made.spec, crops)), strict=True):
+        assert (one - other).abs().max() < 0.01 * one.abs().max()
+    assert all(on_grid(weights(made.rounded, name)) for name in convolutions(made.rounded))
+    assert made.ranges.keys() == points(made.float_).keys() | graphs.maps(made.float_).keys()
+
+
+def test_layers_to_keep_are_as_before_rounding(cache: Path, network: Network, tiny_calibration: Calibration) -> None:
+    made, _ = steps_of(network, tiny_calibration)
+    given = made.keeping({"backbone.project", "heads.score"})
+    assert given.keep == {"backbone.project", "heads.score"}
+    for name in convolutions(made.float_):
+        source = made.float_ if name in given.keep else made.rounded
+        for part in ("weight", "bias"):
+            assert torch.equal(given.graph.get_parameter(f"{name}.{part}"), source.get_parameter(f"{name}.{part}"))
+    assert scheme.integers(given).keys() == set(convolutions(made.float_)) - given.keep
+    assert made.kinds(["heads", "gates", "transposed"]) == dict.fromkeys(heads(made.float_), "heads")
+    with pytest.raises(KeyError):
+        made.kinds(["tails"])
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
+def test_a_file_that_was_cut_off_is_replaced(
+    cache: Path, network: Network, tiny_calibration: Calibration, share: float
+) -> None:
+    made, _ = steps_of(network, tiny_calibration)
+    (path,) = cache.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    again, told = steps_of(network, tiny_calibration)
+    assert "equalise" in told
+    assert equal(made.rounded, again.rounded)
+    assert list(cache.iterdir()) == [path]
+    assert steps_of(network, tiny_calibration)[1] == set()
+
+
+def test_other_files_in_its_place_are_replaced(cache: Path, network: Network, tiny_calibration: Calibration) -> None:
+    steps_of(network, tiny_calibration)
+    (path,) = cache.iterdir()
+    for content in (b"\n", b"PK\x03\x04 no archive", os.urandom(1000)):
+        path.write_bytes(content)
+        assert "equalise" in steps_of(network, tiny_calibration)[1]
+        assert steps_of(network, tiny_calibration)[1] == set()
+
+
+def test_whatever_goes_in_makes_another_key(cache: Path, tiny_net: Make, tiny_calibration: Calibration) -> None:
+    from pipnet_edge.spec import MeanFace
+
+    spec = ModelSpec("tiny", 5, 2, 16, 64, MeanFace("five", tuple((i / 5, i * i / 25) for i in range(5))))
+    network = Network(spec, tiny_net(), 0)
+    other_net = tiny_net()
+    other_net.get_parameter("backbone.project.bias")[3] += 1e-6
+    turned = replace(tiny_calibration, crops=np.ascontiguousarray(tiny_calibration.crops[::-1]))
+    given = [
+        (network, tiny_calibration, NEAREST),
+        (Network(spec, other_net, 0), tiny_calibration, NEAREST),
+        # Another seed draws other faces, or the same in another order.
+        (network, turned, NEAREST),
+        (network, tiny_calibration, Options("mse", "nearest")),
+        (network, tiny_calibration, Options("minmax", "sequential")),
+        (Network(replace(spec, mean=(0.5, 0.5, 0.5)), tiny_net(), 0), tiny_calibration, NEAREST),
+        (Network(replace(spec, std=(0.5, 0.5, 0.5)), tiny_net(), 0), tiny_calibration, NEAREST),
+    ]
+    for count, arguments in enumerate(given, 1):
+        assert "equalise" in steps_of(*arguments)[1]
+        assert len(list(cache.iterdir())) == count
+    for arguments in given:
+        assert steps_of(*arguments)[1] == set()
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    cache: Path, network: Network, tiny_calibration: Calibration
+) -> None:
+    cache.parent.write_text("a file where a folder should be")
+    made, told = steps_of(network, tiny_calibration)
+    assert told == {"equalise", "calibrate"}
+    assert set(convolutions(made.rounded)) == scheme.integers(made.keeping(())).keys()
+    assert cache.parent.is_file()
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from pipnet_edge.converters.quantize import prepare
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+path = Path(sys.argv[1]) / "folder" / "file.pt"
+import torch
+prepare._write(path, {"float": {"weight": torch.zeros(100_000)}})
+print(path.parent.is_dir(), list(path.parent.iterdir()))
+"""
+
+
+def test_a_full_disk_is_no_error_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-c", FULL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True []\n", "")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("entropy", "nearest"), f"--ranges entropy; allowed: {', '.join(ranges.METHODS)}"),
+        (("mse", "adaround"), "--rounding adaround; allowed: sequential, nearest"),
+    ],
+)
+def test_unknown_options(names: tuple[str, str], message: str) -> None:
+    with pytest.raises(EdgeError, match=f"^{re.escape(message)}$"):
+        Options(*names)
