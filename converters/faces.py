@@ -53,8 +53,8 @@ def gather(given: Quantize, network: Network) -> Faces:
     """
     faces, side, jury = list(given.faces), network.spec.input_size, None
     if given.budget and given.judge:
-        faces, apart = calibration.split(faces, given.count, given.seed)
-        held = calibration.choose(apart, side, len(apart))
+        faces, others = calibration.split(faces, given.count, given.seed)
+        held = calibration.choose(others, side, len(others))
         truth = _labels(given, held.faces, network.spec.num_lms) if given.budget.metric == "nme" else None
         reference = Decoder(network.spec)(maps_of(network, held.crops))
         jury = Jury(given.budget, given.judge, held.crops, reference, truth)

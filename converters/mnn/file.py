@@ -36,7 +36,7 @@ WEIGHTS_PACKED, WEIGHTS_STEPS, WEIGHTS_WAY, WEIGHTS_WIDE = 0, 1, 2, 10
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """kind is one of the numbers above. reads, writes: indices of tensors. tensor: the name of the first written one."""
+    """kind is one of the numbers above. reads, writes: indices of tensors. tensor: the first written one's name."""
 
     table: Table
     kind: int

@@ -154,7 +154,7 @@ class Model:
         return self.origin(layer.inputs[0]) if layer.kind == "Split" else blob
 
     def readers(self, blob: str) -> list[Layer]:
-        """The layers that read a blob or, through Splits, a copy of it. Empty for an output of the model."""
+        """The layers that read a blob or, through Splits, a copy of it. Empty if none does: an output of the model."""
         layer = self._readers.get(blob)
         if layer is None or layer.kind != "Split":
             return [] if layer is None else [layer]

@@ -383,7 +383,7 @@ def by_table(model: Model, table: Table) -> Model:
 
 
 def table_of(model: Model) -> Table:
-    """An int8 model's calibration table, for ncnn2int8. Raises EdgeError for a centred one: a table has no shifts."""
+    """An int8 model's calibration table, for ncnn2int8. Raises EdgeError for a centred one, which no table can hold."""
     layers = [layer for layer in model.layers if layer.integer(files.INT8) and layer.kind in INT8_KINDS]
     centred = [layer.name for layer in layers if _pad(layer)]
     if centred:

@@ -274,7 +274,7 @@ def _quantize(single: Path, plan: Path, model: Path) -> None:
 
 
 def _name_outputs(net: Any) -> None:
-    """Makes every name in the signatures point at an output: if a layer reads it too, it points at the integer form."""
+    """Makes every name in the signatures point at an output. Some point at an integer form, read by a layer."""
     for signature in net.signatureDefs:
         graph = net.subgraphs[signature.subgraphIndex]
         float_forms = {
