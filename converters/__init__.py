@@ -1,4 +1,4 @@
-"""The workstation half: checkpoints to bundles. Needs torch and the converters, though not to be imported."""
+"""The workstation half: checkpoints to bundles. It needs torch and the converters, but not when it is imported."""
 
 from __future__ import annotations
 

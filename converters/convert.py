@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle: loaded, exported, rounded once for all runtimes, made into variants, and checked."""
+"""From a checkpoint to a bundle: load, export, round once for all runtimes, make the variants, and check them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def convert(
 ) -> Bundle:
     """Makes a bundle at `out` from a checkpoint or five-map ONNX file.
 
-    `verify` gets the written bundle, returns each variant's parity for the manifest and raises when a variant fails;
-    then, as after any other failure, nothing is left at `out` and an older bundle there stays. `step` is told what is
+    `verify` gets the written bundle and returns each variant's parity for the manifest. It raises if a variant fails.
+    After this or any other failure, nothing new is at `out`, and an older bundle there stays. `step` is told what is
     done.
     """
     if plan.quantizes and not quantize:
@@ -49,7 +49,7 @@ def convert(
         work = Path(tempfile.mkdtemp(prefix="work-", dir=folder.parent))
 
         step("load", 0, total)
-        # torch comes with these, and the command line is refused before it has to be waited for.
+        # These import torch, which takes long. A wrong command line is refused before that.
         from pipnet_edge.converters import cores, faces, golden, variants
         from pipnet_edge.converters.checkpoint import layers
         from pipnet_edge.converters.checkpoint import read as checkpoints
@@ -59,7 +59,7 @@ def convert(
         network = checkpoints.load(source, options)
 
         step("export", 1, total)
-        # Faces come before the export, so that whoever mistypes need not wait for that either.
+        # Faces are read before the export, so that nobody has to wait for it to see a typing error.
         methods = prepare.Options(quantize.ranges, quantize.rounding) if quantize else prepare.Options()
         gathered = faces.gather(quantize, network) if quantize else None
         exported = cores.export(network.net, network.spec, work / "float", simplify, plan.is_sparse)
@@ -164,13 +164,13 @@ def _source(path: Path, parameters: int, core: Core) -> Source:
 
 
 def _calibration(gathered: Faces | None) -> Calibration | None:
-    """What the manifest says of the calibration faces."""
+    """What the manifest says about the calibration faces."""
     return Calibration(gathered.calibration.sha256, gathered.calibration.images) if gathered else None
 
 
 @contextlib.contextmanager
 def _full_disks_named(folder: Path, out: Path) -> Iterator[None]:
-    """Says so where the disk is full: converters report that in many ways, some by writing less than they should."""
+    """Says so if the disk is full: converters report that in many ways, and some only write less than they should."""
     try:
         yield
     except Exception as e:

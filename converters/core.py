@@ -1,4 +1,4 @@
-"""torch to ONNX to simplified ONNX, each step checked against torch by running it."""
+"""From torch to ONNX to simplified ONNX. The result of each step is run and compared with torch."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
 OPSET = 17
-# Largest difference allowed to torch, as a share of each output's largest magnitude. Single channels of an equalised
-# network's features have large weights, whose sums cancel; the heads average that out.
+# Largest allowed difference from torch, as a share of each output's largest magnitude. Features may differ more: in an
+# equalised network, single channels have large weights whose sums cancel, and the heads average that out.
 TOLERANCE, OF_FEATURES = 1e-4, 2e-3
 
 
 @dataclass(frozen=True)
 class Core:
-    """What every converter starts from: the torch network and its ONNX export.
+    """The torch network and its ONNX export. Every converter starts from this.
 
     path: ONNX with input `image` (1, 3, S, S) float32 normalised RGB and named outputs; its folder is scratch space.
     nodes and sizes (bytes) are (before, after) simplification; after equals before when that was switched off.
@@ -41,7 +41,7 @@ class Core:
     outputs: tuple[str, ...] = MAP_NAMES
 
     def work(self, name: str) -> Path:
-        """A scratch folder of this name, made when first asked for."""
+        """A scratch folder of this name, made when it is first asked for."""
         folder = self.path.parent / name
         folder.mkdir(exist_ok=True)
         return folder

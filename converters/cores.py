@@ -1,4 +1,4 @@
-"""The networks that variants are made of: without their offset heads where those are sparse, each exported once."""
+"""The networks that variants are made of, each exported once. With sparse heads, they lack their offset heads."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Exported:
 
 @dataclass(frozen=True, eq=False)
 class Rounded(Exported):
-    """A core with rounded weights, and the same network as quantizers take it."""
+    """A core with rounded weights, and the same network in the form that quantizers take."""
 
     given: Quantized
 
 
 def export(net: nn.Module, spec: ModelSpec, folder: Path, simplify: bool, is_sparse: bool) -> Exported:
-    """Exports a network into a new folder. Raises EdgeError, before that is made, where it should but cannot split."""
+    """Exports a network into a new folder. If it cannot be split but has to, raises EdgeError and makes no folder."""
     heads = None
     if is_sparse:
         net, heads = sparse.split(net, spec.num_lms)
@@ -40,7 +40,7 @@ def export(net: nn.Module, spec: ModelSpec, folder: Path, simplify: bool, is_spa
 
 
 class Cores:
-    """The rounded networks. Each lies in a folder of its own in `folder`, and is exported when first asked for."""
+    """The rounded networks. Each has its own folder in `folder`, and is exported when it is first asked for."""
 
     def __init__(self, prepared: Prepared, folder: Path, simplify: bool, is_sparse: bool) -> None:
         self.prepared, self.is_sparse = prepared, is_sparse
@@ -48,7 +48,7 @@ class Cores:
         self._found: dict[tuple[frozenset[str], bool], Rounded] = {}
 
     def keeping(self, keep: frozenset[str], is_sparse: bool) -> Rounded:
-        """The network with these layers in float, without its offset heads where is_sparse."""
+        """The network with these layers in float, without its offset heads if is_sparse."""
         if (keep, is_sparse) not in self._found:
             given, heads = self.prepared.keeping(keep), None
             if is_sparse:

@@ -14,10 +14,10 @@ from pipnet_edge.decode import Heads
 
 @dataclass(frozen=True)
 class Destination:
-    """How a runtime's variants are made, each in a folder that is there and holds nothing else.
+    """How a runtime's variants are made. Each gets a folder that exists and is empty.
 
     tools: the packages that do it; a variant names their versions. bits: how many bits a stored activation may have; 0
-    leaves activations in float. heads_inside: whether sparse heads are part of the model instead of a file beside it.
+    leaves activations in float. heads_inside: whether sparse heads are part of the model instead of another file.
     fp(core, precision, folder) writes a float model, int8(core, given, bits, folder) a quantized one, and
     add_heads(heads, precision, folder) adds the offset heads that the core lacked.
     """

@@ -1,4 +1,4 @@
-"""The faces of a conversion: those that quantized variants are calibrated with, and the jury that judges a budget."""
+"""The faces of a conversion: some to calibrate quantized variants with, others for the jury that judges a budget."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pipnet_edge.errors import EdgeError
 
 @dataclass(frozen=True, eq=False)
 class Jury:
-    """What says whether variants stay within a budget.
+    """It says whether variants stay within a budget.
 
-    crops: (n, S, S, 3) uint8 RGB, faces held apart from the calibration's. reference: the float network's landmarks for
-    them. truth: their labels (n, L, 2), normalised to the crop, where the budget needs them.
+    crops: (n, S, S, 3) uint8 RGB, faces that are not used for calibration. reference: the float network's landmarks for
+    them. truth: their labels (n, L, 2), normalised to the crop; None if the budget does not need them.
     """
 
     budget: Budget
@@ -33,7 +33,7 @@ class Jury:
     truth: NDArray[np.float64] | None
 
     def verdict(self, bundle: Bundle) -> Mapping[str, float]:
-        """What the judge says of the one variant of a bundle that lies on disk."""
+        """What the judge says about the only variant of a bundle on disk."""
         (variant,) = bundle.variants
         return self.judge(bundle, variant.name, self.crops, self.reference, self.truth)
 
@@ -49,12 +49,12 @@ class Faces:
 def gather(given: Quantize, network: Network) -> Faces:
     """Reads the faces to calibrate with, and those to judge a budget by.
 
-    Raises EdgeError for too few faces, for images that are none, and where a budget needs labels that are not there.
+    Raises EdgeError for too few faces, for images that cannot be used, and if a budget needs labels but has none.
     """
     faces, side, jury = list(given.faces), network.spec.input_size, None
     if given.budget and given.judge:
-        faces, apart = calibration.split(faces, given.count, given.seed)
-        held = calibration.choose(apart, side, len(apart))
+        faces, others = calibration.split(faces, given.count, given.seed)
+        held = calibration.choose(others, side, len(others))
         truth = _labels(given, held.faces, network.spec.num_lms) if given.budget.metric == "nme" else None
         reference = Decoder(network.spec)(maps_of(network, held.crops))
         jury = Jury(given.budget, given.judge, held.crops, reference, truth)
@@ -62,7 +62,7 @@ def gather(given: Quantize, network: Network) -> Faces:
 
 
 def _labels(given: Quantize, faces: Sequence[Face], num_lms: int) -> NDArray[np.float64]:
-    """The labels (n, L, 2) of these faces. Raises EdgeError where there are none, or of another L."""
+    """The labels (n, L, 2) of these faces. Raises EdgeError if one is missing, or for another L."""
     labels = [points for face in faces if (points := given.faces[face]) is not None]
     if len(labels) != len(faces):
         raise EdgeError(f"a budget of {given.budget} needs labels: give --calibrate-labels")

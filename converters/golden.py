@@ -1,4 +1,4 @@
-"""The crops and maps that every variant has to reproduce: real faces through the torch network."""
+"""Crops of real faces and the torch network's maps for them, which every variant has to reproduce."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network as a traced graph, and what can be asked of it: its layers, what reads them, what a runtime stores.
+"""A network as a traced graph: its layers, the nodes that read them, and what a runtime stores.
 
 A tensor is named by the torch.fx node that makes it, `backbone_layer1_0_relu`; layers are named as in the checkpoint,
 `backbone.layer1.0.conv1`.
@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 Hook = Callable[[fx.Node, Tensor], Tensor]
 
-# What every runtime fuses into the layer or the sum before it; and what stands alone, with int8 before and behind it.
+# FUSED: every runtime fuses these into the layer or sum before them. ALONE: these have int8 before and after them.
 FUSED, ALONE = (nn.ReLU, nn.ReLU6), (nn.Hardswish,)
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
@@ -24,14 +24,14 @@ def trace(net: nn.Module) -> fx.GraphModule:
     """A copy of the network as a graph, without gradients."""
     graph = fx.symbolic_trace(copy.deepcopy(net)).eval()
     for node in graph.graph.nodes:
-        # Annotations are strings here, on which pickling a graph fails.
+        # Annotations are strings here, and a graph with strings cannot be pickled.
         node.type = None
     graph.recompile()
     return graph.requires_grad_(False)
 
 
 class Run(fx.Interpreter):
-    """Runs a graph and hands every node's output to a hook, which returns what goes on."""
+    """Runs a graph. A hook gets every node's output and returns the value that the next nodes read."""
 
     def __init__(self, graph: fx.GraphModule, hook: Hook) -> None:
         super().__init__(graph)
@@ -70,7 +70,7 @@ def convolutions(graph: fx.GraphModule) -> dict[str, fx.Node]:
 
 
 def gates(graph: fx.GraphModule) -> frozenset[str]:
-    """The layers of squeeze-and-excite gates, which see one value a channel: too few to be worth an int8 kernel."""
+    """The layers of squeeze-and-excite gates, which see one value per channel: too few to be worth an int8 kernel."""
     return frozenset(name for name, node in convolutions(graph).items() if _is_pooled(graph, node))
 
 
@@ -89,7 +89,7 @@ def transposed(graph: fx.GraphModule) -> frozenset[str]:
 
 
 def heads(graph: fx.GraphModule) -> frozenset[str]:
-    """The convolutions after which no other comes."""
+    """The convolutions that no other convolution follows."""
     layers = convolutions(graph)
     nodes = set(layers.values())
     return frozenset(name for name, node in layers.items() if not _reaches(node, nodes))
@@ -122,13 +122,13 @@ def points(graph: fx.GraphModule) -> dict[str, fx.Node]:
 
 
 def maps(graph: fx.GraphModule) -> dict[str, fx.Node]:
-    """The nodes that give the maps, which are stored where even the heads are int8."""
+    """The nodes that give the maps. A map is stored only if its head is int8 too."""
     layers, stored = convolutions(graph), points(graph)
     return {layers[name].name: layers[name] for name in heads(graph) if layers[name].name not in stored}
 
 
 def inputs(graph: fx.GraphModule) -> dict[str, str]:
-    """Layer name -> the node whose stored output it reads, pooling looked through, which keeps the grid."""
+    """Layer name -> the node whose stored output it reads. Pooling is skipped, because it keeps the grid."""
     stored, found = points(graph), {}
     for name, node in convolutions(graph).items():
         source = node.all_input_nodes[0]
@@ -140,7 +140,7 @@ def inputs(graph: fx.GraphModule) -> dict[str, str]:
 
 
 def readers_of(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
-    """The nodes that read this one's output, nn.Identity looked through."""
+    """The nodes that read this one's output. nn.Identity is skipped."""
     readers = []
     for user in node.users:
         readers += readers_of(graph, user) if isinstance(module(graph, user), nn.Identity) else [user]
@@ -156,7 +156,7 @@ class Cut:
 
 
 def summed_before_relu(graph: fx.GraphModule, node: fx.Node) -> Cut | None:
-    """Where a layer's output is only read by a sum that only a ReLU reads."""
+    """The sum that a layer's output goes into, if nothing else reads the layer and only a ReLU reads the sum."""
     readers = readers_of(graph, node)
     if not isinstance(module(graph, node), CONVOLUTIONS) or len(readers) != 1 or readers[0].target is not operator.add:
         return None

@@ -1,4 +1,4 @@
-"""What to make of a checkpoint, and with what. Needs no torch: whoever mistypes need not wait for it."""
+"""What to make of a checkpoint, and with what. It does not import torch: nobody has to wait to see a typing error."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipnet_edge.decode import Landmarks
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.precisions import PRECISIONS
 
-# Is told what is done, and how many of how many steps are behind it.
+# Gets what is done now, how many steps are done already, and how many there are.
 Step = Callable[[str, int, int], None]
 Verify = Callable[[Bundle], Mapping[str, Parity]]
 # Gets a bundle, a variant's name, crops, the float network's landmarks for them, and labels (n, L, 2) or None; returns
 # drift as "px" and, with labels, "nme" (see budget.Budget), and the milliseconds a crop takes as "ms".
 Judge = Callable[[Bundle, str, NDArray[np.uint8], Landmarks, NDArray[np.float64] | None], Mapping[str, float]]
 
-# sparse: offset heads are evaluated at winning cells alone, by decode or, where a runtime can, inside the model.
+# sparse: offset heads are evaluated only at winning cells, by decode or, if a runtime can, inside the model.
 HEADS = ("sparse", "dense")
 
 
@@ -70,7 +70,7 @@ class Plan:
 
     @property
     def is_sparse(self) -> bool:
-        """Whether offset heads are evaluated at winning cells alone, where a precision allows it."""
+        """Whether offset heads are evaluated only at winning cells, if a precision allows it."""
         return self.heads == "sparse"
 
 
@@ -80,8 +80,8 @@ class Quantize:
 
     faces: the calibration faces, with their labels (L, 2), normalised to the crop, if they have any; count of them are
     drawn with the seed. ranges: how activations are clipped (ranges.METHODS); rounding: how weights are rounded
-    (prepare.ROUNDINGS). budget: the drift that no variant may exceed, in the opinion of the judge. Raises EdgeError for
-    a budget without a judge.
+    (prepare.ROUNDINGS). budget: the most drift that a variant may have, measured by the judge. Raises EdgeError for a
+    budget without a judge.
     """
 
     faces: Mapping[Face, NDArray[np.float64] | None]

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 def sensitivities(
     source: Path, options: Options, quantize: Quantize, precision: str, count: int, step: Step = lambda *_: None
 ) -> tuple[LayerSensitivity, ...]:
-    """What int8 costs in each layer of a checkpoint, on so many faces apart from those it is calibrated with.
+    """What int8 costs in each layer of a checkpoint, on `count` faces that it is not calibrated with.
 
-    Raises EdgeError as convert does, for a precision without int8 activations, and for more faces than are apart.
+    Raises EdgeError as convert does, for a precision without int8 activations, and for more faces than are held out.
     """
-    # What is simulated is int8 activations, so of other precisions nothing could be said.
+    # Only int8 activations are simulated, so nothing can be said about other precisions.
     allowed = [name for name, recipe in recipes().items() if recipe.activations == 8]
     if precision not in allowed:
         raise EdgeError(f"--precision {precision}; allowed: {', '.join(allowed)}")

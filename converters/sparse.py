@@ -1,4 +1,4 @@
-"""Networks without their offset heads, which are then evaluated at each landmark's winning cell alone."""
+"""Networks without their offset heads, which are then evaluated only at each landmark's winning cell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipnet_edge.errors import EdgeError
 
 
 def split(net: nn.Module, num_lms: int) -> tuple[fx.GraphModule, Heads]:
-    """A copy with the outputs of decode.Features, score and features, and the heads it then lacks.
+    """A copy that returns score and features (decode.Features), and the heads that this copy lacks.
 
     Raises EdgeError for a network that cannot be split.
     """
@@ -33,13 +33,13 @@ def split(net: nn.Module, num_lms: int) -> tuple[fx.GraphModule, Heads]:
 
 
 def write(heads: Heads, precision: str, folder: Path) -> None:
-    """Writes heads.npz into `folder`, as bundle.read_heads reads it; weights in half precision in all but fp32."""
+    """Writes heads.npz into `folder`, as bundle.read_heads reads it. Weights are float32 for fp32, else float16."""
     kind = np.float32 if precision == "fp32" else np.float16
     np.savez(folder / HEADS_FILE, weight=heads.weight.astype(kind), bias=heads.bias)
 
 
 def _source(graph: fx.GraphModule) -> fx.Node | None:
-    """The node that all heads read, None where one of them is no plain 1x1 convolution of it."""
+    """The node that all heads read. None if one of them is not a plain 1x1 convolution of it."""
     sources = set()
     for node in outputs(graph):
         layer = module(graph, node)

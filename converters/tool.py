@@ -20,7 +20,7 @@ def run(tool: str, command: Sequence[str], folder: Path, makes: Sequence[Path]) 
         try:
             status = tool_run.wait()
         finally:
-            # subprocess.run() waits a quarter of a second after an interrupt and then leaves the process to itself.
+            # After an interrupt, subprocess.run() waits a quarter of a second and then leaves the process running.
             tool_run.kill()
             tool_run.wait()
     if status or not all(path.is_file() and path.stat().st_size for path in makes):

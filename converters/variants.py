@@ -1,4 +1,4 @@
-"""Makes one variant of a network, whatever its runtime: a folder of files, and what the manifest says of it."""
+"""Makes one variant of a network, for any runtime: a folder of files, and what the manifest says about it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pipnet_edge.converters.recipe import recipes
 def of_float(network: Exported, destination: str, precision: str, folder: Path) -> Variant:
     """Makes the float variant `<destination>-<precision>` in the bundle at `folder`."""
     to = destinations.find(destination)
-    target = folder / f"{destination}-{precision}"
-    target.mkdir()
-    to.fp(network.core, precision, target)
+    own_folder = folder / f"{destination}-{precision}"
+    own_folder.mkdir()
+    to.fp(network.core, precision, own_folder)
     if network.heads:
-        to.add_heads(network.heads, precision, target)
+        to.add_heads(network.heads, precision, own_folder)
     return _described(folder, destination, precision, to.tools, network.heads is not None)
 
 
@@ -29,21 +29,21 @@ def quantized(
 ) -> Variant:
     """Makes a quantized variant, by the recipe of its precision, in the bundle at `folder`.
 
-    methods: how the networks were rounded. kept: layers that stay in float for a budget, beside the recipe's.
+    methods: how the networks were rounded. kept: layers that stay in float for a budget, in addition to the recipe's.
     """
     to, recipe, prepared = destinations.find(destination), recipes()[precision], networks.prepared
-    target = folder / f"{destination}-{precision}"
-    target.mkdir()
+    own_folder = folder / f"{destination}-{precision}"
+    own_folder.mkdir()
     reasons = dict.fromkeys(kept, "budget") | prepared.kinds(recipe.keep)
     is_sparse = networks.is_sparse and "heads" in recipe.keep
     inside = prepared.kinds(("heads",)) if is_sparse and to.heads_inside else {}
-    # These have int8 weights, but no map is stored in 8 bits: that would be what costs accuracy.
+    # Heads inside the model have int8 weights, but no map is stored in 8 bits: only that would cost accuracy.
     reasons = {name: reason for name, reason in reasons.items() if name not in inside}
     network = networks.keeping(frozenset(reasons), is_sparse)
     given = replace(network.given, keep=network.given.keep | inside.keys())
-    to.int8(network.core, given, recipe.activations, target)
+    to.int8(network.core, given, recipe.activations, own_folder)
     if network.heads:
-        to.add_heads(network.heads, precision, target)
+        to.add_heads(network.heads, precision, own_folder)
     how = Quantization(methods.ranges, methods.rounding, reasons, given.spec.mean, given.spec.std)
     return replace(_described(folder, destination, precision, to.tools, is_sparse), quantization=how)
 

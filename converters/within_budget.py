@@ -1,6 +1,6 @@
-"""A variant with the fewest layers in float for which it drifts no farther than a budget allows.
+"""Finds a variant that stays within a drift budget, with as few layers in float as possible.
 
-Layers are ranked by what int8 costs in each; then variants with more or fewer of the first ones in float are made and
+Layers are ranked by what int8 costs in each. Then variants with more or fewer of the first layers in float are made and
 judged.
 """
 
@@ -20,13 +20,13 @@ from pipnet_edge.converters.quantize.prepare import Prepared
 from pipnet_edge.converters.recipe import recipes
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 
-# Faces that layers are ranked on: the order settles soon, the sweeps take their time.
+# How many faces layers are ranked on. More faces hardly change the order, and the sweeps take long.
 RANKED_ON = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A bundle of one variant with these layers in float, and what the judge says of it: drift in the limit's unit."""
+    """A bundle of one variant with these layers in float, and what the judge says: drift is in the limit's unit."""
 
     kept: tuple[str, ...]
     bundle: Bundle
@@ -35,14 +35,14 @@ class Trial:
 
 
 class Ranking:
-    """A network's int8 layers, the most sensitive first; ranked once a recipe, since that takes minutes."""
+    """A network's int8 layers, the most sensitive first. Ranking takes minutes, so it is done once per recipe."""
 
     def __init__(self, prepared: Prepared) -> None:
         self._prepared = prepared
         self._orders: dict[str, tuple[str, ...]] = {}
 
     def of(self, precision: str, crops: NDArray[np.uint8], progress: Step) -> tuple[str, ...]:
-        """The int8 layers of a recipe, in order of what they cost on the first crops (n, S, S, 3) uint8 RGB."""
+        """The int8 layers of a recipe, the costliest first, measured on the first crops (n, S, S, 3) uint8 RGB."""
         if precision not in self._orders:
             given = self._prepared.keeping(self._prepared.kinds(recipes()[precision].keep))
             rows = sensitivity.measure(self._prepared.float_, given, crops[:RANKED_ON], progress)
@@ -57,10 +57,10 @@ def within_budget(
     limit: Budget,
     progress: Step = lambda *_: None,
 ) -> tuple[Trial, Trial]:
-    """Keeps the first layers of `order` in float, as few as found, and returns (what had none, what is within).
+    """Keeps the first layers of `order` in float, as few as found. Returns (the trial with none, the trial within).
 
-    `make` is told which layers, in that order, and writes a bundle of one variant; `judge` returns its drift, by the
-    name of the limit's metric, and its milliseconds as "ms". Raises EdgeError (code 3) where no number is enough.
+    `make` gets the layers to keep, in that order, and writes a bundle of one variant. `judge` returns its drift, under
+    the name of the limit's metric, and its milliseconds as "ms". Raises EdgeError (code 3) if no number is enough.
     """
     trials: dict[int, Trial] = {}
 

@@ -1,7 +1,7 @@
 """A five-map PIPNet ONNX file as a torch network, for the steps that need torch: weight rounding and TFLite.
 
 The simplified graph is rebuilt node by node as a torch.fx module with real convolution layers. A sample input is
-computed along the way, so every shape is known, and the result is compared with ONNX Runtime running the file itself.
+computed along the way, so every shape is known. The result is compared with what ONNX Runtime computes from the file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipnet_edge.converters.checkpoint.onnx_graph import Net, Op, Value, tensor_
 from pipnet_edge.converters.checkpoint.onnx_ops import OPS
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 
-# What an output may be called: the last part of its name decides, its position never does.
+# The names that an output may have. The last part of its name decides, never its position.
 OUTPUT_NAMES = {
     "score": ("score", "cls", "outputs_cls"),
     "offset_x": ("offset_x", "x", "outputs_x"),
@@ -58,10 +58,10 @@ class OnnxNet:
 
 
 def read(path: Path, input_size: int | None = None) -> OnnxNet:
-    """The network in a five-map ONNX file. input_size in pixels is needed where the file leaves its size open.
+    """The network in a five-map ONNX file. input_size in pixels is needed if the file leaves its size open.
 
-    Raises EdgeError, one line with the file's name: unreadable or external data, wrong input or outputs, an operator
-    without a torch counterpart here, or maps that differ from ONNX Runtime's (code CHECK_FAILED).
+    Raises EdgeError, one line with the file's name, for unreadable or external data, wrong input or outputs, an
+    operator without a torch counterpart here, or maps that differ from ONNX Runtime's (code CHECK_FAILED).
     """
     try:
         return _read(path, input_size)
@@ -94,7 +94,7 @@ def _load(path: Path) -> tuple[bytes, onnx.ModelProto]:
     try:
         model = onnx.load_model_from_string(data)
         external = [m for m in _messages(model) if isinstance(m, onnx.TensorProto) and m.data_location]
-        if not external:  # the checker follows paths, which an untrusted file is not to choose
+        if not external:  # the checker follows paths, and an untrusted file must not choose them
             onnx.checker.check_model(model)
     except Exception as e:  # protobuf's and the checker's errors share no base class
         raise EdgeError(f"not a readable ONNX file: {_first_line(e)}") from e
@@ -162,7 +162,7 @@ def _simplify(model: onnx.ModelProto, image: str, size: int) -> onnx.GraphProto:
     try:
         with redirect_stdout(sys.stderr):  # stdout is for data
             simple, _ = onnxsim.simplify(model, overwrite_input_shapes=shapes)
-    except Exception as e:  # its C++ core raises what it likes
+    except Exception as e:  # its C++ core may raise anything
         raise EdgeError(f"onnxsim cannot simplify it for an input of (1, 3, {size}, {size}): {_first_line(e)}") from e
     return cast(onnx.GraphProto, simple.graph)
 
@@ -187,7 +187,7 @@ def _layout(shapes: Mapping[str, tuple[int, ...]], size: int) -> tuple[int, int,
 
 
 def _verify(maps: Mapping[str, Array], data: bytes, image: str, sample: Array) -> None:
-    """Raises EdgeError where a map is not what ONNX Runtime computes from the original file."""
+    """Raises EdgeError if a map is not what ONNX Runtime computes from the original file."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors come as exceptions
     try:
@@ -200,7 +200,7 @@ def _verify(maps: Mapping[str, Array], data: bytes, image: str, sample: Array) -
             raise EdgeError(f"output {name!r} is NaN or infinite in ONNX Runtime itself", CHECK_FAILED)
         allowed = TOLERANCE * float(np.abs(want).max())
         difference = float(np.abs(want - got).max()) if want.shape == got.shape else float("inf")
-        if not difference <= allowed:  # NaN is not
+        if not difference <= allowed:  # NaN fails too
             raise EdgeError(
                 f"output {name!r} differs by {difference:.3g} between torch and ONNX Runtime; allowed: {allowed:.3g}",
                 CHECK_FAILED,

@@ -1,4 +1,4 @@
-"""A network's layers for the bundle's manifest, from which its latency is predicted (targets/predicted/cost.py)."""
+"""A network's layers for the bundle's manifest. targets/predicted/cost.py predicts the latency from them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor, fx, nn
 from pipnet_edge.bundle import CONV, TRANSPOSED, Layer
 from pipnet_edge.converters.graph import CONVOLUTIONS, Run, module, outputs, trace
 
-# What runtimes do along with the layer before it, or by looking at the same memory in another way.
+# Runtimes do these together with the layer before, or only see the same memory in another shape.
 FREE_MODULES = (nn.ReLU, nn.ReLU6, nn.Hardsigmoid, nn.BatchNorm2d, nn.Identity)
 FREE_FUNCTIONS = (torch.clamp, torch.reshape)
 
 
 def of(net: nn.Module, side: int) -> tuple[Layer, ...]:
-    """The layers that pass over memory of their own for one image of side x side, in the order they run.
+    """The layers that write memory of their own, for one image of side x side pixels, in the order they run.
 
-    Convolutions are named as in the checkpoint, so that what a variant keeps in float can be looked up here.
+    Convolutions are named as in the checkpoint, so that the layers a variant keeps in float can be found here.
     """
     graph = trace(net)
     values: dict[fx.Node, Tensor] = {}
@@ -55,6 +55,6 @@ def _function(node: fx.Node) -> str:
 
 
 def _shape(value: Tensor) -> tuple[int, int, int]:
-    """(channels, height, width) of (1, C, H, W), or of what has fewer axes."""
+    """(channels, height, width) of (1, C, H, W), or of a tensor with fewer axes."""
     channels, height, width = (*value.shape[1:], 1, 1, 1)[:3]
     return channels, height, width

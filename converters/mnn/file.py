@@ -1,6 +1,6 @@
-"""What MNN's files hold, as far as int8 is concerned: operations, weights, and which tensors are stored in 8 bits.
+"""The parts of MNN's files that matter for int8: operations, weights, and which tensors are stored in 8 bits.
 
-The files are flatbuffers after MNN's schema (schema/default/*.fbs), where fields of tables have numbers.
+The files are flatbuffers in MNN's schema (schema/default/*.fbs). There, the fields of tables have numbers.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from pipnet_edge.errors import EdgeError
 
-# (step, zero point) of a tensor, the integers being signed.
+# (step, zero point) of a tensor of signed integers.
 Grid = tuple[float, int]
 
-# MNN's integers are signed, those of scheme.grid start at 0.
+# MNN's integers are signed; those of scheme.grid start at 0.
 OFFSET = 128
 
 # Kinds of operations, a way to keep weights (eight bits each), and a kind of tensor.
@@ -36,7 +36,7 @@ WEIGHTS_PACKED, WEIGHTS_STEPS, WEIGHTS_WAY, WEIGHTS_WIDE = 0, 1, 2, 10
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """kind is one of the numbers above. reads, writes: the indices of its tensors. tensor: the first written's name."""
+    """kind is one of the numbers above. reads, writes: indices of tensors. tensor: the first written one's name."""
 
     table: Table
     kind: int
@@ -61,7 +61,7 @@ def read(path: Path) -> Table:
 
 
 def operations(net: Table) -> list[Operation]:
-    """A network's operations, in order."""
+    """A model's operations, in order."""
     names = net.texts(NET_TENSORS)
     found = []
     for table in net.tables(NET_OPERATIONS):
@@ -91,7 +91,7 @@ def int8_layers(net: Table) -> dict[str, Int8]:
 def _unpack(operation: Operation) -> Int8:
     layer = operation.table.table(MAIN)
     common, stored = layer.table(CONVOLUTION_COMMON), layer.table(CONVOLUTION_WEIGHTS)
-    # Before the bytes, which count from -128 on, stand their shape and the table of all values, 256 being written as 0.
+    # The bytes count from -128. Before them are their shape and the table of all 256 values; a 0 stands for 256.
     packed = stored.array(WEIGHTS_PACKED, np.uint8)
     head = 1 + int(packed[0]) * (4 if stored.flag(WEIGHTS_WIDE) else 2)
     if stored.number(WEIGHTS_WAY) != DENSE or packed[head] != 0:
@@ -108,9 +108,9 @@ def store(net: Table, grids: Mapping[int, Grid]) -> None:
     start = len(data)
     data += struct.pack("<I", len(grids)) + bytes(4 * len(grids))
     for number, (index, (step, zero)) in enumerate(grids.items()):
-        place = start + 4 * (number + 1)
-        struct.pack_into("<I", data, place, len(data) + 16 - place)
-        # Two tables, each after the list of its fields' places: a tensor's index and grid; step, zero, lowest, highest.
+        position = start + 4 * (number + 1)
+        struct.pack_into("<I", data, position, len(data) + 16 - position)
+        # Two tables, each after its fields' offsets: a tensor's index and its grid; step, zero, lowest, highest.
         data += struct.pack("<7Hxx", 14, 12, 0, 4, 0, 0, 8) + struct.pack("<iiI", 16, index, 20)
         data += struct.pack("<7Hxx", 14, 24, 4, 8, 12, 16, 20)
         data += struct.pack("<iffffi", 16, step, zero, -OFFSET, OFFSET - 1, INT8)
@@ -119,28 +119,28 @@ def store(net: Table, grids: Mapping[int, Grid]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A table at a place of a flatbuffer. A field that has its default may be missing."""
+    """A table at a position of a flatbuffer. A field with its default value may be missing."""
 
     data: bytearray
     at: int
 
     def has(self, field: int) -> bool:
-        return self._place(field) != 0
+        return self._position(field) != 0
 
     def flag(self, field: int) -> bool:
-        place = self._place(field)
-        return bool(place and self.data[place])
+        position = self._position(field)
+        return bool(position and self.data[position])
 
     def number(self, field: int, default: int = 0) -> int:
         """A 32-bit integer."""
-        place = self._place(field)
-        return _integer(self.data, place) if place else default
+        position = self._position(field)
+        return _integer(self.data, position) if position else default
 
     def set_number(self, field: int, value: int) -> None:
         """Changes a 32-bit integer; a missing one keeps its default."""
-        place = self._place(field)
-        if place:
-            struct.pack_into("<i", self.data, place, value)
+        position = self._position(field)
+        if position:
+            struct.pack_into("<i", self.data, position, value)
 
     def text(self, field: int) -> str:
         return bytes(self.array(field, np.uint8)).decode()
@@ -150,39 +150,39 @@ class Table:
 
     def array(self, field: int, kind: DTypeLike) -> NDArray[Any]:
         """A list of numbers, empty if it is missing."""
-        place = self._place(field)
-        return _array(self.data, self._target(place), kind) if place else np.zeros(0, kind)
+        position = self._position(field)
+        return _array(self.data, self._target(position), kind) if position else np.zeros(0, kind)
 
     def table(self, field: int) -> Table:
         """A table that is not missing."""
-        return Table(self.data, self._target(self._place(field)))
+        return Table(self.data, self._target(self._position(field)))
 
     def tables(self, field: int) -> list[Table]:
         return [Table(self.data, target) for target in self._targets(field)]
 
     def point(self, field: int, target: int) -> None:
-        """Makes a field that is not missing mean what stands at a place further on."""
-        place = self._place(field)
-        struct.pack_into("<I", self.data, place, target - place)
+        """Makes a field that is not missing point to a later position."""
+        position = self._position(field)
+        struct.pack_into("<I", self.data, position, target - position)
 
-    def _place(self, field: int) -> int:
-        places, entry = self.at - _integer(self.data, self.at), 4 + 2 * field
-        (size,) = struct.unpack_from("<H", self.data, places)
-        (offset,) = struct.unpack_from("<H", self.data, places + entry) if entry < size else (0,)
+    def _position(self, field: int) -> int:
+        offsets, entry = self.at - _integer(self.data, self.at), 4 + 2 * field
+        (size,) = struct.unpack_from("<H", self.data, offsets)
+        (offset,) = struct.unpack_from("<H", self.data, offsets + entry) if entry < size else (0,)
         return self.at + int(offset) if offset else 0
 
-    def _target(self, place: int) -> int:
-        return place + _integer(self.data, place)
+    def _target(self, position: int) -> int:
+        return position + _integer(self.data, position)
 
     def _targets(self, field: int) -> list[int]:
-        place = self._place(field)
-        start = self._target(place) if place else 0
-        count = _integer(self.data, start) if place else 0
+        position = self._position(field)
+        start = self._target(position) if position else 0
+        count = _integer(self.data, start) if position else 0
         return [self._target(start + 4 * (number + 1)) for number in range(count)]
 
 
-def _integer(data: bytearray, place: int) -> int:
-    return int(struct.unpack_from("<i", data, place)[0])
+def _integer(data: bytearray, position: int) -> int:
+    return int(struct.unpack_from("<i", data, position)[0])
 
 
 def _array(data: bytearray, start: int, kind: DTypeLike) -> NDArray[Any]:

@@ -1,7 +1,7 @@
 """The MNN variants, made by MNN's converter from the ONNX core.
 
-The converter is called through the C module, in a child process because it can abort: the `mnnconvert` command imports
-MNN.tools, which installs a logging package and sends usage data (see docs/converting.md).
+The converter is called through the C module: the `mnnconvert` command imports MNN.tools, which installs a logging
+package and sends usage data (see docs/converting.md). It runs in a child process because it can abort.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CALL = "import sys, _tools; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
 
 
 def convert(core: Core, precision: str, folder: Path) -> None:
-    """Writes `model.mnn` into `folder`: input `image`, outputs named as the core's."""
+    """Writes `model.mnn` into `folder`: input `image`, outputs named as in the core."""
     work = core.work(folder.name)
     model = folder / "model.mnn"
     source, half = core.path, []
@@ -33,8 +33,8 @@ def convert(core: Core, precision: str, folder: Path) -> None:
 
 
 def _rounded_to_half(core: Path, work: Path) -> Path:
-    # MNN cuts the low bits off where rounding to nearest loses half as much; weights that are already fp16 lose
-    # nothing.
+    # MNN cuts off the low bits. Rounding to nearest loses half as much, and MNN then cuts nothing off weights that are
+    # fp16 already.
     model = onnx.load(core)
     for tensor in model.graph.initializer:
         if len(tensor.dims) > 1:

@@ -1,7 +1,7 @@
-"""The int8 variants of MNN: its converter packs our weights, and the file is then told which tensors are int8, and how.
+"""The int8 variants of MNN: its converter packs our weights, then the file gets a list of int8 tensors and their grids.
 
-The converter takes the steps of the weights of each convolution, named by the tensor that this one writes. How MNN cuts
-the network is told by the values of a float model (see quantize/match.py).
+The converter takes the weight steps of each convolution, under the name of the tensor that it writes. The values of a
+float model show how MNN divides the network (see quantize/match.py).
 
 A transposed convolution has no int8 form in MNN and stays in float.
 """
@@ -31,7 +31,7 @@ from pipnet_edge.errors import EdgeError
 Array = NDArray[np.float32]
 
 BITS = (0, 8)
-# The largest distance of a weight from its grid, in steps, that is still rounding.
+# The largest distance of a weight from its grid, in steps, that still counts as a rounding error.
 ON_GRID = 1e-3
 
 
@@ -39,8 +39,8 @@ ON_GRID = 1e-3
 class Placed:
     """A layer that becomes int8, as MNN has it.
 
-    tensor: MNN's name of what it writes. node: the node with these values, the layer's or, where MNN fused it, that of
-    the activation after it.
+    tensor: MNN's name of what it writes. node: the node with these values: the layer's, or the activation's after it if
+    MNN fused that.
     """
 
     layer: str
@@ -51,12 +51,12 @@ class Placed:
 def convert(core: Core, quantized: Quantized, activation_bits: int, folder: Path) -> None:
     """Writes `model.mnn` into `folder`: input `image` and outputs named as the maps, in float.
 
-    With 8 bits, what int8 layers read and write is int8; with 0 only their weights are, which MNN turns back into float
-    when it loads them. Raises EdgeError for other bits, for weights that lie on no int8 grid, and when the file does
-    not hold them exactly.
+    With 8 bits, all that int8 layers read and write is int8. With 0 only their weights are, and MNN turns these back
+    into float when it loads them. Raises EdgeError for other bits, for weights that lie on no int8 grid, and when the
+    file does not hold them exactly.
     """
     if activation_bits not in BITS:
-        raise EdgeError(f"MNN int8 with {activation_bits}-bit activations; allowed: 8, or 0 for int8 weights alone")
+        raise EdgeError(f"MNN int8 with {activation_bits}-bit activations; allowed: 8, or 0 for int8 weights only")
     work, model = core.work(folder.name), folder / "model.mnn"
     placed = _placed(core, quantized)
     layers = [_parameters(quantized, layer) for layer in placed]
@@ -129,12 +129,12 @@ def _weight(quantized: Quantized, placed: Placed) -> Tensor:
 
 
 def _grids(quantized: Quantized, placed: Sequence[Placed], net: Table) -> dict[int, Grid]:
-    """Index of each of MNN's tensors that is to be int8 -> its grid. Changes activations that MNN computes wrongly."""
+    """Index of each MNN tensor that becomes int8 -> its grid. Also changes activations that MNN computes wrongly."""
     sources = inputs(quantized.graph)
     layers = file.convolutions(net)
     grids = {}
     for layer in placed:
-        # An activation that MNN did not fuse clips what it reads as if it came before.
+        # If MNN did not fuse an activation, the tensor before it gets the activation's range and is clipped already.
         written = quantized.ranges.get(_fused(quantized.graph, layer.node).name)
         if written is not None and layer.layer in sources:
             grids[layers[layer.tensor].reads[0]] = _signed(quantized.ranges[sources[layer.layer]])
@@ -143,16 +143,16 @@ def _grids(quantized: Quantized, placed: Sequence[Placed], net: Table) -> dict[i
         if operation.kind == file.POOLING:
             _pool_in_float(grids, operation.reads[0], operation.writes[0])
         if operation.kind == file.BINARY and grids.keys() >= {*operation.reads, *operation.writes}:
-            # A ReLU after an int8 sum clips at the integer 0, whatever the zero point (CPUBinaryInt8.cpp). That the
-            # range of the sum begins at 0 clips as well, and rightly.
+            # MNN's ReLU after an int8 sum clips at the integer 0 and ignores the zero point (CPUBinaryInt8.cpp). The
+            # range of the sum begins at 0, and that clips correctly.
             operation.table.table(file.MAIN).set_number(file.BINARY_ACTIVATION, 0)
     return grids
 
 
 def _pool_in_float(grids: dict[int, Grid], read: int, written: int) -> None:
-    # On x86, MNN's int8 pooling takes what is above the middle of the range for the least (FunctionDispatcher.cpp), and
-    # everywhere it rounds means down. It pools in float where the steps differ, however little. A side that has no grid
-    # would get the other's.
+    # On x86, MNN's int8 pooling treats values above the middle of the range as the least (FunctionDispatcher.cpp), and
+    # on every CPU it rounds means down. It pools in float if the two steps differ, however little. A side without a
+    # grid would get the grid of the other side.
     source = grids.get(read) or grids.get(written)
     if source is not None:
         step, zero = grids[read] = source
@@ -165,7 +165,7 @@ def _signed(bounds: Range) -> Grid:
 
 
 def _check(quantized: Quantized, placed: Sequence[Placed], model: Path) -> None:
-    """Raises EdgeError unless exactly these layers of the file have int8 weights, and just those of the network."""
+    """Raises EdgeError unless exactly these layers of the file have int8 weights, equal to the network's."""
     found = file.int8_layers(file.read(model))
     for layer in placed:
         steps = weight_steps(_weight(quantized, layer))

@@ -1,6 +1,6 @@
 """What each operation of an MNN model gives for an image: `python -m pipnet_edge.converters.mnn.values NET IMAGE OUT`.
 
-A process of its own, since MNN may crash and prints on stdout.
+It is a process of its own because MNN may crash and prints on stdout.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import MNN
 import numpy as np
 
-# MNN's number for how much memory, hence rounding, Winograd may take: 0 is none.
+# MNN's number for the hint how much memory Winograd may take. More memory means more rounding; 0 is none.
 WINOGRAD_HINT = 3
 
 
@@ -30,7 +30,7 @@ def save_values(model: Path, image: Path, out: Path) -> None:
 
     array = np.load(image, allow_pickle=False)
     interpreter = MNN.Interpreter(str(model))
-    # Winograd's transforms cost a thousandth of the largest value.
+    # Winograd's transforms cause errors of a thousandth of the largest value.
     interpreter.setSessionHint(WINOGRAD_HINT, 0)
     session = interpreter.createSession({"numThread": 1, "backend": "CPU", "precision": "high"})
     given = MNN.Tensor(array.shape, MNN.Halide_Type_Float, array, MNN.Tensor_DimensionType_Caffe)

@@ -1,4 +1,4 @@
-"""What converts networks for ncnn."""
+"""How networks are converted for ncnn."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ TOOLS = ("pnnx",)
 
 
 def convert(core: Core, precision: str, folder: Path) -> None:
-    """Writes `model.param` and `model.bin` into `folder`: input blob `image`, output blobs named as the core's."""
+    """Writes `model.param` and `model.bin` into `folder`: input blob `image`, output blobs named as in the core."""
     work = core.work(folder.name)
     shutil.copy(core.path, work / "core.onnx")
     param, weights = work / "core.ncnn.param", work / "core.ncnn.bin"

@@ -1,8 +1,8 @@
 """ncnn's model files, .param (text) and .bin (weights), read and written without loss.
 
-The format is ncnn's docs/developer-guide/param-and-model-file-structure.md; what a layer keeps in the .bin, and in
-which order, is its load_model in src/layer/ (Tencent/ncnn). Text written by pnnx comes back byte for byte, and so do
-weights in float32, float16 and int8.
+ncnn's docs/developer-guide/param-and-model-file-structure.md describes the format. The load_model of each layer in
+src/layer/ (Tencent/ncnn) shows what the layer keeps in the .bin, and in which order. Text written by pnnx comes back
+byte for byte, and so do weights in float32, float16 and int8.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Array = NDArray[np.float32]
 
 MAGIC = "7767517"
 ARRAY_ID = -23300  # array parameter k is written as -23300-k=count,value,…
-# The word before a weight says how its values are stored; each ends on a multiple of four bytes.
+# The word before a weight says how its values are stored. Each weight is padded to a multiple of four bytes.
 TAGS: dict[int, type[np.generic]] = {0: np.float32, 0x01306B47: np.float16, 0x000D4B38: np.int8}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a kind of layer says how much it keeps in the .bin: the ids of three parameters.
+    """The ids of the three parameters that say how much a kind of layer keeps in the .bin.
 
     outputs: number of output channels. bias: 1 if it has a bias. size: number of weights.
     """
@@ -48,13 +48,13 @@ WEIGHTS = {
     "DeconvolutionDepthWise": CONV,
     "InnerProduct": Weights(outputs=0, bias=1, size=2),
 }
-# Whether any other kind keeps weights cannot be told from the files, so the list has to be explicit.
+# The files do not say whether any other kind keeps weights, so the list has to be explicit.
 WEIGHTLESS = frozenset(
     {"BinaryOp", "Clip", "Concat", "Crop", "Dropout", "Eltwise", "Flatten", "HardSigmoid", "HardSwish", "Input"}
     | {"Interp", "Noop", "Permute", "PixelShuffle", "Pooling", "ReLU", "Reshape", "Sigmoid", "Slice", "Softmax"}
     | {"Split", "Swish", "TanH", "UnaryOp"}
 )
-# Parameters of convolutions; FEATURES_OFF is any layer's (docs/developer-guide/layer-feat-mask.md).
+# Parameters of convolutions. Every layer has FEATURES_OFF (docs/developer-guide/layer-feat-mask.md).
 GROUPS, INT8, ACTIVATION, ACTIVATION_PARAMS, PAD_VALUE, DYNAMIC, FEATURES_OFF = 7, 8, 9, 10, 18, 19, 31
 NO_WINOGRAD = 1 << 6
 
@@ -65,7 +65,7 @@ class Layer:
 
     kind: ncnn's layer type. inputs and outputs: names of blobs. params: id -> text as in the file, array parameters
     under -23300-id as `count,value,…`. arrays: `weight` (flat; float32, float16 or int8; output channel first), `bias`
-    (one a channel) and in int8 layers `weight_scales`, `input_scale` and, of those with int8 output, `output_scale`
+    (one per channel). Int8 layers also have `weight_scales`, `input_scale` and, if their output is int8, `output_scale`
     (float32; int8 value = value * scale).
     """
 
@@ -86,7 +86,7 @@ class Layer:
             ) from None
 
     def floats(self, key: int) -> tuple[float, ...]:
-        """A parameter's numbers: an array's, a single one's, or none. Raises EdgeError when they are not numbers."""
+        """A parameter's numbers: those of an array, a single one, or none. Raises EdgeError for anything else."""
         text = self.params.get(ARRAY_ID - key)
         values = self.params.get(key, "").split(",") if text is None else text.split(",")[1:]
         try:
@@ -145,37 +145,37 @@ class Model:
         return {blob: layer for layer in self.layers for blob in layer.inputs}
 
     def maker(self, blob: str) -> Layer:
-        """The layer that makes a blob, Splits looked through."""
+        """The layer that makes a blob. Splits are skipped."""
         return self._makers[self.origin(blob)]
 
     def origin(self, blob: str) -> str:
-        """The blob of which a blob is a copy: Splits looked through."""
+        """The blob that Splits copied this one from, or the blob itself."""
         layer = self._makers[blob]
         return self.origin(layer.inputs[0]) if layer.kind == "Split" else blob
 
     def readers(self, blob: str) -> list[Layer]:
-        """The layers that read a blob or, through Splits, a copy of it. Empty for a copy nobody reads: a net output."""
+        """The layers that read a blob or, through Splits, a copy of it. Empty if none does: an output of the model."""
         layer = self._readers.get(blob)
         if layer is None or layer.kind != "Split":
             return [] if layer is None else [layer]
         return [reader for copy in layer.outputs for reader in self.readers(copy)]
 
     def is_output(self, blob: str) -> bool:
-        """Whether the blob, or a copy of it, leaves the net."""
+        """Whether the blob, or a copy of it, is an output of the model."""
         layer = self._readers.get(blob)
         return layer is None or (layer.kind == "Split" and any(map(self.is_output, layer.outputs)))
 
     def outputs(self) -> list[str]:
-        """Names of the blobs that leave the net."""
+        """Names of the model's output blobs."""
         return [blob for blob in self._makers if blob not in self._readers]
 
 
 def read_model(param: Path, weights: Path) -> Model:
     """The model in a .param and a .bin file. A .bin must hold exactly what the .param asks for.
 
-    Raises EdgeError naming the file and, in the .param, the line: unreadable files, malformed lines, kinds of layers of
-    which it is not known whether they keep weights, weights that are stored in another way, a .bin that is too short or
-    too long.
+    Raises EdgeError that names the file and, in the .param, the line: for unreadable files, malformed lines, unknown
+    kinds of layers (they may keep weights), weights that are stored in another way, and a .bin that is too short or too
+    long.
     """
     try:
         text, data = param.read_text("utf-8"), weights.read_bytes()
@@ -245,7 +245,7 @@ def _parse(line: str) -> Layer:
 
 
 def _layout(layer: Layer) -> list[tuple[str, int]]:
-    """What the .bin holds for a layer: names and numbers of values, in order."""
+    """What the .bin holds for a layer: names and counts of values, in order."""
     at = WEIGHTS.get(layer.kind)
     if at is None:
         return []
@@ -301,7 +301,7 @@ def _bytes(name: str, values: NDArray[Any]) -> bytes:
 
 
 def run(model: Model, images: Iterable[Array], blobs: Collection[str]) -> Iterator[dict[str, Array]]:
-    """What ncnn computes for some blobs, one dictionary an image; one image's blobs are held at a time.
+    """What ncnn computes for some blobs: one dictionary per image. Only one image's blobs are in memory at a time.
 
     images: (3, S, S) float32, normalised RGB, as the model's input takes them. Yields blob -> (C, H, W) or (C,)
     float32, int8 blobs as whole numbers. fp16 and bf16 are off. Raises EdgeError when ncnn cannot load or run it.
@@ -313,7 +313,7 @@ def run(model: Model, images: Iterable[Array], blobs: Collection[str]) -> Iterat
         raise EdgeError(f"the ncnn model has {len(entries)} inputs, one is needed")
     net = ncnn.Net()
     net.opt.num_threads = 1
-    net.opt.lightmode = False  # else a blob is freed as soon as it was read
+    net.opt.lightmode = False  # otherwise a blob is freed once it is read
     net.opt.use_vulkan_compute = False
     for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
         setattr(net.opt, option, False)
@@ -325,7 +325,7 @@ def run(model: Model, images: Iterable[Array], blobs: Collection[str]) -> Iterat
         raise EdgeError(f"ncnn cannot load the model (status {status})")
     for image in images:
         extractor = net.create_extractor()
-        # A Mat neither copies an array nor honours its strides, and an array made from a Mat dies with the extractor.
+        # A Mat does not copy an array and ignores its strides. An array made from a Mat dies with the extractor.
         extractor.input(entries[0], ncnn.Mat(np.ascontiguousarray(image, np.float32)).clone())
         values = {}
         for blob in blobs:
@@ -340,7 +340,7 @@ def run(model: Model, images: Iterable[Array], blobs: Collection[str]) -> Iterat
 class Table:
     """ncnn's calibration table. Keys are names of layers; int8 value = round(value * scale).
 
-    weights: a scale an output channel (a group, if depthwise), float32. inputs: the scale of the layer's input.
+    weights: one scale per output channel (per group, if depthwise), float32. inputs: the scale of the layer's input.
     """
 
     weights: Mapping[str, Array]
@@ -350,8 +350,8 @@ class Table:
 def read_table(path: Path) -> Table:
     """A calibration table as ncnn2table writes it: lines `name_param_0 scale …` for weights, `name scale` for inputs.
 
-    Raises EdgeError naming the file and the line: unreadable files, lines of another form, scales that are not above 0,
-    tables for recurrent or attention layers (`_param_1` and on), layers named twice.
+    Raises EdgeError that names the file and the line: for unreadable files, lines of another form, scales that are not
+    above 0, tables for recurrent or attention layers (`_param_1` and on), and layers named twice.
     """
     weights: dict[str, Array] = {}
     inputs: dict[str, float] = {}

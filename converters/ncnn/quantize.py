@@ -1,14 +1,15 @@
 """int8 for ncnn: weights, activation scales and requantization, written into ncnn's model files.
 
-ncnn's wheels carry neither ncnn2table nor ncnn2int8. What int8 layers keep and compute is in src/layer/convolution.cpp,
-convolutiondepthwise.cpp and innerproduct.cpp of Tencent/ncnn: int8 value = round(value * scale), half away from zero,
-within ±127; one scale for a layer's input, one a channel (a group, if depthwise) for its weights. Bias, activation and
-all between int8 layers are float, but a layer whose readers are all int8 hands them int8 (requantization).
+ncnn's wheels contain neither ncnn2table nor ncnn2int8. What int8 layers keep and compute is in
+src/layer/convolution.cpp, convolutiondepthwise.cpp and innerproduct.cpp of Tencent/ncnn: int8 value =
+round(value * scale), half away from zero, within ±127. A layer's input has one scale; its weights have one per channel
+(per group, if depthwise). Bias, activation and everything between int8 layers are float. But if all readers of a layer
+are int8, the layer gives them int8 (requantization).
 
-ncnn knows no zero point, so a blob that is never negative wastes half of the range. `quantize` gets that half back by
-*centring*: such a blob is stored less a constant. Its makers take the constant off their bias, its readers add the
-constant times the sum of their weights to theirs and pad with minus the constant. That is exact, at the borders too,
-and costs nothing: saturation at ±127 even replaces the ReLU.
+ncnn has no zero point, so a blob that is never negative wastes half of the range. `quantize` gets that half back by
+*centring*: a constant is subtracted from such a blob. The layers that make the blob subtract the constant from their
+bias. The layers that read it add the constant times the sum of their weights to their bias, and pad with minus the
+constant. This is exact, also at the borders, and costs nothing: saturation at ±127 even replaces the ReLU.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Range = float | tuple[float, float]
 LIMIT = 127
 HUGE = 3e38  # stands for infinity in a .param file
 TINY = 1e-30
-# Parameter 8 of an int8 layer with float output; 100 more with int8 output, which an InnerProduct cannot have.
+# Parameter 8 of an int8 layer with float output. It is 100 more with int8 output; an InnerProduct cannot have that.
 INT8_KINDS = {"Convolution": "2", "ConvolutionDepthWise": "1", "InnerProduct": "2"}
 REQUANTIZING = frozenset({"Convolution", "ConvolutionDepthWise"})
 # F(4x4, 3x3) on integers, conv3x3s1_winograd43_int8: its 32-bit sums hold 576 times the result.
@@ -46,19 +47,19 @@ class Grid:
 
 @dataclass(frozen=True)
 class Rounded:
-    """A layer's int8 weights (rows, weights a row) and each row's scale: a row is an output channel or a group."""
+    """A layer's int8 weights (rows, weights per row) and each row's scale. A row is an output channel or a group."""
 
     weight: NDArray[np.int8]
     scales: Array
 
 
 def quantizable(model: Model) -> dict[str, str]:
-    """Layers that ncnn can run in int8 -> the blob each reads, Splits looked through; in the order of the file."""
+    """Layers that ncnn can run in int8 -> the blob each reads, Splits skipped; in the order of the file."""
     return {layer.name: model.origin(layer.inputs[0]) for layer in model.layers if layer.kind in INT8_KINDS}
 
 
 def heads(model: Model) -> frozenset[str]:
-    """The quantizable layers that make a net output which no other layer reads."""
+    """The quantizable layers that make an output of the model and that no other layer reads."""
     return frozenset(name for name in quantizable(model) if not model.readers(model[name].outputs[0]))
 
 
@@ -79,18 +80,19 @@ def quantize(
     """An int8 copy of a float model.
 
     ranges: what a layer's input may reach before it is clipped, by the name of the layer or of the blob it reads (the
-    layer's is taken first): a threshold t for [-t, t], or for what the graph allows of it ([0, min(t, 6)] after a
-    ReLU6); or a pair (low, high). Layers with different ranges for one blob do not share its int8 values.
-    keep_float: names of layers to leave in float (None: heads); their bias and padding may take up a centred input.
+    layer's name comes first). A range is a pair (low, high), or a threshold t for [-t, t]. Centring uses only the part
+    that the graph allows ([0, min(t, 6)] after a ReLU6). Layers with different ranges for one blob do not share its
+    int8 values.
+    keep_float: names of layers to leave in float (None: heads). Their bias and padding may change for a centred input.
     centre: see above; False gives the plain symmetric grid of ncnn's own tools.
-    winograd: ncnn's int8 Winograd kernel overflows on large sums, which centring makes larger. True leaves inputs of
-    3x3 layers symmetric where that is not ruled out. False centres them too and forbids int8 layers the kernel: faster
-    on CPUs with int8 dot products, half as fast on those without.
+    winograd: ncnn's int8 Winograd kernel overflows on large sums, and centring makes sums larger. True leaves inputs of
+    3x3 layers symmetric if they might overflow. False centres them too and turns the kernel off for int8 layers: faster
+    on CPUs with int8 dot products, half as fast on others.
     weight_scales: by name of layer, instead of 127 / absmax of each output channel. Weights that lie on the grid k *
     absmax / 127 become exactly those k.
 
     Raises EdgeError for unknown names in keep_float, layers without a range, ranges and weights that are zero or not
-    finite, layers that are int8 already.
+    finite, and layers that are int8 already.
     """
     keep = heads(model) if keep_float is None else frozenset(keep_float)
     sources = quantizable(model)
@@ -140,7 +142,7 @@ def _limits(model: Model, layer: Layer, ranges: Mapping[str, Range], centre: boo
         raise EdgeError(f"no activation range for layer {layer.name!r}, nor for blob {blob!r} that it reads")
     value = ranges[key]
     low, high = value if isinstance(value, tuple) else (-value, value)
-    ordered = low <= high  # not so with NaN
+    ordered = low <= high  # False for NaN
     if centre:
         least, most = _blob_bounds(model, blob)
         low, high = max(low, least), min(high, most)
@@ -152,7 +154,7 @@ def _limits(model: Model, layer: Layer, ranges: Mapping[str, Range], centre: boo
 
 def _centred(low: float, high: float) -> Grid:
     scale = 2 * LIMIT / (high - low)
-    # A whole number of steps, so that zero, which pads, is a value of the grid.
+    # A whole number of steps, so that zero, the padding, is on the grid.
     return Grid(scale, round(LIMIT * (low + high) / (high - low)) / scale)
 
 
@@ -187,7 +189,7 @@ def _may_overflow(layer: Layer, rounded: Rounded) -> bool:
 
 
 def _bounds(layer: Layer) -> tuple[float, float] | None:
-    """What a layer's activation limits its output to; None where it does anything else than limiting."""
+    """The limits that a layer's activation gives its output. None if it does more than limit."""
     if layer.kind == "ReLU":
         return None if any(layer.floats(0)) else (0.0, math.inf)
     if layer.kind == "Clip":
@@ -212,14 +214,14 @@ def _blob_bounds(model: Model, blob: str) -> tuple[float, float]:
 
 
 class _Shifts:
-    """Which blobs are stored less a constant, such that the net's outputs stay the same."""
+    """The constant to subtract from each blob, such that the model's outputs stay the same."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
         self._of: dict[str, float] = {}
 
     def apply(self, blob: str, shift: float) -> bool:
-        """Shifts a blob if everything that makes and reads it can take that up; else changes nothing."""
+        """Shifts a blob if all layers that make and read it can make up for that; else changes nothing."""
         if not shift:
             return True
         chain = self._chain(blob)
@@ -232,7 +234,7 @@ class _Shifts:
         return True
 
     def settled(self) -> dict[str, float]:
-        """All shifts: those applied, and those of the layers that make up for them before additions."""
+        """All shifts: the applied ones, and those of the layers that make up for them before additions."""
         for layer in self._model.layers:
             absorber = self._absorber(layer)
             if absorber is not None:
@@ -242,7 +244,7 @@ class _Shifts:
         return {blob: shift for blob, shift in self._of.items() if shift}
 
     def _chain(self, blob: str) -> list[str] | None:
-        """The blob and those before it that have to be shifted with it; None where that is impossible."""
+        """The blob and those before it that have to be shifted with it. None if that is impossible."""
         layer = self._model.maker(blob)
         if layer.kind in WEIGHTS:
             return None if _bounds(layer) is None else [blob]
@@ -256,7 +258,7 @@ class _Shifts:
         return None
 
     def _absorber(self, layer: Layer) -> str | None:
-        """The input of an addition that can take up any shift: made by a layer without activation, for it alone."""
+        """The input of an addition that can have any shift: its maker has no activation, and nothing else reads it."""
         if layer.kind != "BinaryOp" or layer.integer(0) or layer.integer(1) or len(layer.inputs) != 2:
             return None
         for blob in map(self._model.origin, layer.inputs):
@@ -267,14 +269,14 @@ class _Shifts:
 
 
 def _next_grid(model: Model, layer: Layer, grids: Mapping[str, Grid]) -> Grid | None:
-    """The grid on which a layer hands on int8: that of all its readers, if they share one."""
+    """The grid of a layer's int8 output: its readers' grid, if they all share one. None for float output."""
     blob = layer.outputs[0]
     wanted = {grids.get(reader.name) if reader.kind in REQUANTIZING else None for reader in model.readers(blob)}
     return wanted.pop() if len(wanted) == 1 and layer.kind in REQUANTIZING and not model.is_output(blob) else None
 
 
 def _shifted(layer: Layer, weight: NDArray[np.float64], before: float, after: float) -> Layer:
-    """A layer whose input is stored less `before` and its output less `after`. weight: what it multiplies by."""
+    """A layer with `before` subtracted from its input and `after` from its output. weight: what it multiplies by."""
     params, arrays = dict(layer.params), dict(layer.arrays)
     at = WEIGHTS[layer.kind]
     if before or after:
@@ -294,20 +296,20 @@ def _shifted(layer: Layer, weight: NDArray[np.float64], before: float, after: fl
 def _int8(
     layer: Layer, rounded: Rounded, grid: Grid, next_grid: Grid | None, before: float, after: float, winograd: bool
 ) -> Layer:
-    """The int8 layer on the grid of its input, handing on int8 if it has a next grid."""
+    """The int8 layer on the grid of its input. Its output is int8 if there is a next grid."""
     layer = _shifted(layer, rounded.weight / rounded.scales[:, None].astype(np.float64), before, after)
     params = {**layer.params, files.INT8: INT8_KINDS[layer.kind]}
     arrays = {**layer.arrays, "weight": rounded.weight.reshape(-1), "weight_scales": rounded.scales}
     arrays["input_scale"] = np.array([grid.scale], np.float32)
     if _pad(layer):
-        # x86 spreads the byte over a word by shifting the number, whose sign would spoil all but one byte; 129 is the
-        # byte of -127, and every kernel takes the lowest byte.
+        # x86 copies the byte over a word by shifting the number. A minus sign would spoil all bytes but one. So -127 is
+        # written as 129, which has the same lowest byte; every kernel takes that byte.
         params[files.PAD_VALUE] = number(float(np.clip(round(_pad(layer) * grid.scale), -LIMIT, LIMIT)) % 256)
     if next_grid:
         params[files.INT8] = f"10{params[files.INT8]}"
         arrays["output_scale"] = np.array([next_grid.scale], np.float32)
         if bounds := _bounds(layer):
-            edge = LIMIT / next_grid.scale * (1 - 1e-6)  # saturation does what is beyond
+            edge = LIMIT / next_grid.scale * (1 - 1e-6)  # saturation clips what is beyond
             low, high = bounds
             _limit(params, -math.inf if low <= -edge else low, math.inf if high >= edge else high)
     if not winograd and _is_winograd(layer):
@@ -332,9 +334,9 @@ def _limit(params: dict[int, str], low: float, high: float) -> None:
 
 
 def observe(model: Model, images: Iterable[Array]) -> dict[str, tuple[float, float]]:
-    """The least and the largest value of each quantizable layer's input over images, by blob: ranges for quantize.
+    """Blob -> (least, largest value) over images, for each quantizable layer's input: ranges for quantize.
 
-    images: as for ncnn_model.run, one held at a time. Raises EdgeError when there is none.
+    images: as for model.run; only one is in memory at a time. Raises EdgeError when there is none.
     """
     seen: dict[str, tuple[float, float]] = {}
     for values in files.run(model, images, sorted(set(quantizable(model).values()))):
@@ -347,10 +349,10 @@ def observe(model: Model, images: Iterable[Array]) -> dict[str, tuple[float, flo
 
 
 def match_weights(model: Model, weights: Mapping[str, Array]) -> dict[str, str]:
-    """Quantizable layers -> names of the weights they hold, to the last bit: tells which layer of a torch net each is.
+    """Quantizable layer -> name of the weights that it holds bit for bit: so which layer of the torch network it is.
 
-    weights: (out, in / groups, height, width) or (out, in) float32 by name. Raises EdgeError for a layer that holds
-    none of them, or several.
+    weights: (out, in / groups, height, width) or (out, in) float32 by name. Raises EdgeError for a layer whose
+    weights are none of them, or several of them.
     """
     found: dict[bytes, list[str]] = {}
     for name, values in weights.items():
@@ -360,17 +362,17 @@ def match_weights(model: Model, weights: Mapping[str, Array]) -> dict[str, str]:
         same = found.get(model[name].arrays["weight"].astype(np.float32).tobytes(), [])
         if len(same) != 1:
             raise EdgeError(
-                f"ncnn layer {name!r} holds the weights of {' and '.join(same) or 'none of the net’s layers'}"
+                f"ncnn layer {name!r} holds the weights of {' and '.join(same) or 'none of the network’s layers'}"
             )
         matched[name] = same[0]
     return matched
 
 
 def by_table(model: Model, table: Table) -> Model:
-    """An int8 copy of a float model with a calibration table's scales: what ncnn2int8 makes of it.
+    """An int8 copy of a float model with a calibration table's scales, as ncnn2int8 makes it.
 
-    As there, layers without an input scale in the table stay in float, and nothing is centred. Raises EdgeError for
-    layers that the model does not have, and for layers without weight scales or with a wrong number of them.
+    Layers without an input scale in the table stay in float, and nothing is centred. Raises EdgeError for layers that
+    the model does not have, and for layers without weight scales or with a wrong number of them.
     """
     names = quantizable(model)
     for name in table.inputs:
@@ -381,7 +383,7 @@ def by_table(model: Model, table: Table) -> Model:
 
 
 def table_of(model: Model) -> Table:
-    """An int8 model's calibration table, for ncnn2int8. Raises EdgeError for a centred one, which no table can say."""
+    """An int8 model's calibration table, for ncnn2int8. Raises EdgeError for a centred one, which no table can hold."""
     layers = [layer for layer in model.layers if layer.integer(files.INT8) and layer.kind in INT8_KINDS]
     centred = [layer.name for layer in layers if _pad(layer)]
     if centred:

@@ -1,4 +1,4 @@
-"""What converts networks for ONNX Runtime."""
+"""How networks are converted for ONNX Runtime."""
 
 from __future__ import annotations
 

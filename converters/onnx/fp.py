@@ -15,7 +15,7 @@ TOOLS = ("torch", "onnx", "onnxsim")
 
 
 def convert(core: Core, precision: str, folder: Path) -> None:
-    """Writes `model.onnx` into `folder`: input `crop` (1, S, S, 3) uint8 RGB, outputs named as the core's."""
+    """Writes `model.onnx` into `folder`: input `crop` (1, S, S, 3) uint8 RGB, outputs named as in the core."""
     model = onnx.load(core.path)
     take_crops(model, core.spec)
     onnx.checker.check_model(model)
@@ -25,13 +25,14 @@ def convert(core: Core, precision: str, folder: Path) -> None:
 def take_crops(model: onnx.ModelProto, spec: ModelSpec, by_rows: bool = False) -> None:
     """Puts the normalization before a core model, in place: its input becomes `crop` (1, S, S, 3) uint8 RGB.
 
-    by_rows: while channels are still last, with values for a whole row. Integer kernels read images that way, and ONNX
-    Runtime then would have moved the normalization there, where it repeats three values slowly.
+    by_rows: normalises while channels are still last, with constants for a whole row. Integer kernels read images with
+    channels last. So ONNX Runtime would move the normalization there itself, with three constants that it repeats
+    slowly.
     """
     graph, side = model.graph, spec.input_size
     transposed = helper.make_node("Transpose", ["crop"], ["crop_chw"], perm=[0, 3, 1, 2])
     shape, repeats = ((3 * side,), side) if by_rows else ((3, 1, 1), 1)
-    # uint8 is moved before it is widened: a quarter of the bytes.
+    # uint8 is transposed before it becomes float: a quarter of the bytes.
     head = [_reshape(graph, "crop", (0, side, 3 * side)) if by_rows else transposed]
     head.append(helper.make_node("Cast", [head[-1].output[0]], ["crop_float"], to=TensorProto.FLOAT))
     steps = (
@@ -55,6 +56,6 @@ def take_crops(model: onnx.ModelProto, spec: ModelSpec, by_rows: bool = False) -
 
 
 def _reshape(graph: onnx.GraphProto, name: str, shape: tuple[int, ...]) -> onnx.NodeProto:
-    """0 keeps a dimension as it is."""
+    """A Reshape node. A 0 in `shape` keeps a dimension as it is."""
     graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), f"{name}_shape"))
     return helper.make_node("Reshape", [name, f"{name}_shape"], [f"{name}_reshaped"])

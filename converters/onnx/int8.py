@@ -1,8 +1,8 @@
 """int8 for ONNX Runtime: QuantizeLinear / DequantizeLinear pairs (QDQ) around what its integer kernels compute.
 
-ONNX Runtime turns DequantizeLinear -> Conv -> QuantizeLinear into one integer kernel (QLinearConv; sums and pools
-likewise). So a tensor is stored in 8 bits where an int8 layer reads it or makes it; activations that the stored range
-implies are dropped.
+ONNX Runtime turns DequantizeLinear -> Conv -> QuantizeLinear into one integer kernel (QLinearConv), and does the same
+for sums and pools. So a tensor is stored in 8 bits if an int8 layer reads it or makes it. An activation is dropped if
+the stored range clips the same values.
 """
 
 from __future__ import annotations
@@ -131,14 +131,14 @@ class _Writer:
             raise EdgeError(f"the ONNX export has no layer {min(missing)!r} to round")
         used = {name for node in self._nodes for name in node.input}
         del self._graph.node[:], self._graph.initializer[:]
-        # A stored tensor that only float layers read is not read as it was stored.
+        # If only float layers read a stored tensor, they read its channelwise form, and nothing reads the other.
         self._graph.node.extend(node for node in self._nodes if node.output[0] in used | outputs)
         for name in sorted(used & set(self._constants)):
             self._constants[name].name = name
             self._graph.initializer.append(self._constants[name])
 
     def _drop_implied_activations(self) -> None:
-        """Removes Relu and Clip where storing their output cuts off the same values."""
+        """Removes Relu and Clip if storing their output cuts off the same values."""
         readers: dict[str, int] = {}
         for node in self._graph.node:
             for name in node.input:
@@ -161,9 +161,9 @@ class _Writer:
         return ends[0], ends[1]
 
     def _channelwise(self, name: str, node: onnx.NodeProto) -> str:
-        """What a float layer reads of a stored tensor: the same values, but with a step for each channel.
+        """The form of a stored tensor that a float layer reads: the same values, but with a step for each channel.
 
-        The weights of a layer that reads a tensor with one step are rounded by ONNX Runtime too, on one grid for all
+        If a layer reads a tensor with one step, ONNX Runtime rounds the layer's weights too, on one grid for all
         channels.
         """
         found = f"{name}/channelwise"

@@ -1,4 +1,4 @@
-"""How much drift is allowed, and the fewest layers found that have to stay in float for it."""
+"""How much drift is allowed, and a search for the fewest layers that have to stay in float for it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def search(
     """Keeps the first layers of `order`, as few as found, in float, so that drift(kept) <= limit.
 
     Tries 0, 1, 2, 4, 8 … layers and all, then halves the gap between the last failure and the first success, with
-    MEASUREMENTS calls of drift at most. Drift need not fall with every layer: what is returned was itself measured.
+    MEASUREMENTS calls of drift at most. Drift may rise with one more layer, so the returned drift is a measured one.
     """
     steps: dict[int, float] = {}
 

@@ -1,4 +1,4 @@
-"""The faces that an int8 conversion looks at: which, cut as inference cuts them, and by what they are known later."""
+"""The faces that an int8 conversion looks at: drawn, cut as in inference, and hashed to be recognised later."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pipnet_edge.preprocess import Rect, cut, read_picture
 COUNT = 256
 LEAST = 16
 HELD = 64
-# A crop whose channels each span fewer grey levels than this shows nothing, whatever noise the camera added.
+# A crop shows nothing if each of its channels spans fewer grey levels than this: the rest is a camera's noise.
 CONTRAST = 8
 
 
-# An image, and the rectangle to cut from it: None where the image is the crop.
+# An image, and the rectangle to cut from it: None if the image is the crop.
 Face = tuple[Path, Rect | None]
 
 
@@ -29,7 +29,7 @@ class Calibration:
     """n faces in the order in which they were drawn, so that the first few are a fair choice too.
 
     crops: (n, side, side, 3) uint8 RGB. faces: where they come from. images: the sha256 of each of those files, to
-    recognise them in a test set. repeated: how many crops have the very pixels of an earlier one.
+    recognise them in a test set. repeated: how many crops have the same pixels as an earlier one.
     """
 
     crops: NDArray[np.uint8]
@@ -49,13 +49,13 @@ class Calibration:
 def choose(faces: Sequence[Face], side: int, count: int = COUNT, seed: int = 0) -> Calibration:
     """Draws `count` faces without replacement, all when there are fewer, and cuts them to side x side pixels.
 
-    A face is an image and the rectangle to cut, None where the image is the crop. What is drawn depends on the seed and
-    the paths, not on the order given. Raises EdgeError for fewer than 16 faces, or fewer than 16 that differ, and names
-    the first image that is unreadable, does not contain its rectangle or shows nothing.
+    A face is an image and the rectangle to cut, None if the image is the crop. The draw depends on the seed and the
+    paths, not on the order given. Raises EdgeError for fewer than 16 faces, for fewer than 16 that differ, and for an
+    image that is unreadable, does not contain its rectangle or shows nothing: the first such image is named.
     """
     if count < LEAST:
         raise EdgeError(f"{count} calibration images; at least {LEAST} are needed")
-    candidates = sorted(set(faces), key=_place)
+    candidates = sorted(set(faces), key=_order)
     if len(candidates) < LEAST:
         raise EdgeError(f"{len(candidates) or 'no'} images to calibrate with; at least {LEAST} are needed")
     drawn = [candidates[i] for i in np.random.default_rng(seed).permutation(len(candidates))[:count]]
@@ -71,11 +71,11 @@ def choose(faces: Sequence[Face], side: int, count: int = COUNT, seed: int = 0) 
 
 
 def split(faces: Sequence[Face], count: int, seed: int) -> tuple[list[Face], list[Face]]:
-    """(faces to draw `count` of for calibration, others to judge the outcome on): a fifth of them, 64 at most.
+    """(at most `count` faces for calibration, other faces to judge the result): a fifth of all judge, 64 at most.
 
-    Raises EdgeError where either part would have fewer than 16.
+    Raises EdgeError if fewer than 16 faces would judge.
     """
-    candidates = sorted(set(faces), key=_place)
+    candidates = sorted(set(faces), key=_order)
     held = min(HELD, len(candidates) // 5)
     if held < LEAST:
         raise EdgeError(f"{len(candidates)} faces; a budget needs at least {5 * LEAST}, a fifth of them to judge by")
@@ -88,7 +88,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _place(face: Face) -> tuple[str, tuple[int, ...]]:
+def _order(face: Face) -> tuple[str, tuple[int, ...]]:
     path, rect = face
     return path.as_posix(), (rect.left, rect.top, rect.right, rect.bottom) if rect else ()
 

@@ -1,8 +1,9 @@
-"""Cross-layer equalisation: channels that share one int8 tensor are scaled to share its range too.
+"""Cross-layer equalisation: channels that share one int8 tensor are scaled so that each uses its whole range.
 
-A channel made a times larger by the layers before it and a times smaller by those after it changes nothing in float
-(Nagel et al. 2019, arXiv:1906.04721), but a channel that used a hundredth of a tensor's range gets all of it. ReLU6 is
-not homogeneous: there a channel only grows, and only as far as calibration saw it stay below 6 in both networks.
+Nothing changes in float if the layers before a channel make it k times larger and the layers after it k times smaller
+(Nagel et al. 2019, arXiv:1906.04721). But a channel that used a hundredth of a tensor's range then uses all of it.
+ReLU6 is not homogeneous: there a channel only grows, and only while it stays below 6 on the calibration faces, before
+and after.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from pipnet_edge.converters.graph import CONVOLUTIONS, Run, convolutions, module
 from pipnet_edge.spec import ModelSpec
 
 BATCH = 8
-# Under ReLU6 a channel's largest value may come this near to 6; other faces reach farther than calibration's.
+# Under ReLU6 a channel's largest value may reach this share of 6: other faces reach farther than calibration's.
 MARGIN = 0.85
 MOST = 100.0
 # Channels weaker than this share of a tensor's largest are not raised further.
 LEAST = 1e-3
 
-# What hands its input on, channel by channel, and commutes with a positive factor.
+# Layers that work channel by channel and commute with a positive factor.
 TRANSPARENT = (nn.ReLU, nn.ReLU6, nn.Identity, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Dropout)
 
 
@@ -42,7 +43,7 @@ class Extent:
 
 @torch.no_grad()
 def equalise(graph: fx.GraphModule, spec: ModelSpec, crops: NDArray[np.uint8]) -> None:
-    """Scales channels in place; the float network stays the same but for rounding. crops: calibration faces."""
+    """Scales channels in place; the float network stays the same except for rounding. crops: calibration faces."""
     extents = _extents(graph, spec, crops)
     stored = points(graph)
     layers = list(convolutions(graph).values())
@@ -63,12 +64,12 @@ def equalise(graph: fx.GraphModule, spec: ModelSpec, crops: NDArray[np.uint8]) -
 
 
 def _share(graph: fx.GraphModule, node: fx.Node, extents: Mapping[str, Extent]) -> Tensor:
-    """What each channel needs of the node's range, the neediest 1."""
+    """The share of the node's range that each channel needs, (C,). The largest is 1."""
     extent = extents[node.name]
     low, high = -extent.low.clamp_max(0), extent.high.clamp_min(0)
     cut = summed_before_relu(graph, node)
     if cut is not None:
-        # What the other summand cannot lift above zero is cut off by the ReLU anyway.
+        # The ReLU cuts off anyway what the other summand cannot lift above zero.
         low = torch.minimum(low, extents[cut.other.name].high.clamp_min(0))
     needed = torch.maximum(low, high)
     needed = needed.clamp_min(LEAST * needed.max())

@@ -1,4 +1,4 @@
-"""Which tensor of a converted model is which node of the network: told by their values on one image.
+"""Finds which tensor of a converted model is which node of the network, by their values on one image.
 
 Converters rename, fuse and reorder; the numbers stay. So names and positions of a converted graph need not be trusted.
 """

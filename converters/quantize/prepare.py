@@ -31,7 +31,11 @@ from pipnet_edge.files import cache_folder
 from pipnet_edge.spec import ModelSpec
 
 ROUNDINGS = ("sequential", "nearest")
-# Part of what the cache goes by: to be raised when the same inputs would give other weights.
+# Part of the cache's key. It has to be raised when the same inputs would give other weights.
+# 3: the first that was kept.
+# 4: a sum before a ReLU is clipped by what the ReLU leaves.
+# 5: sums in float32, solved by Cholesky, so that the same input gives the same bits again.
+# 6: ranges before a hard swish begin at -3.
 METHOD = 6
 
 Progress = Callable[[str, int, int], None]
@@ -76,7 +80,7 @@ class Prepared:
 
 
 def prepare(network: Network, faces: Calibration, options: Options, progress: Progress = lambda *_: None) -> Prepared:
-    """Equalises, finds ranges and rounds; takes minutes, or a moment where the cache has it."""
+    """Equalises, finds ranges and rounds; takes minutes, or a moment if the cache has the result."""
     graph = trace(network.net)
     path = cache_folder() / "rounded" / f"{_key(network, faces, options)}.pt"
     kept = _read(path)
@@ -117,13 +121,12 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         kept: dict[str, Any] = torch.load(path, weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile):
-        return None  # not there, cut off by a full disk, or another file: of some, torch's reader pops an empty stack
+        return None  # not there, cut off by a full disk, or another file: torch's reader pops an empty stack on some
     return kept
 
 
 def _write(path: Path, kept: Mapping[str, object]) -> None:
-    # A cache that cannot be written costs the next run some time and this one nothing. torch makes a RuntimeError of a
-    # full disk.
+    # If the cache cannot be written, only the next run takes longer. On a full disk, torch raises a RuntimeError.
     with suppress(OSError, RuntimeError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:

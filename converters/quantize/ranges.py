@@ -1,7 +1,7 @@
 """How far each stored tensor of a network reaches over a set of faces, and where it is best clipped.
 
 Faces are streamed through the float network, once for the extremes and once for histograms between them, so that memory
-does not grow with their number. Extremes are those of all values; histograms are of values drawn at random.
+does not grow with their number. Extremes are of all values, histograms of values drawn at random.
 
 The methods differ in what they clip:
 minmax: nothing.
@@ -10,8 +10,8 @@ kl: both ends by one factor, so that the distribution of what is stored diverges
     one.
 mse: each end by a factor of its own, so that rounding and clipping together make the least squared error.
 
-Zero is always stored exactly and is frequent after a ReLU: it does not count. What only hard swishes read is stored
-from where they begin, whatever the method: they make 0 of all that is less.
+Zero is always stored exactly and is frequent after a ReLU: it does not count. A tensor that only hard swishes read is
+stored from where they begin, with every method: they make 0 of all smaller values.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ BEST = "mse"
 # Larger batches leave the processor's cache and take longer for each image.
 BATCH = 4
 BINS = 2048
-# Values of a node and batch that enter its histogram.
+# How many values of a node enter its histogram, per batch.
 DRAWN = 1 << 15
 CLIPPED = 1e-4
-# Of all that is less, a hard swish makes 0.
+# A hard swish makes 0 of all smaller values.
 SWISH_STARTS = -3.0
 # The shares of the extremes that kl and mse try.
 FACTORS = np.geomspace(1, 0.1, 50)
@@ -50,7 +50,7 @@ FACTORS = np.geomspace(1, 0.1, 50)
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """counts: (BINS,) float64 of values other than 0, in equal bins from low, at most 0, to high, at least 0."""
+    """counts: (BINS,) float64 of values other than 0, in equal bins from low (at most 0) to high (at least 0)."""
 
     counts: NDArray[np.float64]
     low: float
@@ -76,9 +76,9 @@ def observe(
 ) -> dict[str, Range]:
     """Node name -> range to store it in, of graph.points and graph.maps, from crops (n, S, S, 3) uint8 RGB.
 
-    Ranges contain 0. An image of whole numbers has the range of `image_range`. `progress` is told how many images of
-    how many are done, over both passes. Raises EdgeError for an unknown method and for a node with values that are not
-    finite.
+    Ranges contain 0. An image of whole numbers has the range of `image_range`. `progress` gets how many images are done
+    and how many there are, over both passes. Raises EdgeError for an unknown method and for a node with values that are
+    not finite.
     """
     if method not in METHODS:
         raise EdgeError(f"calibration method {method!r}; allowed: {', '.join(METHODS)}")
@@ -101,9 +101,9 @@ def observe(
 
 
 def image_range(spec: ModelSpec) -> Range:
-    """(low, high) with a step of exactly 1 for an image of whole numbers, pixels less the mean.
+    """(low, high) with a step of exactly 1 for an image of whole numbers, pixels minus the mean.
 
-    It is the middle channel's; the ends of the other two are clipped by the difference of their means.
+    It is the range of the channel with the middle mean. The other two are clipped by the difference of their means.
     """
     low = -round(255 * sorted(spec.mean)[1])
     return float(low), float(low + 255)
@@ -158,15 +158,15 @@ def _stream(
 
 
 def _swished(graph: fx.GraphModule) -> list[str]:
-    """The points that nothing but hard swishes read."""
+    """The points that only hard swishes read."""
     readers = {name: {type(module(graph, r)) for r in readers_of(graph, node)} for name, node in points(graph).items()}
     return [name for name, kinds in readers.items() if kinds == {nn.Hardswish}]
 
 
 def _to_swish(high: float, bits: int) -> Range:
-    """The range of what hard swishes read, which begins where they do, or less than a step below.
+    """The range of a tensor that hard swishes read. It begins where they begin, or less than a step below.
 
-    Were it to begin above, all that is less, often most of the values, would be off in the same direction.
+    If it began above, all smaller values, often most of them, would be wrong in the same direction.
     """
     top = 2**bits - 1
     step = (high - SWISH_STARTS) / (top - 1)
@@ -175,7 +175,7 @@ def _to_swish(high: float, bits: int) -> Range:
 
 
 def _that_matters(summand: Tensor, total: Tensor) -> Tensor:
-    """A summand, its negative values raised to where the sum, which a ReLU follows, reaches 0: that changes nothing."""
+    """A summand with its negative values raised until the sum reaches 0. The ReLU after the sum hides this change."""
     raised = torch.maximum(summand, summand - total).clamp_max(0)
     return torch.where(summand < 0, raised, summand)
 
@@ -195,7 +195,7 @@ def _extremes(stream: Callable[[Look], None]) -> dict[str, Range]:
 
 
 def _histograms(stream: Callable[[Look], None], extremes: dict[str, Range]) -> dict[str, Histogram]:
-    """Of the nodes that are not all zero. The same positions are drawn in every run, and all their channels."""
+    """Histograms of the nodes that are not all zero. Every run draws the same positions, with all their channels."""
     counts = {name: torch.zeros(BINS, dtype=torch.float64) for name, (low, high) in extremes.items() if low < high}
     generator = torch.Generator().manual_seed(0)
 
@@ -209,7 +209,7 @@ def _histograms(stream: Callable[[Look], None], extremes: dict[str, Range]) -> d
 
     stream(look)
     for count in counts.values():
-        # The extremes were there once at least; if they are not drawn, clipping them must not look free.
+        # Each extreme was there at least once. If it was not drawn, clipping it must not look free.
         count[[0, -1]] += 1
     return {name: Histogram(count.numpy(), *extremes[name]) for name, count in counts.items()}
 
@@ -252,7 +252,7 @@ def _squared_error(histogram: Histogram, levels: int) -> Range:
     lows, highs = histogram.low * FACTORS, histogram.high * FACTORS
     below = np.maximum(lows[:, None] - centres, 0) ** 2 @ counts
     above = np.maximum(centres - highs[:, None], 0) ** 2 @ counts
-    # Values are spread evenly over a step, so rounding makes step^2 / 12 on average.
+    # Values are spread evenly over a step, so the squared error of rounding is step^2 / 12 on average.
     rounding = ((highs - lows[:, None]) / (levels - 1)) ** 2 / 12 * counts.sum()
     low, high = np.unravel_index(np.argmin(below[:, None] + above + rounding), rounding.shape)
     return float(lows[low]), float(highs[high])

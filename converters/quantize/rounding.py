@@ -1,11 +1,11 @@
-"""Weights onto their int8 grids, rounded once for all runtimes, so that the network's outputs change least.
+"""Rounds weights to their int8 grids, once for all runtimes, so that the network's outputs change least.
 
-Layer by layer from the image on, two copies of the network run over calibration faces: the float one, and one whose
-weights so far are rounded and whose activations are stored in 8 bits. Each layer's weights are first fitted by least
-squares to make up for what its inputs have lost, then rounded column by column, each column's error handed on to those
-that follow (GPTQ, Frantar et al. 2022, arXiv:2210.17323), and its bias takes the mean error that is left. Every
-channel's largest weight stays at ±127 steps, so that absmax / 127, the step that every quantizer computes, gives the
-same integers back.
+Two copies of the network run over calibration faces, layer by layer from the image on: the float one, and one with the
+weights so far rounded and the activations stored in 8 bits. Each layer's weights are first fitted by least squares, to
+make up for what its inputs have lost. Then they are rounded column by column, and the columns that follow make up for
+each column's error (GPTQ, Frantar et al. 2022, arXiv:2210.17323). The bias takes the mean error that is left. Every
+channel's largest weight stays at ±127 steps. So a quantizer, which computes the step absmax / 127, gets the same
+integers back.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipnet_edge.converters.quantize.scheme import LEVELS, Range, stored, weight
 from pipnet_edge.spec import ModelSpec
 
 BATCH = 8
-# Images while the activations are large, and as soon as there is room for them.
+# How many images run while the activations are large, and how many when there is room for them.
 FEW, MANY = 32, 128
 ROOM = 500 << 20  # bytes of activations, both copies
 COLUMNS = 20_000  # positions that a layer's moments are taken from
@@ -37,7 +37,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def nearest(graph: fx.GraphModule, keep: Collection[str]) -> fx.GraphModule:
-    """A copy of the graph whose weights are rounded to the nearest step, layers in `keep` apart."""
+    """A copy of the graph whose weights are rounded to the nearest step, except layers in `keep`."""
     rounded = copy.deepcopy(graph)
     for name in convolutions(rounded):
         if name not in keep:
@@ -65,8 +65,7 @@ def sequential(
 ) -> fx.GraphModule:
     """A copy of the float graph with rounded weights and corrected biases.
 
-    crops (n, S, S, 3) uint8 RGB are calibration faces; ranges those of graph.points; layers in `keep` stay
-    as they are.
+    crops (n, S, S, 3) uint8 RGB are calibration faces; ranges are for graph.points; layers in `keep` stay as they are.
     """
     return _Sequence(graph, spec, crops, ranges, keep, progress, seed).run()
 
@@ -96,7 +95,7 @@ class _Sequence:
         self._random = torch.Generator().manual_seed(seed)
         self._layers = [node for name, node in convolutions(graph).items() if name not in keep]
         nodes = list(graph.graph.nodes)
-        # What comes after the last layer to round need not be run.
+        # Nodes after the last layer to round need not run.
         self._nodes = nodes[: nodes.index(self._layers[-1]) + 1] if self._layers else []
         self._last = {source.name: node.name for node in self._nodes for source in node.all_input_nodes}
         self._batches = self._read(0, FEW)
@@ -123,7 +122,7 @@ class _Sequence:
         return [_Batch(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
 
     def _where_many_fit(self) -> int:
-        """The first node from which on the activations of MANY images fit into ROOM."""
+        """Index of the first node from which on the activations of MANY images fit into ROOM."""
         batch, sizes = _Batch(self._batches[0].image[:1]), []
         for node in self._nodes:
             held = sum(value.numel() for value in batch.float_.values())
@@ -184,7 +183,7 @@ class _Sequence:
 
 
 def _attribute(graph: fx.GraphModule, path: str) -> Tensor:
-    """A tensor that a graph holds by itself."""
+    """A tensor that a graph holds outside of its layers."""
     owner, _, name = path.rpartition(".")
     value: Tensor = getattr(graph.get_submodule(owner), name)
     return value
@@ -221,7 +220,7 @@ class _Moments:
         x = _patches(self._layer, source, image, row, column).reshape(len(at), groups, -1).transpose(0, 1)
         t = target.permute(0, 2, 3, 1)[image, row, column].reshape(len(at), groups, -1).transpose(0, 1)
         if not self._count:
-            # Near the mean, so that the covariance is no small difference of large numbers.
+            # A value near the mean, so that the covariance is not a small difference of large numbers.
             self._offset = x.mean(1, keepdim=True)
         x -= self._offset
         self._count += len(at)
@@ -267,13 +266,13 @@ def _damped(matrix: Tensor, share: float) -> Tensor:
 
 
 def gptq(weight: Tensor, xx: Tensor) -> Tensor:
-    """Weights (groups, rows, d) onto their grids, for inputs with covariance xx (groups, d, d)."""
+    """Rounds weights (groups, rows, d) to their grids, for inputs with covariance xx (groups, d, d)."""
     groups, rows, depth = weight.shape
     steps = weight.abs().amax(2, keepdim=True) / LEVELS
     steps = torch.where(steps > 0, steps, torch.ones(()))
     largest = torch.zeros_like(weight, dtype=torch.bool).scatter_(2, weight.abs().argmax(2, keepdim=True), True)
     xx = _damped(xx, DAMPING)
-    # Columns with the largest inputs first, while there are many left to make up for their errors.
+    # Columns with the largest inputs come first, while many columns are left to make up for their errors.
     order = xx.diagonal(dim1=1, dim2=2).argsort(1, descending=True)
     across, down = order[:, None].expand(weight.shape), order[:, :, None].expand(xx.shape)
     left, pinned = weight.gather(2, across), largest.gather(2, across)

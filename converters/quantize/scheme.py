@@ -1,6 +1,6 @@
-"""How numbers are stored in int8: one scheme for all runtimes, on which grid a tensor lies, and what a grid costs.
+"""How numbers are stored in int8: one scheme for all runtimes, the grid of a tensor, and its value after storing.
 
-Weights per output channel, symmetric, step = absmax / 127; activations per tensor, with a zero point, 8 bits.
+Weights: per output channel, symmetric, step = absmax / 127. Activations: per tensor, with a zero point, 8 bits.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ MOST_BIAS = 2**29  # a quarter of what fits: rounding moves biases a little
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """What every quantizer starts from.
+    """The network that every quantizer starts from.
 
     graph: the float network, for images of `spec`, with the weights of int8 layers already on their int8 grids.
-    spec: its mean and std make the image a whole number (see `pixel_lattice`), so that storing it loses nothing.
-    ranges: (low, high) that each node's output may reach before it is clipped; of graph.points and graph.maps.
+    spec: its mean and std make all pixels whole numbers (see `pixel_lattice`), so that storing them loses nothing.
+    ranges: node name -> (low, high) where its output is clipped, for all of graph.points and graph.maps.
     keep: the layers that stay in float.
     """
 
@@ -54,7 +54,7 @@ def stored(value: Tensor, bounds: Range, bits: int = 8) -> Tensor:
 def weight_steps(weight: Tensor, transposed: bool = False) -> Tensor:
     """The int8 step of each output channel, absmax / 127, shaped to multiply the weight.
 
-    A channel of zeros, for which any step would do, has that of the layer's largest weight.
+    A channel of zeros gets the step of the layer's largest weight; any step would do.
     """
     inner = tuple(d for d in range(weight.ndim) if d != int(transposed))
     absmax = weight.abs().amax(inner, keepdim=True)
@@ -63,10 +63,10 @@ def weight_steps(weight: Tensor, transposed: bool = False) -> Tensor:
 
 
 def fit_biases(graph: fx.GraphModule, ranges: Mapping[str, Range]) -> None:
-    """Gives output channels whose weights are next to nothing, in place, steps with which their bias fits 32 bits.
+    """Changes output channels with almost no weights, in place, so that their bias fits 32 bits.
 
-    Integer kernels add a bias in units of input step times weight step, 2**31 of them at most. Such a channel keeps one
-    weight, so small that the bias hides it.
+    Integer kernels add a bias as a multiple of input step times weight step, 2**31 at most. Such a channel gets a
+    larger step: it keeps one weight, which is still so small that the bias hides it.
     """
     for name, source in inputs(graph).items():
         layer = graph.get_submodule(name)
@@ -93,10 +93,10 @@ def integers(given: Quantized) -> dict[str, NDArray[np.int8]]:
 
 
 def pixel_lattice(graph: fx.GraphModule, spec: ModelSpec) -> ModelSpec:
-    """Changes the graph in place to take pixels less a whole number; returns the spec whose normalization gives that.
+    """Changes the graph in place to take pixels minus a whole number. Returns the spec with that normalization.
 
     The mean is rounded to whole pixel values and the std moves into the first layers, so that an int8 image is exact.
-    The border is padded with the rounded mean then, at most half a pixel value from what it was.
+    The border is then padded with the rounded mean, at most half a pixel value from before.
     """
     mean = [round(255 * m) for m in spec.mean]
     image = next(n for n in graph.graph.nodes if n.op == "placeholder")

@@ -1,9 +1,9 @@
-"""Which layers int8 hurts: the int8 scheme that all runtimes share, simulated in torch, any of the layers in float.
+"""Which layers int8 hurts: simulates in torch the int8 scheme that all runtimes share, with any of the layers in float.
 
-A layer in int8 has the weights of `Quantized.graph`, one in float those of the float network. An activation is stored
-in 8 bits if an int8 layer makes it (after the activation function fused to it) or reads it, through pooling too; a sum,
-a product or an activation function that stands alone is also stored if all that it reads is, gates aside. So with every
-layer in int8 all of graph.points are stored, and with none nothing is.
+A layer in int8 has the weights of `Quantized.graph`; a layer in float has those of the float network. An activation is
+stored in 8 bits if an int8 layer makes it (after the activation function fused to it) or reads it, also through
+pooling. A sum, a product or a separate activation function is stored too if all its inputs, except gates, are stored.
+So all of graph.points are stored if every layer is in int8, and nothing is stored if none is.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class LayerSensitivity:
     """One int8 layer. Drift is against the float network's landmarks, the mean over images and landmarks.
 
     snr_db: signal-to-noise in dB of the layer's output (after the activation function fused to it) when all layers are
-    in int8. params, macs: its share, 0 to 1, of the weights and of the multiply-adds of all convolutions. px, in pixels
-    of the crop, and flips, in % of all cells: alone, when this layer is the only one in int8; without, when it is the
-    only one in float. px_gain: by how much px falls when this layer returns to float, all others staying in int8.
+    in int8. params, macs: its share, 0 to 1, of the weights and of the multiply-adds of all convolutions. px is in
+    pixels of the crop, flips in % of all winning cells. alone: this layer is the only one in int8. without: it is the
+    only one in float. px_gain: how much px falls when this layer returns to float and all others stay in int8.
     """
 
     layer: str
@@ -68,7 +68,7 @@ def simulate(
     """Landmarks of crops (n, S, S, 3) uint8 RGB with some layers in int8.
 
     float_graph: the network of quantized.graph, node by node, for images of the same spec, with float weights. `only`
-    names the layers in int8 (by default all but quantized.keep), `keep` those of them that stay in float all the same.
+    names the layers in int8 (by default all but quantized.keep), `keep` those of them that stay in float anyway.
     Raises EdgeError for names of no layer.
     """
     network = _Network(float_graph, quantized)
@@ -79,7 +79,7 @@ def simulate(
 def measure(
     float_graph: fx.GraphModule, quantized: Quantized, crops: Crops, progress: Progress = lambda *_: None
 ) -> tuple[LayerSensitivity, ...]:
-    """Every int8 layer's sensitivity on crops (n, S, S, 3) uint8 RGB, in the network's order; arguments as above."""
+    """Every int8 layer's sensitivity on crops (n, S, S, 3) uint8 RGB, in the network's order. See also simulate."""
     network = _Network(float_graph, quantized)
     layers, every, none = sorted(network.int8, key=list(network.layers).index), network.int8, frozenset[str]()
     sweeps = {
@@ -122,7 +122,7 @@ def measure(
 
 
 def order(rows: Sequence[LayerSensitivity]) -> tuple[str, ...]:
-    """Layer names, first the one whose return to float is expected to gain most: the one that costs most alone.
+    """Layer names. First is the one that costs most as the only int8 layer: its return to float should gain most.
 
     px_gain itself is a poor guide beyond the first few layers: the noise of all others decides which cells flip.
     """
@@ -130,7 +130,7 @@ def order(rows: Sequence[LayerSensitivity]) -> tuple[str, ...]:
 
 
 class _Network:
-    """A network of which any set of layers is in int8, and what depends on the graph alone."""
+    """A network with any set of its layers in int8, and what depends only on the graph."""
 
     def __init__(self, float_graph: fx.GraphModule, quantized: Quantized) -> None:
         self.graph, self.quantized = float_graph, quantized
@@ -140,10 +140,10 @@ class _Network:
         self._points = points(float_graph)
         self.outputs = {name: self._output(node) for name, node in self.layers.items()}
         self._gates = {self.outputs[name] for name in gates(float_graph)}
-        # Of every point and layer: the points it is computed from.
+        # For every point and layer: the points it is computed from.
         wanted = {*self._points.values(), *self.layers.values()}
         self._sources = {node: self._read(node) for node in self.nodes if node in wanted}
-        # Of every node: what no later node reads.
+        # For every node: its inputs that no later node reads.
         last = {source: node for node in self.nodes for source in node.all_input_nodes}
         self.dying = {node: [s for s in node.all_input_nodes if last[s] is node] for node in self.nodes}
         self._decode = Decoder(quantized.spec)
@@ -187,9 +187,9 @@ class _Network:
     def sweep(
         self, image: Tensor, base: AbstractSet[str], changes: Mapping[str, AbstractSet[str]]
     ) -> Iterator[tuple[str, Landmarks]]:
-        """The landmarks with each changed set of int8 layers, by its key.
+        """(key, landmarks) for each changed set of int8 layers.
 
-        Each is run from the node where it begins to differ from `base`, on what came before.
+        Each run begins at the first node that differs from `base` and reuses the outputs before it.
         """
         starts = {key: self.first_difference(base, int8) for key, int8 in changes.items()}
         unchanged, env, done = _Mixed(self, base, image), Env(), 0
@@ -213,7 +213,7 @@ class _Network:
                 yield layers[node], float(true.square().sum()), float((noisy - true).square().sum())
 
     def costs(self, image: Tensor) -> tuple[dict[str, int], dict[str, int]]:
-        """Weights of each layer, and its multiply-adds for one image (1, 3, S, S)."""
+        """The number of weights of each layer, and of its multiply-adds for one image (1, 3, S, S)."""
         weights, products = {}, {}
         for node, value in self.walk(frozenset(), image):
             layer = module(self.graph, node)
@@ -241,7 +241,7 @@ class _Mixed(fx.Interpreter):
         self._stored = network.stored(int8)
 
     def advance(self, env: Env, start: int, stop: int) -> None:
-        """Runs the nodes start to stop. env holds every earlier output that is still needed, and does afterwards."""
+        """Runs the nodes start to stop. Before and after, env holds every earlier output that is still needed."""
         self.env = env
         with torch.no_grad():
             for node in self._network.nodes[start:stop]:
@@ -250,7 +250,7 @@ class _Mixed(fx.Interpreter):
                     del env[dead]
 
     def finish(self, env: Env, start: int) -> tuple[Tensor, ...]:
-        """The maps, from the outputs that the nodes from `start` on need."""
+        """Runs the nodes from `start` on and returns the maps. env holds the outputs that these nodes need."""
         nodes = self._network.nodes
         self.advance(env, start, len(nodes))
         maps: tuple[Tensor, ...] = env[nodes[-1]]
@@ -279,7 +279,7 @@ def _join(parts: Sequence[Landmarks]) -> Landmarks:
 
 
 def _drift(landmarks: Landmarks, truth: Landmarks, spec: ModelSpec) -> tuple[float, float]:
-    """(mean distance in px of the crop, winning cells that differ in %)."""
+    """(mean distance in px of the crop, % of winning cells that differ)."""
     px = np.linalg.norm(landmarks.points.astype(np.float64) - truth.points, axis=2) * spec.input_size
     return float(px.mean()), float((landmarks.cell != truth.cell).mean() * 100)
 

@@ -1,4 +1,4 @@
-"""What converts networks for TFLite."""
+"""How networks are converted for TFLite."""
 
 from __future__ import annotations
 

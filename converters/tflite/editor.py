@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 ALIGNMENT = 16  # of constants in a file
-# What constants that are read or written here hold.
+# The types of constants that are read or written here.
 CONSTANTS = ("FLOAT32", "FLOAT16", "INT8", "UINT8", "INT16", "INT32", "INT64")
-# The version of a convolution in float that may have int8 weights.
+# The version of the operation CONV_2D in which a float convolution may have int8 weights.
 CONVOLUTION = 5
-# Larger constants lie behind the flatbuffer, where they can be aligned.
+# Constants of at least so many bytes lie behind the flatbuffer, where they can be aligned.
 SMALL = 1024
 
 
 def load(model: bytes) -> Any:
-    """A file's ModelT, with every constant in its buffer's data wherever it lay."""
+    """A file's ModelT. Each constant is in its buffer's data, no matter where it lay in the file."""
     from ai_edge_litert import schema_py_generated as schema
 
     net = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model))
@@ -30,7 +30,7 @@ def load(model: bytes) -> Any:
 
 
 def dump(net: Any) -> bytes:
-    """The file of a ModelT, with equal vectors kept once: every int8 weight and bias has 8 bytes of zeros a channel."""
+    """The file of a ModelT. Equal vectors are kept once: each int8 weight and bias has 8 bytes of zeros per channel."""
     import flatbuffers
 
     class Builder(flatbuffers.Builder):  # type: ignore[misc]
@@ -53,7 +53,7 @@ def dump(net: Any) -> bytes:
     for buffer in net.buffers:
         if buffer.data is not None and len(buffer.data) >= SMALL:
             outside.append((buffer, bytes(buffer.data)))
-            # Anything but 0, which would not be written: the flatbuffer is as long as with the true offset.
+            # An offset of 0 would not be written. With any other, the flatbuffer is as long as with the true one.
             buffer.data, buffer.offset, buffer.size = None, 1, len(buffer.data)
         else:
             buffer.offset = buffer.size = 0
@@ -69,7 +69,7 @@ def dump(net: Any) -> bytes:
 
 
 class Editor:
-    """The one graph of a TFLite file with one signature. Tensors are told by their index."""
+    """The only graph of a TFLite file with one signature. A tensor is named by its index."""
 
     def __init__(self, path: Path) -> None:
         from ai_edge_litert import schema_py_generated as schema
@@ -82,7 +82,7 @@ class Editor:
         self._types = {value: np.dtype(name.lower()) for name, value in types.items()}
 
     def save(self) -> None:
-        """Writes the file, without operations and constants that nobody reads any more: they would run all the same."""
+        """Writes the file without operations and constants that nobody reads any more: operations would still run."""
         used, kept = set(self._graph.outputs), []
         for operation in reversed(self._graph.operators):
             if used.intersection(operation.outputs):
@@ -101,7 +101,7 @@ class Editor:
         return int(self._named(name).tensorIndex)
 
     def replace_output(self, old: str, new: str, tensor: int) -> None:
-        """Has the signature give a tensor under another name instead of what it gave."""
+        """Makes the signature give `tensor` under the name `new` instead of its output `old`."""
         named = self._named(old)
         kept = [tensor if index == named.tensorIndex else index for index in self._graph.outputs]
         named.tensorIndex, named.name, self._graph.outputs = tensor, new.encode(), np.array(kept, np.int32)
@@ -111,20 +111,20 @@ class Editor:
         return [operation for operation in self._graph.operators if self._kind(operation) == kind]
 
     def makers(self, tensor: int, kind: str) -> list[Any]:
-        """The operation that makes a tensor, if it is of this kind."""
+        """The operation that makes a tensor, if it is of this kind; else an empty list."""
         return [operation for operation in self.operations(kind) if tensor in operation.outputs]
 
     def before(self, kind: str, tensor: int) -> int:
-        """What the operation that makes a tensor reads, if it is of this kind; else the tensor itself."""
+        """The first input of the operation that makes a tensor, if it is of this kind; else the tensor itself."""
         return next((int(operation.inputs[0]) for operation in self.makers(tensor, kind)), tensor)
 
     def reread(self, convolution: Any, inputs: Sequence[int]) -> None:
-        """Has a convolution read other tensors: image, weight and bias."""
+        """Makes a convolution read other tensors: image, weight and bias."""
         convolution.opcodeIndex = self._code("CONV_2D", CONVOLUTION)
         convolution.inputs = np.array(inputs, np.int32)
 
     def change(self, operation: Any, kind: str, inputs: Sequence[int], shape: tuple[int, ...] | None = None) -> None:
-        """Makes another operation without options of one, and its output of another shape."""
+        """Turns an operation into another one without options, and gives its output another shape if one is given."""
         operation.opcodeIndex, operation.inputs = self._code(kind, 2), np.array(inputs, np.int32)
         operation.builtinOptions, operation.builtinOptionsType = None, 0
         if shape:
@@ -138,7 +138,7 @@ class Editor:
         self._graph.tensors[tensor].shape = np.array(shape, np.int32)
 
     def pool_and_cut(self, pool: Any, image: int) -> None:
-        """Has a pool read another image, padded as SAME has it, and cuts what it then makes to the size it had."""
+        """Makes a pool read another image, with SAME padding, and cuts its output to the size that it had."""
         made = int(pool.outputs[0])
         _, height, width, channels = self.shape(made)
         larger = self._like(made, (1, height + 1, width + 1, channels))
@@ -150,12 +150,12 @@ class Editor:
         self._moved(made, next(iter(after), None))
 
     def kind(self, tensor: int) -> np.dtype[Any]:
-        """What a tensor holds."""
+        """The type of a tensor's values."""
         kind: np.dtype[Any] = self._types[self._graph.tensors[tensor].type]
         return kind
 
     def store(self, tensor: int, steps: NDArray[np.float32], zero: int = 0) -> None:
-        """Tells of a tensor of integers that they stand for (integer - zero) * step; steps: (1,) or (out,)."""
+        """Says that a tensor's integers stand for (integer - zero) * step. steps: (1,) or (out,)."""
         quantization = self._schema.QuantizationParametersT()
         quantization.scale, quantization.zeroPoint = steps, np.full(len(steps), zero, np.int64)
         self._graph.tensors[tensor].quantization = quantization
@@ -167,7 +167,7 @@ class Editor:
         return None if zero is None or not len(zero) else int(zero[0])
 
     def values(self, tensor: int) -> NDArray[Any]:
-        """A constant's values; of size 0 where the tensor is none."""
+        """A constant's values; of size 0 if the tensor is no constant."""
         found = self._graph.tensors[tensor]
         data = self._net.buffers[found.buffer].data
         if data is None:
@@ -175,7 +175,7 @@ class Editor:
         return np.frombuffer(bytes(data), self.kind(tensor)).reshape(found.shape)
 
     def replace_values(self, tensor: int, values: NDArray[Any]) -> None:
-        """Gives a constant that no other operation reads other values, with the quantization it has."""
+        """Gives a constant other values; its quantization stays. No other operation may read this tensor."""
         found = self._graph.tensors[tensor]
         if sum(other.buffer == found.buffer for other in self._graph.tensors) > 1:
             found.buffer = len(self._net.buffers)
@@ -187,7 +187,7 @@ class Editor:
         return tuple(map(int, self._graph.tensors[tensor].shape))
 
     def reshape(self, tensor: int, shape: tuple[int, ...], before: Any = None) -> int:
-        """before: the operation that it has to come before, else it comes last."""
+        """Adds a reshape. before: the operation that it has to come before; with None it comes last."""
         options = self._schema.ReshapeOptionsT()
         options.newShape = list(shape)
         made = self._like(tensor, shape)
@@ -195,7 +195,7 @@ class Editor:
         return self._moved(made, before)
 
     def quantize(self, tensor: int, like: int, before: Any) -> int:
-        """A float tensor on the grid of another tensor; before: the operation that this has to come before."""
+        """Puts a float tensor on the grid of `like`. before: the operation that this has to come before."""
         return self._moved(self._add("QUANTIZE", [tensor], self._like(like, self.shape(tensor)), None), before)
 
     def arg_max(self, tensor: int, axis: int) -> int:
@@ -226,7 +226,7 @@ class Editor:
         return self._add("CONV_2D", [tensor, weight, bias], made, options, CONVOLUTION)
 
     def constant(self, values: NDArray[Any], steps: NDArray[np.float32] | None = None) -> int:
-        """steps: (out,), of values whose first axis is the output channel."""
+        """Adds a constant. steps: (out,), for values whose first axis is the output channel."""
         made = self._tensor(values.shape, values.dtype, values)
         if steps is not None:
             self.store(made, steps)
@@ -253,7 +253,7 @@ class Editor:
         return made
 
     def _moved(self, made: int, before: Any) -> int:
-        """What the last operation makes, which moves up to come before another one, if there is one."""
+        """Moves the last operation before another one, if one is given. Returns `made`, what it makes."""
         operators = self._graph.operators
         if before is not None:
             operators.insert(operators.index(before), operators.pop())

@@ -37,7 +37,7 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """kind is the schema's name, `CONV_2D`. relu6 tells that the output is clipped to 0 to 6."""
+    """kind is the schema's name, `CONV_2D`. relu6: whether the output is clipped to 0 to 6."""
 
     kind: str
     inputs: tuple[Tensor, ...]
@@ -51,7 +51,7 @@ class Operation:
 
     @property
     def channel_axis(self) -> int:
-        """Where a convolution's weight, channels last, has its output channels."""
+        """The axis of the output channels in a convolution's weight (channels last)."""
         return 3 if self.kind == "DEPTHWISE_CONV_2D" else 0
 
 
@@ -90,7 +90,7 @@ def read(path: Path) -> list[Operation]:
 
 
 def weights(operations: Sequence[Operation]) -> list[tuple[Operation, Tensor]]:
-    """Every convolution and the constant that is its weight, which may be dequantized on its way."""
+    """Every convolution and the constant that is its weight. A DEQUANTIZE may come between them."""
     made = {operation.output.name: operation for operation in operations}
     found = []
     for operation in operations:
@@ -107,7 +107,7 @@ def out_first(convolution: Operation, weight: Tensor) -> NDArray[Any]:
 
 
 def bias(convolution: Operation) -> Tensor:
-    """The constant that is a convolution's bias. Transposed convolutions have their output's shape before the rest."""
+    """The constant that is a convolution's bias. A transposed convolution has its output's shape as first input."""
     return convolution.inputs[3 if convolution.kind == "TRANSPOSE_CONV" else 2]
 
 

@@ -1,6 +1,6 @@
 """The TFLite variants, made by litert-torch from the torch network.
 
-litert-torch imports JAX and prints a great deal, so it runs as a child process: `python -m
+litert-torch imports JAX and prints a lot, so it runs as a child process: `python -m
 pipnet_edge.converters.tflite.fp NET OUT`.
 """
 
@@ -22,7 +22,7 @@ TOOLS = ("litert-torch", "ai-edge-quantizer")
 class FromCrop(nn.Module):
     """The network with the uint8 crop (1, S, S, 3) as input and named outputs, as the signature shows them.
 
-    Features come out channels last, as TFLite computes them.
+    Features are channels last, as TFLite computes them.
     """
 
     mean: Tensor
@@ -32,7 +32,7 @@ class FromCrop(nn.Module):
         super().__init__()
         self.net, self.outputs = net, outputs
         self.side = spec.input_size
-        # As long as a row: XNNPACK broadcasts over three values at a time slowly.
+        # As long as a row: XNNPACK is slow when it broadcasts three values.
         self.register_buffer("mean", torch.tensor([255.0 * m for m in spec.mean]).repeat(self.side))
         self.register_buffer("scale", torch.tensor([1.0 / (255.0 * s) for s in spec.std]).repeat(self.side))
 
@@ -55,7 +55,7 @@ def convert(core: Core, precision: str, folder: Path) -> None:
 
 
 def to_float(core: Core) -> Path:
-    """The fp32 file in the scratch folder, made when first asked for."""
+    """The fp32 file in the scratch folder, made when it is first asked for."""
     work = core.work("tflite")
     saved, single = work / "net.pt", work / "fp32.tflite"
     if not single.is_file():
@@ -68,7 +68,7 @@ def to_float(core: Core) -> Path:
 def _from_torch(saved: Path, model: Path) -> None:
     import litert_torch
 
-    # Our own file, written a moment ago into a private folder: a module, hence not weights_only.
+    # This is our own file, just written into a private folder. It holds a module, so weights_only is off.
     module = torch.load(saved, weights_only=False)
     # Tensors are named after the class and where it lies; a file must not change when the class moves.
     type(module).__module__ = "pipnet_edge.converters.tflite"

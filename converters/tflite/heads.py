@@ -1,8 +1,9 @@
-"""Offset heads inside a TFLite file, evaluated at winning cells alone.
+"""Offset heads inside a TFLite file, evaluated only at winning cells.
 
-A file whose outputs are decode.Features becomes one with those of decode.Winners: the cell with each landmark's highest
-score is found, the features there are gathered, and one grouped 1x1 convolution, a group for every landmark, gives its
-offsets. From int8 weights XNNPACK does that in less time than it takes to read the same heads in float.
+A file with the outputs of decode.Features becomes one with the outputs of decode.Winners. It finds the cell with each
+landmark's highest score and gathers the features there. Then one grouped 1x1 convolution, with a group for every
+landmark, gives the offsets. With int8 weights, XNNPACK does this in less time than it needs to read the same heads in
+float.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ def add(heads: Heads, precision: str, folder: Path) -> None:
 def append(path: Path, heads: Heads, precision: str) -> None:
     """Gives the TFLite file at `path` the output `offsets` (L, 2, 1 + N) instead of `features`.
 
-    Weights of all heads are stored as fp32 or fp16 has them; in other precisions as int8 with a step for every row,
-    which those of rounded heads lie on, and features are quantized on the way, while sums stay float.
+    In fp32 and fp16, all heads' weights have that precision. In other precisions they are int8, with a step for every
+    row: rounded heads lie on these grids already. Features are then quantized on the way, and sums stay float.
     """
     file = Editor(path)
     num_lms, axes, count, channels = heads.weight.shape
     score, features = file.output("score"), file.output("features")
-    # Channels last, and in int8 where they are quantized.
+    # Channels last, and in int8 if they are quantized.
     features = file.before("DEQUANTIZE", features)
     cells = math.prod(file.shape(features)[:3])
 

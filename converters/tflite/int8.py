@@ -1,8 +1,8 @@
 """The int8 TFLite variants, made by ai-edge-quantizer from the float file of litert-torch.
 
-The quantizer is told everything: which operations become int8, and the range of each of their tensors. What it wrote is
-read back and compared. It prints a great deal, so it runs as a child process: `python -m
-pipnet_edge.converters.tflite.int8 FP32 PLAN OUT`.
+The quantizer is told everything: which operations become int8, and the range of each of their tensors. Its file is read
+back and compared. It prints a lot, so it runs as a child process: `python -m pipnet_edge.converters.tflite.int8 FP32
+PLAN OUT`.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from pipnet_edge.errors import CHECK_FAILED, EdgeError
 BITS = (0, 8, 16)
 Array = NDArray[np.float32]
 
-# Operations whose output is stored as their input is.
+# Operations whose output is stored like their input.
 SAME = ("PAD", "PADV2", "MAX_POOL_2D", "AVERAGE_POOL_2D", "TRANSPOSE", "RESHAPE")
-# Never integer: an int8 hard swish takes longer than to leave int8 and come back, and a gate is not stored.
+# Never integer: an int8 hard swish takes longer than a float one between two conversions. A gate is not stored.
 FLOAT = ("HARD_SWISH", "MUL")
-# A tensor without a range of its own gets so much more than one face shows.
+# A tensor without a range of its own gets the range that one face shows, times this.
 MARGIN = 1.5
-# Of the quantizer's 2**31, with room for rounding.
+# The quantizer allows 2**31; this leaves room for rounding.
 MOST_BIAS = 0.999 * 2**31
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A convolution. weight: (out, in, height, width); steps, of its int8 grids, and bias, of the file: (out,)."""
+    """A convolution. weight: (out, in, height, width). steps of its int8 grids, and bias from the file: (out,)."""
 
     name: str
     weight: Array
@@ -90,7 +90,7 @@ def convert(core: Core, quantized: Quantized, activation_bits: int, folder: Path
 
 
 def _layers(operations: list[Operation], quantized: Quantized) -> dict[str, Layer]:
-    """Name of a convolution's output in the float file -> the layer that it is, told by the weights; in order."""
+    """Name of a convolution's output in the float file -> the layer with the same weights; in order."""
     left = {}
     for name, node in convolutions(quantized.graph).items():
         layer: Any = module(quantized.graph, node)
@@ -107,7 +107,7 @@ def _layers(operations: list[Operation], quantized: Quantized) -> dict[str, Laye
 
 
 def _observe(single: Path, quantized: Quantized) -> tuple[dict[str, Array], dict[str, str]]:
-    """Every float tensor of the float file for one face, by name, and which of them are nodes that have a range.
+    """Every float tensor of the float file for one face, by name; and tensor -> node, for nodes that have a range.
 
     Raises EdgeError for a node that no tensor equals and for a map that should be int8 but has no range.
     """
@@ -123,7 +123,7 @@ def _observe(single: Path, quantized: Quantized) -> tuple[dict[str, Array], dict
     found = match.match(tensors, nodes)
     seen = [nodes[name] for name in found.values()]
     for node in graph.graph.nodes:
-        # litert-torch makes a hard sigmoid of a ReLU6, whose offset it adds to the bias of the layer before it.
+        # litert-torch turns a hard sigmoid into a ReLU6, and adds its offset to the bias of the layer before.
         altered = any(isinstance(module(graph, reader), torch.nn.Hardsigmoid) for reader in readers_of(graph, node))
         if node.name in nodes and not altered and not any(np.array_equal(nodes[node.name], other) for other in seen):
             raise EdgeError(f"the TFLite file has no tensor that equals {node.name}", CHECK_FAILED)
@@ -135,7 +135,7 @@ def _run(single: Path, crop: NDArray[np.uint8]) -> dict[str, Array]:
 
     interpreter = Interpreter(
         str(single),
-        # Delegates keep what they compute inside to themselves.
+        # Delegates do not show the tensors that they compute inside.
         experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         experimental_preserve_all_tensors=True,
     )
@@ -167,7 +167,7 @@ def _ranges(operations: list[Operation], tensors: Mapping[str, Array], given: Ma
 def _integer(operations: list[Operation], layers: Collection[str], int8: set[str], stored: set[str]) -> set[str]:
     """The outputs of the operations that become integer: int8 layers, and what reads a stored tensor.
 
-    stored: the tensors that have a given range. What only layers in float read, the last sum of a ResNet, stays float.
+    stored: the tensors with a given range. A tensor that only float layers read, like a ResNet's last sum, stays float.
     """
     integer = set(int8)
     for operation in operations:
@@ -192,7 +192,7 @@ def _grid(bounds: Range, bits: int) -> tuple[float, int]:
 
 
 def _snapped(bounds: Range, bits: int) -> Range:
-    """The range whose ends lie on its own grid, so that the quantizer's zero point is no matter of rounding."""
+    """The range with its ends moved onto its own grid: then the quantizer's zero point does not depend on rounding."""
     if bits == 16:
         return bounds
     step, zero = grid(bounds, bits)
@@ -202,9 +202,9 @@ def _snapped(bounds: Range, bits: int) -> Range:
 def _with_biases_that_fit(
     operations: list[Operation], layers: Mapping[str, Layer], ranges: Mapping[str, Range], bits: int
 ) -> dict[str, Layer]:
-    """The layers with larger steps where a bias would be too many multiples of input step times weight step.
+    """The layers, with larger steps if a bias would be too many multiples of input step times weight step.
 
-    In 8 bits there is none left of them; inputs of 16 bits have finer steps, but biases still have 32 bits.
+    In 8 bits no such layer is left. Inputs of 16 bits have finer steps, but biases still have 32 bits.
     """
     found = {}
     for operation, _ in weights(operations):
@@ -217,7 +217,7 @@ def _with_biases_that_fit(
 def _weight_ranges(operations: list[Operation], layers: Mapping[str, Layer]) -> dict[str, Any]:
     """Name of a weight tensor -> (lowest, highest) that its grids can hold, shaped to be compared with the weight.
 
-    Left to itself, the quantizer gives a channel of zeros a step so small that its bias does not fit.
+    Without these, the quantizer gives a channel of zeros a step so small that its bias does not fit.
     """
     found = {}
     for operation, tensor in weights(operations):
@@ -258,7 +258,7 @@ def _quantize(single: Path, plan: Path, model: Path) -> None:
 
     wanted = json.loads(plan.read_text())
     tool, every = quantizer.Quantizer(str(single)), TFLOperationName.ALL_SUPPORTED
-    # An operation goes by the name of its output and a semicolon.
+    # The quantizer names an operation by its output and a semicolon.
     only = f"^(?:{'|'.join(map(re.escape, wanted['integer']))});$"
     if wanted["bits"]:
         tool.add_static_config(only, every, activation_num_bits=wanted["bits"], weight_num_bits=8)
@@ -274,7 +274,7 @@ def _quantize(single: Path, plan: Path, model: Path) -> None:
 
 
 def _name_outputs(net: Any) -> None:
-    """Has every name in the signatures point at an output: one that is read inside too stays at its integer form."""
+    """Makes every name in the signatures point at an output. Some point at an integer form, read by a layer."""
     for signature in net.signatureDefs:
         graph = net.subgraphs[signature.subgraphIndex]
         float_forms = {

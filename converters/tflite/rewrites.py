@@ -1,4 +1,4 @@
-"""Rewrites of an int8 TFLite file after which it computes the very same in less time."""
+"""Rewrites of an int8 TFLite file: it then computes exactly the same in less time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rewrite(path: Path) -> None:
 
 
 def pad_with_zeros(file: Editor) -> None:
-    """PADV2 with what stands for zero becomes PAD, which XNNPACK has; the pool behind a ReLU has such a border."""
+    """PADV2 with the integer for zero becomes PAD, which XNNPACK has. The pool after a ReLU has such a border."""
     for operation in file.operations("PADV2"):
         image, paddings, border = map(int, operation.inputs)
         zero = file.zero_point(image)
@@ -31,7 +31,7 @@ def pad_with_zeros(file: Editor) -> None:
 
 
 def dequantize_pixels(file: Editor) -> None:
-    """Has pixels become floats by DEQUANTIZE with a step of one, which XNNPACK does on all threads, instead of CAST."""
+    """Turns pixels into floats by DEQUANTIZE with a step of one instead of CAST: XNNPACK does that on all threads."""
     for cast in file.operations("CAST"):
         pixels = int(cast.inputs[0])
         if file.kind(pixels) == np.uint8:
@@ -41,10 +41,10 @@ def dequantize_pixels(file: Editor) -> None:
 
 
 def pair_pixels(file: Editor) -> None:
-    """Has the first convolution see two pixels of three channels as one of six, at half the width.
+    """Makes the first convolution read two pixels of three channels as one of six, at half the width.
 
-    XNNPACK's int8 kernels round the channels of every tap up to eight, so that taps of six waste a quarter where taps
-    of three wasted five eighths. It fits a convolution with a stride of two over a padded image of even width.
+    XNNPACK's int8 kernels round the channels of every tap up to eight: taps of three waste five eighths, taps of six
+    only a quarter. It fits a convolution with a stride of two over a padded image of even width.
     """
     for operation in file.operations("CONV_2D"):
         weight = file.values(int(operation.inputs[1]))
@@ -68,17 +68,17 @@ def pair_pixels(file: Editor) -> None:
 
 
 def _quantized_flat(file: Editor, image: int, before: Any) -> int:
-    """The image as it was before it got its shape, if it was quantized after that: in int8 a shape is set faster."""
+    """The image. If it was reshaped and then quantized: its flat form, quantized, because int8 is reshaped faster."""
     shaped = file.before("QUANTIZE", image)
     flat = file.before("RESHAPE", shaped)
     return image if flat == shaped else file.quantize(flat, image, before)
 
 
 def pool_past_the_edge(file: Editor) -> None:
-    """Has a pool of 3x3 with a stride of two leave out the border that it was padded with, which takes a copy.
+    """Lets a 3x3 pool with a stride of two use SAME instead of reading a padded image, which takes a copy.
 
-    What TFLite's SAME leaves out lies on both sides only where the size is odd. So the convolution before makes a row
-    and a column more, at the end; they meet a window that is cut off again. It fits a border lower than any value.
+    TFLite's SAME pads both sides only if the size is odd. So the convolution before makes one row and one column more,
+    at the end. Only the last windows read them, and these are cut off again. It fits a border lower than any value.
     """
     for pool in file.operations("MAX_POOL_2D"):
         size = pool.builtinOptions
@@ -92,7 +92,7 @@ def pool_past_the_edge(file: Editor) -> None:
 
 
 def _one_more(file: Editor, image: int, pool: Any) -> None:
-    """Has a padded convolution make a row and a column more, where this image of even size is for the pool alone."""
+    """Makes a padded convolution give one row and column more, if this image is of even size and only for the pool."""
     _, height, width, channels = file.shape(image)
     if len(file.readers(image)) > 1 or height % 2 or width % 2:
         return
@@ -109,9 +109,9 @@ def _one_more(file: Editor, image: int, pool: Any) -> None:
 
 
 def in_pairs(weight: NDArray[np.int8], left: int) -> tuple[NDArray[np.int8], int, int]:
-    """A weight (out, height, width, 3) that starts `left` pixels before every second one, over pairs of pixels.
+    """Turns a weight (out, height, width, 3), which starts `left` pixels before every second one, into one over pairs.
 
-    Returned are a weight (out, height, pairs, 6) and how many pairs lie before and after the one with that pixel.
+    Returns a weight (out, height, pairs, 6) and how many pairs lie before and after the one with that pixel.
     """
     out, height, width, channels = weight.shape
     before, after = -(-left // 2), (width - 1 - left) // 2
