@@ -116,11 +116,11 @@ def _panel(
     runs: Sequence[Measured],
     starts: Sequence[float],
     x: svg.Axis,
-    place: tuple[float, float],
+    top_bottom: tuple[float, float],
     unit: str,
     readers: Sequence[Callable[[object], float | None]],
 ) -> Iterable[str]:
-    top, bottom = place
+    top, bottom = top_bottom
     values = [v for run in runs for s in run.states for read in readers if (v := read(s)) is not None]
     most = max(values)
     y = svg.span([min(*values, 0.9 * most), 1.04 * most], bottom, top)

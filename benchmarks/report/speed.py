@@ -194,7 +194,7 @@ def scaling(target: Target, colour: Mapping[str, int]) -> Chart | None:
     parts += [svg.line(x(1), y(1), x(ideal), y(ideal), "ideal")]
     parts.append(svg.text(x(ideal) - 6, y(ideal) + (4 if ideal < counts[-1] else 0), "ideal", "tick", "end"))
     ends = [y(gain[max(gain)]) for gain in gains.values()]
-    for (variant, gain), end, place in zip(gains.items(), ends, svg.spread(ends, 14, top, bottom), strict=True):
+    for (variant, gain), end, height in zip(gains.items(), ends, svg.spread(ends, 14, top, bottom), strict=True):
         style = f"c{colour[runtime(variant)]}"
         parts.append(svg.polyline([(x(threads), y(value)) for threads, value in gain.items()], f"curve {style}"))
         shape = SHAPES.get(precision(variant), "diamond")
@@ -202,7 +202,7 @@ def scaling(target: Target, colour: Mapping[str, int]) -> Chart | None:
             svg.marker(x(threads), y(v), shape, f"mark {style}", f"{variant} ×{threads}: {v:.2f}", 3.5)
             for threads, v in gain.items()
         ]
-        parts.append(svg.line(x(max(gain)) + 5, end, right + 18, place, "lead"))
-        parts.append(svg.text(right + 21, place, f"{svg.short(variant)} {gain[max(gain)]:.2f}", "name"))
+        parts.append(svg.line(x(max(gain)) + 5, end, right + 18, height, "lead"))
+        parts.append(svg.text(right + 21, height, f"{svg.short(variant)} {gain[max(gain)]:.2f}", "name"))
     caption = "p50 with one thread divided by p50 with more. Dashed: as many times faster as there are threads."
     return Chart("Thread scaling", caption, svg.drawing(WIDTH, bottom + 34, "Thread scaling", parts))
