@@ -1,4 +1,4 @@
-"""What one variant loses and takes: what a conversion goes by that has a budget of drift."""
+"""One variant's drift and time, by which a conversion with a budget of drift decides."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def judge(
     """One variant's drift over crops (n, S, S, 3) uint8 RGB against the float network's landmarks.
 
     px: mean over landmarks, pixels of the crop. nme: |change of the NME|, in % points, if truth (n, L, 2), normalised
-    to the crop, is given. ms: the median that a crop takes to landmarks with one thread.
+    to the crop, is given. ms: the median time from a crop to landmarks with one thread.
     """
     found = infer(here, bundle.folder, variant, 1, crops).landmarks
     sample = metrics.measure(found, reference, bundle.spec, truth)

@@ -38,7 +38,7 @@ def network(spec: ModelSpec, source: Source) -> Table:
 
 
 def checkpoint(found: Mapping[str, Any]) -> Table:
-    """What a checkpoint says about itself (the fields of converters.checkpoint.read.Found)."""
+    """A checkpoint's network (the fields of converters.checkpoint.read.Found)."""
     datasets = " or ".join(found["datasets"]) or "no known dataset: convert with --meanface"
     return _facts(
         ("backbone", found["backbone"]),
@@ -60,7 +60,7 @@ def _input(side: int, stride: int) -> str:
 def variants(bundle: Bundle, timings: Sequence[Measured] = (), drifts: Sequence[DriftRow] = ()) -> Table:
     """A bundle's variants with the parity in its manifest.
 
-    Beside it the drift of those in `drifts`, and the median milliseconds of timings, which are in the variants' order.
+    drifts: adds their drift. timings, in the variants' order: add the median milliseconds.
     """
     drifted = {row.variant: row.summary.drift for row in drifts if row.summary}
     rows = []
@@ -77,7 +77,7 @@ def variants(bundle: Bundle, timings: Sequence[Measured] = (), drifts: Sequence[
 
 
 def quantization(bundle: Bundle) -> list[str]:
-    """What quantized variants were made with, and what a budget cost; a sentence each."""
+    """How each quantized variant was made and what its budget cost; one sentence per variant."""
     lines = []
     for variant in bundle.variants:
         if not (how := variant.quantization):
@@ -128,7 +128,7 @@ DRIFT_COLUMNS = (
 
 
 def drift(rows: Sequence[DriftRow]) -> Table:
-    """Drift of each variant; NME, FR and AUC, where there are labels, as the change against the reference."""
+    """Drift of each variant. With labels, NME, FR and AUC are the change against the reference."""
     known = {name for row in rows if row.summary for name in row.summary.drift}
     columns = [column for column in DRIFT_COLUMNS if column[1] in known]
     cells = []
@@ -147,7 +147,7 @@ def _estimate(estimate: Estimate, digits: int, wide: bool) -> str:
 
 
 def bench(result: Result) -> list[Table | str]:
-    """A bench's tables: one a kind of number, each row labelled with it, then notes."""
+    """A bench's tables: one per kind of number, with the kind in each row, then notes."""
     parts: list[Table | str] = []
     if result.measured:
         parts += [_measured(result), *_warnings(result)]
@@ -187,7 +187,7 @@ def _measured(result: Result) -> Table:
 
 
 def _warnings(result: Result) -> list[str]:
-    """What is wrong with runs, each said once with the numbers of the rows that it is true of."""
+    """The warnings about runs. Each comes once, with the numbers of its rows."""
     said: dict[str, list[str]] = {}
     for number, run in enumerate(result.measured, 1):
         for warning in warnings(run, result.facts[run.target]):
@@ -224,7 +224,7 @@ def _predicted(predictions: Sequence[Predicted]) -> Table:
 
 
 def changes(found: Sequence[Change]) -> Table:
-    """An earlier result beside this one; above 1: faster now."""
+    """An earlier result beside this one. A ratio above 1: faster now."""
     rows = [
         [c.variant, str(c.threads), f"{c.before:.2f}", f"{c.now:.2f}", f"{c.ratio:.3f}", c.target, "measured"]
         for c in found
@@ -233,7 +233,7 @@ def changes(found: Sequence[Change]) -> Table:
 
 
 def tuned(found: Sequence[Found]) -> Table:
-    """All that was tried, the fastest first; ratios to the fastest, in turns."""
+    """All trials, the fastest first, with ratios to the fastest in the same rounds."""
     rows = []
     for each in found:
         fastest = each.trials[0]
@@ -249,9 +249,9 @@ def tuned(found: Sequence[Found]) -> Table:
 
 
 def sensitivity(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One line a layer; px and flips with this layer alone in int8, then with this layer alone in float.
+    """One line per layer; px and flips with only this layer in int8, then with only this layer in float.
 
-    Rows are what converters.quantize.sensitivity.LayerSensitivity.to_json gives.
+    rows: from converters.quantize.sensitivity.LayerSensitivity.to_json.
     """
     columns = ["layer", ">SNR dB", ">weights %", ">MACs %", ">px alone", ">flips %"]
     cells = [

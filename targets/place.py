@@ -1,4 +1,4 @@
-"""What `--target` means: which of the ways to run on a device is taken, and which hosts are known for it."""
+"""What `--target` means: which way to run on a device is taken, and which hosts are saved for it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pipnet_edge.targets.devices import Device
 from pipnet_edge.worker.call import Call
 
 LOCAL = "local"
-# The rooms beside this file that have a way.py: see Way.
+# The folders beside this file that have a way.py: see Way.
 WAYS = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/way.py")))
 
 
 class Way(Protocol):
-    """What the module way.py of a room offers.
+    """The module way.py of a folder.
 
-    GIVES: what its numbers are: measured, emulated or predicted. IS_APART: whether it computes on a machine of its own,
-    so that others may work at the same time.
+    GIVES: the kind of its numbers: measured, emulated or predicted. IS_APART: whether it computes on a machine of its
+    own, so that other places can work at the same time.
     """
 
     GIVES: str
@@ -36,7 +36,7 @@ class Way(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """Where to run: `way` is one of WAYS; host is what ssh is given; device is None for an unnamed machine."""
+    """A target with its way to run (one of WAYS). host: the name for ssh. device: None if the target names none."""
 
     name: str
     way: str
@@ -45,7 +45,7 @@ class Place:
 
     @property
     def kind(self) -> str:
-        """What numbers from there are: measured, emulated or predicted."""
+        """The kind of its numbers: measured, emulated or predicted."""
         return _way(self.way).GIVES
 
     @property
@@ -65,10 +65,11 @@ def _way(name: str) -> Way:
 
 
 def resolve(name: str, host: str | None, emulate: bool, predict: bool, board: str, hosts: Mapping[str, str]) -> Place:
-    """The place that a target's name and the options stand for.
+    """The place for a target's name and the options.
 
-    An explicit way is taken; otherwise this machine if it is that device (board: its /proc/device-tree/model), then the
-    host that is saved for the name. Raises EdgeError that names the choices if there is none, or two at once.
+    An option for a way wins. Without one, it is this machine if it is that device (board: its /proc/device-tree/model),
+    then the host that is saved for the name. Raises EdgeError that names the choices if there is no place, and for two
+    such options.
     """
     given = [option for option, used in (("--host", host), ("--emulate", emulate), ("--predict", predict)) if used]
     if len(given) > 1:
@@ -94,21 +95,21 @@ def resolve(name: str, host: str | None, emulate: bool, predict: bool, board: st
 
 @contextmanager
 def calling(place: Place, keep: bool = False) -> Iterator[Call]:
-    """The way to have jobs done at a place, for as long as the block runs. keep: a board keeps what was pushed.
+    """Gives a Call that runs jobs at a place until the block ends. keep: a board keeps the pushed files.
 
-    Raises EdgeError for a place where nothing is run, and when it cannot be reached.
+    Raises EdgeError for a place that is only predicted, and for one that cannot be reached.
     """
     with _way(place.way).connect(place, keep) as call:
         yield call
 
 
 def hosts_file() -> Path:
-    """Where hosts are saved."""
+    """The file of the saved hosts."""
     return config_folder() / "hosts.json"
 
 
 def hosts() -> dict[str, str]:
-    """The saved hosts by target. Raises EdgeError for a file that is not one of ours."""
+    """The saved hosts by target. Raises EdgeError for a file of another format."""
     path = hosts_file()
     if not path.is_file():
         return {}
@@ -122,7 +123,7 @@ def hosts() -> dict[str, str]:
 
 
 def save(target: str, host: str) -> Path:
-    """Saves a target's host (none: forgets it) and returns the file it went to."""
+    """Saves a target's host (an empty one removes it) and returns the path of the file."""
     name = devices.device(target).name
     known = {**hosts(), name: host} if host else {other: h for other, h in hosts().items() if other != name}
     path = hosts_file()

@@ -1,1 +1,1 @@
-"""What a variant lost: parity with the float network, drift over faces, and the labels to judge by."""
+"""The accuracy of a variant: parity with the float network, drift over faces, and labels to measure with."""

@@ -1,7 +1,7 @@
-"""What variants lose on a folder of faces, against a float variant and against labels if there are any.
+"""The drift of variants on a folder of faces, against a float variant and against labels if there are any.
 
-Faces are cut and run in chunks, several worker processes at a time; every finished chunk is kept in `cache`, named by
-all that its landmarks depend on, so that an interrupted run goes on where it was.
+Faces are cut and run in chunks, several worker processes at a time. Every finished chunk is kept in `cache` under a
+hash of everything that its landmarks depend on, so that an interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CHUNK = 128
 
 @dataclass(frozen=True)
 class Row:
-    """One variant: its drift, or why there is none. mean_face: where its landmarks lie, for pictures of the drift."""
+    """One variant: its drift, or why there is none. mean_face: its landmarks' positions, for drawings of the drift."""
 
     variant: str
     summary: metrics.Summary | None = None
@@ -68,17 +68,17 @@ class Faces:
 def choose(bundle: Bundle, names: Sequence[str], reference: str | None) -> tuple[Variant, list[Variant]]:
     """The reference (the first fp32 variant whose runtime is installed) and the variants to compare with it.
 
-    Without names these are all others that can run here. Raises EdgeError when either is missing.
+    Without names these are all other variants that can run here. Raises EdgeError when either is missing.
     """
-    here = [variant for variant in bundle.variants if not runtimes.is_missing(variant.runtime)]
+    runnable = [variant for variant in bundle.variants if not runtimes.is_missing(variant.runtime)]
     if reference:
         float_variant = bundle.variant(reference)
     else:
-        singles = [variant for variant in here if variant.precision == "fp32"]
+        singles = [variant for variant in runnable if variant.precision == "fp32"]
         if not singles:
             raise EdgeError("no fp32 variant of this bundle can run here; name a reference with --reference")
         float_variant = singles[0]
-    others = [bundle.variant(name) for name in names] or [v for v in here if v != float_variant]
+    others = [bundle.variant(name) for name in names] or [v for v in runnable if v != float_variant]
     if not others:
         raise EdgeError(
             f"{float_variant.name} is the only variant that can run here; there is nothing to compare it with"
@@ -87,9 +87,9 @@ def choose(bundle: Bundle, names: Sequence[str], reference: str | None) -> tuple
 
 
 def overlap(images: Sequence[Path], calibration: Collection[str]) -> list[Path]:
-    """The images whose file has one of these sha256, in their order: variants were calibrated on them.
+    """The images that variants were calibrated on, in their order: those whose file has one of these sha256.
 
-    An image with several faces comes up once. The same picture in another file is not recognised.
+    An image with several faces comes once. The same image in another file is not recognised.
     """
     if not calibration:
         return []
@@ -116,9 +116,9 @@ def run(
     jobs: int,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> tuple[tuple[Row, ...], dict[str, Landmarks]]:
-    """Rows, and the landmarks of every variant that ran (n faces, normalised to the crop), the reference's included.
+    """Rows, and the landmarks of every variant that ran and of the reference (n faces, normalised to the crop).
 
-    Raises EdgeError when the reference cannot run; another variant that cannot has a row that says why.
+    Raises EdgeError when the reference cannot run. If another variant cannot run, its row says why.
     """
     cache.mkdir(parents=True, exist_ok=True)
     reference, others = variants
@@ -191,8 +191,8 @@ def _cached(bundle: Bundle, variant: Variant, crops: NDArray[np.uint8], cache: P
 
 
 def _key(variant: Variant, crops: NDArray[np.uint8]) -> str:
-    """What landmarks depend on: crops and files, and what runs them: program, runtime and the CPU's features."""
-    # The features choose a runtime's kernels, and those how it rounds.
+    """A hash of what landmarks depend on: crops, files, program, runtime and the CPU's features."""
+    # A runtime chooses its kernels by the CPU's features, and kernels round differently.
     runs = [__version__, runtimes.installed(variant.runtime), platform.machine(), host.features(), np.__version__]
     key = hashlib.sha256(json.dumps([runs, [file.sha256 for file in variant.files]]).encode())
     key.update(crops.tobytes())

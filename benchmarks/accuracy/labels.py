@@ -1,4 +1,4 @@
-"""Label files in four formats as one value: which images, where their crops are, and the landmarks in those crops.
+"""Label files in four formats as one value: the images, their crops, and the landmarks in those crops.
 
 Crops and normalisation are those of lib/preprocess.py of jhb86253817/PIPNet, so that NMEs compare with published ones.
 """
@@ -19,7 +19,7 @@ from pipnet_edge.preprocess import PICTURE_SUFFIXES, Rect, pictures_in, read_pic
 
 Array = NDArray[np.float64]
 
-# A face's extent tells normalised coordinates from pixels; between the two nothing is guessed.
+# A face's extent tells normalised coordinates from pixels. Between these two values nothing is guessed.
 NORMALISED_MOST, PIXELS_LEAST = 2.0, 16.0
 
 
@@ -27,10 +27,10 @@ NORMALISED_MOST, PIXELS_LEAST = 2.0, 16.0
 class Labels:
     """n faces to measure on, in the label file's order.
 
-    images: n paths (an image with several faces comes up several times). points: (n, L, 2) float64, x then y,
-    normalised to the crop; None where there are no labels. crops: the n rectangles to cut from the images; None where
-    every image is its crop. format: one of FORMATS, None without labels.
-    without_image: names of the labels whose image is missing, without_label: paths of the images nobody labelled.
+    images: n paths (an image with several faces comes several times). points: (n, L, 2) float64, x then y, normalised
+    to the crop; None without labels. crops: the n rectangles to cut from the images; None if every image is its own
+    crop. format: one of FORMATS, None without labels.
+    without_image: names of the labels whose image is missing. without_label: paths of the images that have no label.
     """
 
     images: tuple[Path, ...]
@@ -41,7 +41,7 @@ class Labels:
     without_label: tuple[str, ...] = ()
 
     def notes(self) -> list[str]:
-        """What was left out, one sentence each: how many labels and images, and the first three of them."""
+        """A sentence on left-out labels and one on left-out images: how many, and the first three of them."""
         left_out = (("labels without an image", self.without_image), ("images without a label", self.without_label))
         return [
             f"{len(names)} {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
@@ -70,10 +70,10 @@ def image_folder(images: Path) -> Labels:
 def read_labels(source: Path, images: Path, form: str | None = None, num_lms: int | None = None) -> Labels:
     """Labels from a file, or from a folder of .pts files, for the images in a folder and below.
 
-    form names one of FORMATS; without it the content decides. num_lms is the L that is needed; without it the first
-    label decides. An image is found by its path as written, below `images`, else by its file name alone.
-    Raises EdgeError naming file and line for a wrong number of landmarks and for anything that is not a finite number;
-    also for an unclear format, for names that fit several images, and when not one label has an image.
+    form: one of FORMATS; without it the content decides. num_lms: the L that is needed; without it the first label
+    decides. An image is found by its path as written, below `images`, or else by its file name only.
+    Raises EdgeError that names file and line for a wrong number of landmarks and for anything that is not a finite
+    number; also for an unclear format, for names that fit several images, and if no label has an image.
     """
     if form is not None and form not in FORMATS:
         raise EdgeError(f"label format {form!r}; allowed: {', '.join(FORMATS)}")
@@ -83,7 +83,7 @@ def read_labels(source: Path, images: Path, form: str | None = None, num_lms: in
     available = _find_images(images)
     by_name: dict[str, list[Path]] = {}
     for relative, path in available.items():
-        # A .pts file is called as its image, but for the suffix.
+        # A .pts file has the name of its image, with another suffix.
         name = str(PurePosixPath(relative).with_suffix("")) if form == "ibug" else path.name
         by_name.setdefault(name, []).append(path)
 
@@ -153,7 +153,7 @@ def _locate(face: Face, available: dict[str, Path], by_name: dict[str, list[Path
     return named[0] if named else None
 
 
-# --- Parsing: what is written, as Face values.
+# --- Parsing: from text to Face values.
 
 
 def _parse_named(source: Path, num_lms: int | None) -> Iterator[Face]:
@@ -238,7 +238,7 @@ def _is_number(token: str) -> bool:
     return True
 
 
-# --- Placing: landmarks normalised to the crop, and the crop where the image is more than that.
+# --- Placing: landmarks normalised to the crop, and the crop if it is not the whole image.
 
 
 def _as_written(face: Face, image: Path) -> tuple[Array, Rect | None]:
@@ -265,8 +265,8 @@ def _box_crop(face: Face, image: Path) -> tuple[Array, Rect | None]:
 def _tight_crop(face: Face, image: Path) -> tuple[Array, Rect | None]:
     """process_300w: the landmarks' own box widened by 0.05 on each side, in whole pixels.
 
-    .pts files count pixels from 1; the reference drops the fractions and takes the rest as if counted from 0 (half a
-    pixel less on average), its networks are trained so, and so it is here.
+    .pts files count pixels from 1. The reference drops the fractions and takes the rest as if counted from 0 (half a
+    pixel less on average). Its networks are trained that way, so this function does the same.
     """
     points = np.trunc(face.points)
     low, extent = points.min(axis=0), np.ptp(points, axis=0)
@@ -298,9 +298,9 @@ FORMATS = {
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels as read_picture gives it: from the header where that is plain, by decoding otherwise.
+    """(width, height) in pixels as read_picture gives it: from the header of a PNG or JPEG, otherwise by decoding.
 
-    Plain are PNG and JPEG without EXIF, which may turn the image. Raises EdgeError for what is not an image.
+    An image with EXIF is decoded too, because EXIF may turn it. Raises EdgeError for a file that is not an image.
     """
     data = path.read_bytes()
     if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) > 24 and b"eXIf" not in data:

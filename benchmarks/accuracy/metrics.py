@@ -1,7 +1,7 @@
-"""What a variant's landmarks lost against the float reference: drift in pixels, cell flips and, with labels, NME.
+"""The loss of a variant's landmarks against the float reference: drift in pixels, cell flips and, with labels, NME.
 
-measure() turns landmarks into a Sample, one row an image; every metric is a function of a Sample and of how often each
-image counts, so that the same function gives the value (every image once) and its bootstrap (images drawn again).
+measure() turns landmarks into a Sample with one row per image. Every metric is a function of a Sample and of how often
+each image counts, so the same function gives the value (every image once) and its bootstrap (images drawn again).
 The accuracy metrics follow compute_nme and compute_fr_and_auc in lib/functions.py of jhb86253817/PIPNet.
 """
 
@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 RESAMPLES = 1000
 CONFIDENCE = 95  # per cent
-MIN_IMAGES = 10  # fewer carry no interval: their bootstrap is narrower than the truth
+MIN_IMAGES = 10  # fewer have no interval: their bootstrap would be too narrow
 THRESHOLD, STEP = 0.1, 0.0001  # of FR and AUC, as fractions of the normalising distance
 
 
@@ -54,8 +54,8 @@ def measure(variant: Landmarks, reference: Landmarks, spec: ModelSpec, truth: Ar
     """A Sample of n images from two batches of landmarks (points (n, L, 2) normalised to the crop, cell (n, L)).
 
     truth: (n, L, 2) ground truth normalised to the crop. An image's NME is the mean distance to it over the L landmarks
-    divided by the distance of spec.mean_face.nme_pair in the truth (by 1 where the mean face has no pair).
-    Raises EdgeError for other shapes, for NaN or infinity anywhere, and for truth whose pair coincides.
+    divided by the distance of spec.mean_face.nme_pair in the truth (by 1 if the mean face has no pair).
+    Raises EdgeError for other shapes, for NaN or infinity anywhere, and for truth in which the pair is one point.
     """
     given = {"variant": variant.points, "reference": reference.points} | ({} if truth is None else {"labels": truth})
     n, lms = len(reference.points), spec.num_lms
@@ -91,7 +91,7 @@ def _distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> Array:
     return np.hypot(difference[..., 0], difference[..., 1])
 
 
-# --- Metrics: (sample, weight) -> values. weight is (B, n): how often each image counts, every row adding up to n.
+# --- Metrics: (sample, weight) -> values. weight is (B, n): how often each image counts; every row adds up to n.
 
 
 def nme(sample: Sample, weight: Array) -> Array:
@@ -142,7 +142,7 @@ def flips(sample: Sample, weight: Array) -> Array:
 
 
 def noise(sample: Sample, weight: Array) -> Array:
-    """Offset noise in px: mean drift of the landmarks that did not flip; NaN where all of them did."""
+    """Offset noise in px: mean drift of the landmarks that did not flip; NaN if all of them did."""
     kept = ~sample.flipped
     with np.errstate(invalid="ignore"):
         return np.asarray((weight @ (sample.px * kept).sum(axis=1)) / (weight @ kept.sum(axis=1)))
@@ -193,19 +193,19 @@ def _quantile(values: Array, weight: Array, q: float) -> Array:
     return np.asarray(found[0] + (found[1] - found[0]) * (position - below))
 
 
-# --- Summaries: values with the interval that images drawn again would give.
+# --- Summaries: values with their bootstrap intervals.
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric's value and its 95 % bootstrap interval over images; low and high are None where there is none."""
+    """A metric's value and its 95 % bootstrap interval over images; low and high are None without an interval."""
 
     value: float
     low: float | None = None
     high: float | None = None
 
     def to_json(self) -> dict[str, float | None]:
-        """value (null if it is not a number), low and high (absent where there is no interval)."""
+        """value (null if it is not a number), low and high (absent without an interval)."""
         interval = {"low": self.low, "high": self.high} if self.low is not None else {}
         return {"value": self.value if math.isfinite(self.value) else None, **interval}
 
@@ -225,11 +225,11 @@ class PerLandmark:
 
 @dataclass(frozen=True)
 class Summary:
-    """What one variant lost, over all images.
+    """One variant's loss over all images.
 
-    drift: every metric of METRICS as the variant's minus the reference's, paired by image; the px metrics, flips and
-    noise are 0 for the reference. Those that need labels are absent without them, and variant and reference (their own
-    nme, fr and auc) are then empty.
+    drift: for every metric of METRICS the variant's value minus the reference's, paired by image. The reference's px
+    metrics, flips and noise are 0. variant and reference: their own nme, fr and auc. Without labels, these two are
+    empty and drift has no metric that needs labels.
     """
 
     images: int
@@ -262,7 +262,7 @@ def summarise(sample: Sample, seed: int = 0) -> Summary:
 
 
 def _replicates(sample: Sample, seed: int, names: Iterable[str] = METRICS) -> dict[str, Array]:
-    """The value of each metric that has what it needs, then its values on RESAMPLES draws of n images each."""
+    """For each metric that can be computed: its value, then its values on RESAMPLES draws of n images each."""
     n = len(sample.px)
     value, draws = np.ones((1, n)), np.empty((0, n))
     if n >= MIN_IMAGES:
@@ -289,7 +289,7 @@ def _estimate(replicates: Array) -> Estimate:
 
 @dataclass(frozen=True)
 class Limit:
-    """At most so much drift: bounds the magnitude of summary.drift[metric], in the metric's own unit."""
+    """A bound on the magnitude of summary.drift[metric], in the metric's own unit."""
 
     metric: str
     most: float
@@ -310,7 +310,7 @@ def parse_limit(text: str) -> Limit:
 
 
 def check(limits: Iterable[Limit], summary: Summary) -> list[Limit]:
-    """Those limits that the summary's drift breaks; a drift that is not a number breaks every limit.
+    """The limits that the summary's drift breaks; a drift that is not a number breaks every limit.
 
     Raises EdgeError for a limit on a metric that needs labels where none were given.
     """

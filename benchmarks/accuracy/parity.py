@@ -1,4 +1,4 @@
-"""Does every variant give the float network's maps and landmarks? The reference travels in the bundle."""
+"""Does every variant give the float network's maps and landmarks? The reference is in the bundle."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def check(
     call: Call = here,
     most: int | None = None,
 ) -> tuple[Row, ...]:
-    """Compares variants (all by default) with the torch maps in golden.npz; over pictures with the first fp32 variant.
+    """Compares variants (all by default) with the torch maps in golden.npz, or over pictures with the first fp32 one.
 
-    Each picture is one crop, resized as a whole. call: where the variants run. most: no more than so many crops. A
-    variant that cannot run, crashes or gives NaN has a failed row; one that was not named and whose runtime is not
-    installed there has a skipped row.
+    Each picture is one crop, resized as a whole. call: where the variants run. most: at most this many crops. A variant
+    that cannot run, crashes or gives NaN has a failed row. A variant that was not named has a skipped row if its
+    runtime is not installed there.
     """
     variants = [bundle.variant(name) for name in names] or list(bundle.variants)
     installed = () if names and not images else call(Facts()).runtimes
@@ -101,7 +101,7 @@ def check(
 def compare(
     variant: Variant, row: Row, side: int, want: tuple[Landmarks, Maps | Winners], got: tuple[Landmarks, Maps | Winners]
 ) -> Row:
-    """Fills a row from reference and variant, batch axis first; `side` is the crop's in pixels. NaN fails."""
+    """Fills a row from reference and variant, batch axis first. side: the crop's, in pixels. NaN fails."""
     if not np.isfinite(got[0].points).all():
         return replace(row, failure="landmarks are NaN or infinite")
     maps, shares = {}, {}
@@ -125,19 +125,19 @@ Compared = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def _differences(want: tuple[Landmarks, Maps | Winners], got: tuple[Landmarks, Maps | Winners]) -> dict[str, Compared]:
-    """Map name -> (what is wanted, how far the other is from it), over the cells that both have values of."""
+    """Map name -> (wanted values, their absolute differences), over the cells for which both have values."""
     (wanted, first), (found, second) = want, got
     if isinstance(first, Maps) and isinstance(second, Maps):
         pairs = {name: (getattr(first, name), getattr(second, name)) for name in MAP_NAMES}
     else:
         ours = Winners.at(first, found.cell) if isinstance(first, Maps) else first
         theirs = Winners.at(second, wanted.cell) if isinstance(second, Maps) else second
-        # Neither may have other cells than its own.
+        # Winners only have their own cells. If both are winners, landmarks in different cells cannot be compared.
         there = np.ones_like(found.cell) if ours is not first or theirs is not second else wanted.cell == found.cell
         offsets = np.where(there[..., None, None], ours.offsets, theirs.offsets)
         others = theirs.by_map()
         pairs = {name: (value, others[name]) for name, value in Winners(ours.score, offsets).by_map().items()}
-    # float64, because maps can lie further apart than float32 reaches.
+    # float64, because a difference of two maps can be out of float32's range.
     return {name: (a.astype(np.float64), np.abs(b.astype(np.float64) - a)) for name, (a, b) in pairs.items()}
 
 

@@ -1,1 +1,1 @@
-"""What was measured, as pictures: one file a kind."""
+"""Drawings of what was measured: one file per kind."""

@@ -1,6 +1,6 @@
-"""What pictures are drawn with: text, lines, boxes, and a scale that ends at a round number.
+"""The parts of drawings: text, lines, boxes, and a scale that ends at a round number.
 
-All lengths are in pixels. A picture is made for one size and drawn at any: its lengths are multiples of a unit u.
+All lengths are in pixels. A drawing is designed for one size and can be made at any: its lengths are multiples of u.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipnet_edge.draw import INK, Colour, Image, Points
 
 MUTED, HAIRLINE, PAPER = (105, 110, 118), (214, 219, 226), (255, 255, 255)
 PLAIN, BOLD = cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX
-BITS = 4  # of a pixel's fraction that OpenCV's lines keep
+BITS = 4  # the bits of a pixel's fraction that OpenCV's lines keep
 
 
 def round_up(value: float) -> float:
@@ -38,13 +38,13 @@ def put_box(canvas: Image, left: float, upper: float, right: float, lower: float
 
 
 def text_width(text: str, height: float, font: int) -> float:
-    """How wide put_text writes a line whose capitals are so high, in pixels."""
+    """The width in pixels of put_text's line when its capitals have this height."""
     return float(cv2.getTextSize(text, font, _font_scale(height), 1)[0][0])
 
 
 @lru_cache(maxsize=1)
 def _cap_height() -> float:
-    """Height in pixels of a capital at font scale 1, measured: OpenCV 4 and 5 draw other fonts under the same name."""
+    """Height in pixels of a capital at font scale 1. Measured: OpenCV 4 and 5 have different fonts of the same name."""
     sample = np.zeros((200, 200), dtype=np.uint8)
     cv2.putText(sample, "H", (40, 160), PLAIN, 4.0, 255, 1, cv2.LINE_AA)
     return int(np.count_nonzero(sample.max(axis=1) > 127)) / 4
@@ -65,7 +65,7 @@ def put_text(
     font: int = PLAIN,
     most: float = math.inf,
 ) -> float:
-    """Writes one line and returns its width. anchor: which part of the text is at (x, y), (0, 0) its upper left.
+    """Writes one line and returns its width. anchor: the part of the text that is at (x, y); (0, 0): its upper left.
 
     A text wider than `most` pixels loses its middle.
     """

@@ -1,4 +1,4 @@
-"""What a variant lost, in two pictures: the mean face coloured by drift, and a sheet of the worst faces."""
+"""A variant's drift in two drawings: the mean face coloured by drift, and a sheet of the worst faces."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 WORST = 12  # faces on a sheet
 RED, TRAIL = (255, 50, 60), (255, 225, 90)
-# From grey over amber and red to dark red: no drift recedes, the most drift stands out.
+# From grey over amber and red to dark red: the most drift is the easiest to see.
 RAMP = np.array([(186, 196, 210), (250, 205, 110), (244, 122, 60), (205, 30, 45), (105, 5, 35)], dtype=np.float64)
 
 
 def draw(
     bundle: Bundle, faces: Faces, reference: str, rows: Sequence[Row], landmarks: dict[str, Landmarks], output: Path
 ) -> list[Path]:
-    """Two pictures a variant into `output`: the mean face coloured by drift, and the worst faces."""
+    """Two drawings per variant into `output`: the mean face coloured by drift, and the worst faces."""
     paths = []
     for row in rows:
         if row.summary is None:
@@ -73,7 +73,7 @@ def mean_face_picture(face: MeanFace, table: PerLandmark, title: str, worst: int
     points = (points - low - extent / 2) * (690 * u / extent.max()) + np.array([425, 490]) * u
     steps = np.hypot(*np.diff(points, axis=0).T)
     for (a, b), step in zip(pairwise(points), steps, strict=True):
-        # Where landmarks follow a contour one after the other, lines show it; a long step starts the next contour.
+        # Lines join landmarks that follow each other along a contour; a long step starts the next contour.
         if np.median(steps) < 100 * u and step < min(1.7 * float(np.median(steps)), 100 * u):
             put_line(canvas, a, b, HAIRLINE, 2 * u)
 
@@ -153,7 +153,7 @@ def _overlay(picture: Image, reference: Points, variant: Points) -> Image:
 
 
 def _index_label(canvas: Image, index: int, point: Points, radius: float, taken: list[Box], u: float) -> None:
-    """Writes a landmark's index near its dot, in the first of the places around it that keeps clear of `taken`."""
+    """Writes a landmark's index near its dot, at the position that covers the least of `taken` and is the nearest."""
     height, text = 12 * u, str(index)
     width = text_width(text, height, BOLD)
     best: tuple[float, Box] | None = None

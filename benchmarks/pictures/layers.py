@@ -1,6 +1,6 @@
-"""How much int8 costs in each layer.
+"""The cost of int8 in each layer.
 
-Rows are what converters.quantize.sensitivity.LayerSensitivity.to_json gives, in the network's order.
+Rows come from converters.quantize.sensitivity.LayerSensitivity.to_json, in the network's order.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ TICKS = 5
 
 
 def picture(rows: Sequence[Row], title: str, width: int = 1300) -> Image:
-    """Two bars for every layer, one row a layer from the image on down; (H, width, 3), H grows with the layers.
+    """Two bars for every layer, one row per layer, the first layer on top; (H, width, 3), H grows with the layers.
 
-    Left, red: the drift in px when this layer alone is in int8. Right, blue: by how much the drift of the net in int8
-    falls when this layer returns to float, grey where it rises. Both have one scale. Raises EdgeError without rows.
+    Left, red: the drift in px when only this layer is in int8. Right, blue: how much the drift of the int8 network
+    falls when this layer returns to float; grey if it rises. Both have one scale. Raises EdgeError without rows.
     """
     if not rows:
         raise EdgeError("no layer is in int8, so there is no sensitivity to draw")

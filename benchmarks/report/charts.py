@@ -1,6 +1,6 @@
-"""A report's charts but for those of speed: clocks, instructions, predictions and drift on the mean face.
+"""A report's charts except those of speed: clocks, instructions, predictions and drift on the mean face.
 
-Each is None where there is nothing to show.
+Each is None if there is nothing to show.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pipnet_edge.benchmarks.report.tables import name, px, runtime
 from pipnet_edge.benchmarks.speed.result import Measured
 
 WIDTH = 440.0
-LEFT, ROW = 118.0, 26.0  # where rows of a chart begin behind their names, and how high a row is
-STATES = 240  # states drawn of a run
-NOTHING = 0.001  # pixels of drift below which it does not matter how much less
+LEFT, ROW = 118.0, 26.0  # the start of a chart's rows, after their names, and a row's height
+STATES = 240  # the most states drawn for a run
+NOTHING = 0.001  # pixels: less drift counts as none
 COLOURS = 6
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing with what stands above it: a title, and a sentence on how to read it."""
+    """A drawing with a title above it, and a sentence on how to read it."""
 
     title: str
     caption: str
@@ -49,7 +49,7 @@ def rows(
     draw: Callable[[int, float], Iterable[str]],
     high: float,
 ) -> str:
-    """Rows under each other over one horizontal axis; draw(row, y of its middle) gives what stands in a row."""
+    """Rows with one horizontal axis; draw(row, y of its middle) gives the content of a row."""
     top = 8.0
     bottom = top + high * len(names)
     parts = svg.grid_x(axis, top, bottom, unit)
@@ -72,7 +72,7 @@ def key(entries: Sequence[tuple[str, str]]) -> str:
 
 
 def clocks(target: Target) -> Chart | None:
-    """Frequency and temperature, the runs one behind the other without the pauses between them."""
+    """Frequency and temperature, the runs one after the other without the pauses between them."""
     runs = [run for run in target.measured if any(s.mhz or s.celsius is not None for s in run.states)]
     if not runs:
         return None
@@ -116,11 +116,11 @@ def _panel(
     runs: Sequence[Measured],
     starts: Sequence[float],
     x: svg.Axis,
-    place: tuple[float, float],
+    top_bottom: tuple[float, float],
     unit: str,
     readers: Sequence[Callable[[object], float | None]],
 ) -> Iterable[str]:
-    top, bottom = place
+    top, bottom = top_bottom
     values = [v for run in runs for s in run.states for read in readers if (v := read(s)) is not None]
     most = max(values)
     y = svg.span([min(*values, 0.9 * most), 1.04 * most], bottom, top)
@@ -143,7 +143,7 @@ def _panel(
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """At most so many of the points: of each stretch its lowest and its highest."""
+    """At most `most` points: the lowest and the highest of each stretch."""
     if len(points) <= most:
         return list(points)
     found = []
@@ -153,7 +153,7 @@ def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[floa
     return found
 
 
-# --- Emulated and predicted: never among what was measured.
+# --- Emulated and predicted: never together with measured numbers.
 
 
 def instructions(target: Target) -> Chart | None:

@@ -1,4 +1,4 @@
-"""What a report is made of: results of bench, parity and drift, read from what the commands printed with --json."""
+"""The contents of a report: results of bench, parity and drift, read from the commands' output with --json."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ABSURD = 1e18
 
 @dataclass(frozen=True)
 class Target:
-    """What one result of bench says of one target. name: the target's, with the file's if several files have it."""
+    """One target of one result of bench. name: the target's, with the file's if several files have this target."""
 
     name: str
     facts: Facts
@@ -47,7 +47,7 @@ class Target:
 
 @dataclass(frozen=True)
 class ParityRow:
-    """A row of parity, as benchmarks.parity.Row prints it."""
+    """A row of parity, as benchmarks.accuracy.parity.Row prints it."""
 
     variant: str
     reference: str
@@ -62,7 +62,7 @@ class ParityRow:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric with its interval over images, where it has them."""
+    """A metric with its interval over images, as far as it has them."""
 
     value: float | None
     low: float | None
@@ -80,7 +80,7 @@ class Landmark:
 
 @dataclass(frozen=True)
 class DriftRow:
-    """A row of drift: metrics by name, and per landmark its drift and its place on the mean face, if it is told."""
+    """A row of drift: metrics by name, and per landmark its drift and its position on the mean face, if given."""
 
     variant: str
     images: int
@@ -92,7 +92,7 @@ class DriftRow:
 
 @dataclass(frozen=True)
 class Parity:
-    """One result of parity; source: its file's name. target and kind: where it ran, this machine if it is not told."""
+    """One result of parity. source: its file's name. target and kind: where it ran; if not given, this machine."""
 
     source: str
     target: str | None
@@ -102,7 +102,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Drift:
-    """One result of drift; source: its file's name."""
+    """One result of drift. source: its file's name."""
 
     source: str
     reference: str
@@ -112,8 +112,8 @@ class Drift:
 
 @dataclass(frozen=True)
 class Report:
-    """Results side by side. network: what all of bench measured, None without any. created:
-    when those were made, in ISO 8601. made: a line on the origin of each."""
+    """Results side by side. network: that of all results of bench, None without any. created: the times at which these
+    were made, in ISO 8601. made: one line on the origin of each."""
 
     network: str | None
     made: tuple[str, ...]
@@ -158,7 +158,7 @@ def make(paths: Sequence[Path]) -> Report:
 
 
 def _refuse_absurd(value: object, path: Path) -> None:
-    """Raises EdgeError for a number that no measurement gives and no drawing survives."""
+    """Raises EdgeError for a number that no measurement gives and that no drawing can show."""
     if isinstance(value, list | dict):
         for inner in value.values() if isinstance(value, dict) else value:
             _refuse_absurd(inner, path)
@@ -174,7 +174,7 @@ def _origin(name: str, result: Result) -> str:
 
 
 def moment(created: str) -> str:
-    """A moment in ISO 8601 as people read it, to the minute; other text as it is."""
+    """A time in ISO 8601 as text for people, to the minute; other text stays as it is."""
     try:
         return f"{datetime.fromisoformat(created):%Y-%m-%d %H:%M %Z}".strip()
     except ValueError:
@@ -239,7 +239,7 @@ def _read(kind: type[Row], row: object, where: str) -> Row:
 
 
 def _known(kind: type[Any], row: object, where: str) -> dict[str, Any]:
-    """A class's fields out of a JSON object, absent ones as null, texts on one line."""
+    """A class's fields from a JSON object: absent ones are None, texts are on one line."""
     given = _mapping(row, where)
     return {field.name: _plain(given.get(field.name)) for field in fields(kind)}
 

@@ -1,7 +1,7 @@
 """Results of bench, parity and drift as one file to hand on: an HTML page, Markdown or CSV.
 
-The page needs nothing beside it: styles and pictures are inside, scripts there are none. Results are untrusted, so all
-text is escaped for what reads it.
+The page needs no other file: styles and drawings are inside, and there are no scripts. Results are untrusted, so all
+text is escaped for its format.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipnet_edge.errors import EdgeError
 
 
 def write(report: Report, output: Path) -> None:
-    """Writes a report as its suffix says: .html, .md or .csv. Whole or not at all. Raises EdgeError."""
+    """Writes a report in the format of its suffix: .html, .md or .csv. Writes all or nothing. Raises EdgeError."""
     if output.suffix.lower() not in FORMATS:
         raise EdgeError(f"cannot write a report as {output}; allowed: {', '.join(FORMATS)}")
     files.write(output, FORMATS[output.suffix.lower()](report).encode())
@@ -57,7 +57,7 @@ def heading(report: Report) -> str:
 
 
 def _row_name(table: Table, index: int) -> str:
-    """What tells a row from the others: its variant, and its threads where there is such a column."""
+    """A row's name: its variant, and its threads if there is such a column."""
     row = dict(zip(table.columns, table.rows[index], strict=True))
     return " ×".join(filter(None, (row["variant"], row.get(">threads"))))
 
@@ -76,7 +76,7 @@ def _markdown_table(table: Table) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-# What begins code, emphasis, a link, HTML, an entity or a table's cell; and at a line's beginning a title or a quote.
+# The start of code, emphasis, a link, HTML, an entity or a table's cell; at the start of a line, of a title or a quote.
 MARKUP = re.compile(r"[\\`*~|]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|<(?=[A-Za-z/!?])|&(?=[A-Za-z#])|^[#>]")
 
 
@@ -111,9 +111,9 @@ Cell = str | int | float | None
 
 
 def csv(report: Report) -> str:
-    """A row a run under one header for all kinds; kinds share no column with numbers of speed."""
+    """One row per run, one header for all kinds of numbers. Two kinds never share a column with numbers of speed."""
     out = io.StringIO()
-    # All text in quotes, so that a program that splits at other characters finds no formula behind one.
+    # All text is in quotes, so that a program that splits at other characters finds no formula after one.
     writer = csv_files.DictWriter(out, CSV_COLUMNS, restval="", quoting=csv_files.QUOTE_NONNUMERIC, lineterminator="\n")
     writer.writeheader()
     for row in _csv_rows(report):
@@ -123,7 +123,7 @@ def csv(report: Report) -> str:
 
 
 def _csv_cell(value: Cell) -> str | int | float:
-    """Text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    """A cell. Text that a spreadsheet would take for a formula gets an apostrophe before it."""
     if value is None:
         return ""
     if isinstance(value, str):

@@ -12,7 +12,7 @@ from pipnet_edge.benchmarks.report.contents import EMULATED, MEANING, MEASURED, 
 from pipnet_edge.benchmarks.report.svg import escape
 from pipnet_edge.cli.render import Table
 
-# The style sheet is allowed by its hash, so that nothing in a result could bring another.
+# The style sheet is allowed by its hash, so that a result cannot bring another one.
 POLICY = "default-src 'none'; style-src 'sha256-{}'; base-uri 'none'; form-action 'none'"
 
 
@@ -124,12 +124,12 @@ def _table(table: Table, section: tables.Section) -> str:
 
 
 def _short(cell: str) -> str:
-    """What keeps few words on one line, in a table that scrolls."""
+    """The class that keeps a few words on one line, in a table that scrolls."""
     return ' class="w"' if len(cell) <= 24 else ""
 
 
 def _legend(report: Report) -> str:
-    """What the kinds mean, of those there are."""
+    """The meaning of each kind of number that the report has."""
     kinds = dict.fromkeys(section.kind for section in tables.sections(report) if section.kind)
     entries = (f'<li><span class="badge {k}">{k}</span> {escape(MEANING[k])}</li>' for k in kinds)
     return f"<footer><ul>{''.join(entries)}</ul></footer>"

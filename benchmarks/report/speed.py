@@ -1,7 +1,7 @@
-"""A report's charts of measured speed: latency, stages, speed against drift, and with threads.
+"""A report's charts of measured speed: latency, stages, speed against drift, and speed with threads.
 
-Each is None where there is nothing to show. What is drawn may be a choice of the samples, and says so; statistics use
-all of them.
+Each is None if there is nothing to show. A chart that draws only some of the samples says so; statistics use all of
+them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pipnet_edge.benchmarks.speed.result import Measured
 from pipnet_edge.precisions import PRECISIONS
 from pipnet_edge.worker.protocol import STAGES
 
-DOTS, EXTREMES = 240, 40  # samples drawn of a run, and how many of them are its slowest
+DOTS, EXTREMES = 240, 40  # the most samples drawn for a run, and how many of them are its slowest
 BINS = 90
-# The first precisions have a mark of their own, others a diamond.
+# The first precisions have a mark of their own; the others have a diamond.
 SHAPES = dict(zip(PRECISIONS, ("circle", "square", "triangle"), strict=False))
 
 
@@ -33,7 +33,8 @@ def latency(target: Target, colour: Mapping[str, int]) -> Chart | None:
     runs = _timed(target)
     if not runs:
         return None
-    # A ratio is as wide everywhere. Few lonely outliers do not squeeze everything else: they are told as a number.
+    # On this axis a ratio has the same width everywhere. A few outliers beyond it are given as a number, so that they
+    # do not squeeze everything else.
     slowest = max(float(run.frames.max()) for run in runs)
     end = min(slowest * 1.02, 2 * max(run.frame(0.5) for run in runs))
     axis = svg.Axis(0.97 * min(float(run.frames.min()) for run in runs), end, LEFT, WIDTH - 46, log=True)
@@ -60,7 +61,7 @@ def latency(target: Target, colour: Mapping[str, int]) -> Chart | None:
 
 
 def chosen(frames: NDArray[np.float64]) -> NDArray[np.float64]:
-    """At most DOTS of the frames: the slowest EXTREMES, and of the others every so many in their order of time."""
+    """At most DOTS of the frames: the slowest EXTREMES, and an even choice of the others in their order of time."""
     if frames.size <= DOTS:
         return frames
     order = np.argsort(frames, kind="stable")
@@ -115,11 +116,11 @@ def stages(target: Target) -> Chart | None:
     )
 
 
-# --- Speed against drift, and with threads.
+# --- Speed against drift, and speed with threads.
 
 
 def tradeoff(target: Target, drifts: Sequence[Drift], colour: Mapping[str, int]) -> Chart | None:
-    """The fastest run of each variant. Drift, where there is a result of it, else the manifest's parity; never both."""
+    """The fastest run of each variant against its drift; without a result of drift, against the manifest's parity."""
     best: dict[str, Measured] = {}
     for run in sorted(_timed(target), key=lambda run: -run.frame(0.5)):
         best[run.variant] = run
@@ -193,7 +194,7 @@ def scaling(target: Target, colour: Mapping[str, int]) -> Chart | None:
     parts += [svg.line(x(1), y(1), x(ideal), y(ideal), "ideal")]
     parts.append(svg.text(x(ideal) - 6, y(ideal) + (4 if ideal < counts[-1] else 0), "ideal", "tick", "end"))
     ends = [y(gain[max(gain)]) for gain in gains.values()]
-    for (variant, gain), end, place in zip(gains.items(), ends, svg.spread(ends, 14, top, bottom), strict=True):
+    for (variant, gain), end, height in zip(gains.items(), ends, svg.spread(ends, 14, top, bottom), strict=True):
         style = f"c{colour[runtime(variant)]}"
         parts.append(svg.polyline([(x(threads), y(value)) for threads, value in gain.items()], f"curve {style}"))
         shape = SHAPES.get(precision(variant), "diamond")
@@ -201,7 +202,7 @@ def scaling(target: Target, colour: Mapping[str, int]) -> Chart | None:
             svg.marker(x(threads), y(v), shape, f"mark {style}", f"{variant} ×{threads}: {v:.2f}", 3.5)
             for threads, v in gain.items()
         ]
-        parts.append(svg.line(x(max(gain)) + 5, end, right + 18, place, "lead"))
-        parts.append(svg.text(right + 21, place, f"{svg.short(variant)} {gain[max(gain)]:.2f}", "name"))
+        parts.append(svg.line(x(max(gain)) + 5, end, right + 18, height, "lead"))
+        parts.append(svg.text(right + 21, height, f"{svg.short(variant)} {gain[max(gain)]:.2f}", "name"))
     caption = "p50 with one thread divided by p50 with more. Dashed: as many times faster as there are threads."
     return Chart("Thread scaling", caption, svg.drawing(WIDTH, bottom + 34, "Thread scaling", parts))

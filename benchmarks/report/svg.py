@@ -1,7 +1,7 @@
-"""Small pieces of SVG, as text: axes, marks, and labels that keep out of each other's way.
+"""Small pieces of SVG, as text: axes, marks, and labels that do not cover each other.
 
 Lengths are in units of the drawing, which a page scales as a whole; a character of its text is about CHAR wide. Colours
-and strokes are classes that the page's style sheet defines, so that a drawing follows a light or a dark page.
+and strokes are classes of the page's style sheet, so that a drawing follows a light or a dark page.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Box = tuple[float, float, float, float]
 
 
 def drawing(width: float, height: float, title: str, body: Iterable[str]) -> str:
-    """An <svg> whose title is read out instead of it."""
+    """An <svg>. title: for screen readers."""
     name = escape(title)
     head = f'<svg viewBox="0 0 {length(width)} {length(height)}" role="img" aria-label="{name}">'
     return f"{head}{''.join(body)}</svg>"
@@ -27,7 +27,7 @@ def escape(text: str) -> str:
 
 
 def length(value: float) -> str:
-    """A number to a tenth, in few characters."""
+    """A number rounded to a tenth, in few characters."""
     return f"{value + 0.0:.1f}".removesuffix(".0")
 
 
@@ -47,13 +47,13 @@ def polyline(points: Iterable[tuple[float, float]], style: str) -> str:
 
 
 def rect(x: float, y: float, width: float, height: float, style: str, tip: str = "") -> str:
-    """A bar. tip: what a pointer on it shows."""
+    """A bar. tip: the text that a pointer on it shows."""
     shape = f'x="{length(x)}" y="{length(y)}" width="{length(max(width, 0))}" height="{length(height)}"'
     return f'<rect class="{style}" {shape}>{_tip(tip)}</rect>' if tip else f'<rect class="{style}" {shape}/>'
 
 
 def dots(points: Iterable[tuple[float, float]], style: str) -> str:
-    """Many dots in one path: strokes without length whose round caps are seen."""
+    """Many dots in one path: strokes without length, so that only their round caps are seen."""
     return f'<path class="{style}" d="{"".join(f"M{length(x)} {length(y)}h0" for x, y in points)}"/>'
 
 
@@ -75,18 +75,18 @@ def _tip(tip: str) -> str:
 
 
 def short(content: str, most: int = 15) -> str:
-    """At most so many characters, with an ellipsis for the rest."""
+    """At most `most` characters, with an ellipsis for the rest."""
     return content if len(content) <= most else f"{content[: most - 1]}…"
 
 
 def width(content: str) -> float:
-    """About how wide a text is drawn."""
+    """The approximate width of a text."""
     return CHAR * len(content)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Values from low to high onto start to end; what lies outside is drawn at the nearer end."""
+    """Maps values from low to high to positions from start to end. Values outside are drawn at the nearer end."""
 
     low: float
     high: float
@@ -100,7 +100,7 @@ class Axis:
         return self.start + min(max(share, 0.0), 1.0) * (self.end - self.start)
 
     def ticks(self, count: int) -> list[float]:
-        """About so many round values between low and high."""
+        """About `count` round values between low and high."""
         if not self.high > self.low:
             return [self.low]
         if self.log:
@@ -123,7 +123,7 @@ def _log(value: float) -> float:
 
 
 def round_step(least: float) -> float:
-    """The smallest of 1, 2, 5, 10, 20 … (and their tenths) that is at least so large."""
+    """The smallest of 1, 2, 5, 10, 20 … (and their tenths) that is at least `least`."""
     power = 10.0 ** math.floor(math.log10(least)) if least > 0 else 1.0
     return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= least * 0.999)
 
@@ -154,10 +154,10 @@ def grid_y(axis: Axis, left: float, right: float, unit: str, count: int = 5) -> 
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places as close as may be to those wanted, at least `gap` apart where there is room, in the same order."""
+    """Positions as close as possible to the wanted ones, at least `gap` apart if there is room, in the same order."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     gap = min(gap, (high - low) / max(len(wanted) - 1, 1))
-    # Groups that touch move as one, to the mean of what their members want.
+    # Groups that touch move as one, to the mean of their members' wanted positions.
     groups: list[tuple[list[int], float]] = []
     for i in order:
         members, middle = [i], wanted[i]
@@ -166,20 +166,20 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
             middle = sum(wanted[m] for m in members) / len(members)
         half = gap * (len(members) - 1) / 2
         groups.append((members, min(max(middle, low + half), high - half)))
-    places = [0.0] * len(wanted)
+    positions = [0.0] * len(wanted)
     for members, middle in groups:
         for rank, member in enumerate(members):
-            places[member] = middle + gap * (rank - (len(members) - 1) / 2)
-    return places
+            positions[member] = middle + gap * (rank - (len(members) - 1) / 2)
+    return positions
 
 
 def labels(points: Sequence[tuple[float, float]], names: Sequence[str], frame: Box, size: float = 7.0) -> list[str]:
-    """A name beside each point, where it covers no point and no other name; a thin line where it had to go further."""
+    """A name beside each point. It avoids points and other names; if it is further away, a thin line joins it."""
     taken: list[Box] = [(x - size, y - size, x + size, y + size) for x, y in points]
     parts = []
     for (x, y), name in sorted(zip(points, names, strict=True)):
         wide = width(name)
-        best = min(_places(x, y, wide, size), key=lambda place: _cost(place[0], taken, frame) + place[1])
+        best = min(_positions(x, y, wide, size), key=lambda option: _cost(option[0], taken, frame) + option[1])
         left, top, right, bottom = best[0]
         taken.append(best[0])
         if best[1] >= FAR:
@@ -194,8 +194,8 @@ def labels(points: Sequence[tuple[float, float]], names: Sequence[str], frame: B
 FAR = 4.0
 
 
-def _places(x: float, y: float, wide: float, size: float) -> Iterable[tuple[Box, float]]:
-    """Boxes for a name around a point, with how much less welcome each is than the first."""
+def _positions(x: float, y: float, wide: float, size: float) -> Iterable[tuple[Box, float]]:
+    """Boxes for a name around a point, each with its penalty; the first has none."""
     for rank, step in enumerate((0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6, -6, 7, -7, 8, -8)):
         cost = rank if abs(step) <= 1 else FAR + rank
         middle = y + step * (LINE - 1)
@@ -205,7 +205,7 @@ def _places(x: float, y: float, wide: float, size: float) -> Iterable[tuple[Box,
 
 
 def _cost(box: Box, taken: Sequence[Box], frame: Box) -> float:
-    """How much of a box lies over others or outside the frame; 0 where nothing does."""
+    """The penalty for the part of a box that lies over others or outside the frame; 0 if there is none."""
     outside = (
         max(frame[0] - box[0], 0) + max(box[2] - frame[2], 0) + max(frame[1] - box[1], 0) + max(box[3] - frame[3], 0)
     )

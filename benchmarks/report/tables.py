@@ -29,8 +29,8 @@ from pipnet_edge.worker.protocol import STAGES
 class Section:
     """A table and the kind of its numbers.
 
-    target: whose, or which file's. remarks: what to know of single rows, by their index; notes: of all of them;
-    alarms: what is wrong with all of them.
+    target: the target's name, or the file's. remarks: on single rows, by their index. notes: on all rows. alarms: what
+    is wrong with all rows.
     """
 
     title: str
@@ -51,7 +51,7 @@ def title(report: Report) -> str:
 
 
 def dates(report: Report) -> str:
-    """The day, or the first and the last, on which results of bench were made."""
+    """The day on which results of bench were made, or the first and the last day."""
     days = sorted({created.partition("T")[0] for created in report.created})
     return " – ".join(dict.fromkeys((days[0], days[-1]))) if days else ""
 
@@ -68,13 +68,13 @@ def glance(report: Report) -> Section | None:
     return Section("At a glance", MEASURED, Table(columns, rows)) if rows else None
 
 
-# What a machine is comes first.
+# The names of a machine and its parts come first.
 FACTS = ("device", "board", "soc", "cpu", "machine", "cores", "clusters", "governor", "features", "memory_mb")
 UNITS = {"memory_mb": "memory MB", "memory_gb_s": "memory GB/s"}
 
 
 def facts(report: Report) -> Section | None:
-    """A column a target, a row a fact."""
+    """One column per target, one row per fact."""
     known = [target for target in report.targets if target.facts]
     told = dict.fromkeys(name for target in known for name in target.facts)
     names = sorted(told, key=lambda name: FACTS.index(name) if name in FACTS else len(FACTS))
@@ -94,7 +94,7 @@ def of_target(target: Target) -> Iterator[Section]:
 
 def _measured(target: Target) -> Section:
     found = [target.warnings(run) for run in target.measured]
-    # What is wrong with every run is said once.
+    # A warning about every run is given once.
     often = Counter(warning for warnings in found for warning in dict.fromkeys(warnings))
     common = tuple(w for w, count in often.items() if count == len(found) > 1)
     remarks = {}
@@ -150,7 +150,7 @@ def precision(variant: str) -> str:
 
 
 def speed_up(target: Target, run: Measured) -> float | None:
-    """How much faster than fp32 of the same runtime with as many threads; None for fp32 itself and without it."""
+    """How much faster than fp32 of the same runtime and threads; None for fp32 itself and without a run of it."""
     name = f"{runtime(run.variant)}-fp32"
     base = [
         other
@@ -262,7 +262,7 @@ def sections(report: Report) -> Iterator[Section]:
 
 
 def fixed(value: float | None, digits: int) -> str:
-    """With so many digits and no minus before zero; nothing for None."""
+    """A value with a number of digits and no minus before zero; empty for None."""
     return "" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
@@ -271,7 +271,7 @@ def fps(milliseconds: float) -> str:
 
 
 def px(value: float | None) -> str:
-    """Pixels to a thousandth; what is less is no drift, but not nothing either."""
+    """Pixels to a thousandth. A smaller value above 0 is "<0.001", because it is not nothing."""
     return "<0.001" if value is not None and 0 < value < 0.0005 else fixed(value, 3)
 
 
@@ -280,7 +280,7 @@ def megabytes(size: int | None) -> str:
 
 
 def name(run: Measured | Counted | Predicted) -> str:
-    """A run in few characters: variant, and threads where it has them."""
+    """A run in few characters: variant, and threads if it has them."""
     return run.variant if isinstance(run, Counted) else f"{run.variant} ×{run.threads}"
 
 

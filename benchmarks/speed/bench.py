@@ -48,8 +48,8 @@ Step = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to bench: variants by name (none: all), thread counts (none: 1, 2 and 4, as far as there are cores), cpus
-    as host.pin takes them, and how long."""
+    """What to bench: variants by name (none: all), thread counts (none: 1, 2 and 4, but not more than cores), cpus as
+    host.pin takes them, and how long."""
 
     variants: tuple[str, ...] = ()
     threads: tuple[int, ...] = ()
@@ -75,7 +75,7 @@ class Plan:
 def sweep(call: Call, target: str, bundle: Bundle, plan: Plan, machine: Machine, step: Step) -> Iterator[Measured]:
     """Times every variant with every number of threads, each in a worker of its own.
 
-    machine: the target's facts. Stops when the connection is lost; what was measured until then has been given.
+    machine: the target's facts. Stops when the connection is lost, after the runs that were measured before.
     """
     variants, cores = plan.chosen(bundle, machine.runtimes), machine.facts.get("cores")
     counts = plan.thread_counts(cores if isinstance(cores, int) else 1)
@@ -111,7 +111,7 @@ def _measure(
     settings: Settings,
     crops: Path | None = None,
 ) -> tuple[Measured, bool]:
-    """One run, with what came before a failure if there was one, and whether the connection was lost by it."""
+    """One run (if it failed, with what came before the failure), and whether the connection was lost."""
     samples: dict[str, list[float]] = {stage: [] for stage in STAGES}
     states: list[State] = []
     loaded: Loaded | None = None
@@ -168,7 +168,7 @@ def _state(event: Samples) -> State:
 
 
 def predictions(place: Place, bundle: Bundle, plan: Plan) -> Iterator[Predicted]:
-    """What the latency model says of every variant on the place's device; one it cannot predict has a note alone."""
+    """The latency model's prediction for every variant on the place's device. If there is none, a note says why."""
     device = place.device
     assert device is not None
     for variant in plan.named(bundle):
@@ -211,7 +211,7 @@ def counts(place: Place, bundle: Bundle, plan: Plan, step: Step) -> Iterator[Cou
 
 @dataclass
 class _Found:
-    """What several places give; each thread writes its own place's only."""
+    """The results of several places. Each thread writes only those of its own place."""
 
     facts: dict[str, Facts] = field(default_factory=dict)
     rows: dict[str, list[Any]] = field(default_factory=dict)
@@ -221,10 +221,10 @@ class _Found:
 def run(
     bundle: Bundle, plan: Plan, where: Sequence[Place], step: Step = lambda *_: None, keep: bool = False
 ) -> tuple[Result, Mapping[str, EdgeError]]:
-    """Benches a bundle everywhere: places on machines of their own side by side, then what this machine computes.
+    """Benches a bundle at all places: those on machines of their own at the same time, then those on this machine.
 
-    keep: boards keep what was pushed. Returns the result and the errors of places where something could not be done;
-    raises the first of those where nothing could be done anywhere.
+    keep: boards keep the pushed files. Returns the result and the errors by place. Raises the first of these errors if
+    no place gave anything.
     """
     found, opened = _Found(), list[contextlib.ExitStack]()
 
@@ -243,7 +243,7 @@ def run(
                     call = own.enter_context(places.calling(place, keep))
                     machine = call(protocol.Facts())
                     found.facts[place.name] = facts_of(machine.facts)
-                    # One by one: a connection that breaks leaves what came before.
+                    # One by one, so that the rows before a broken connection stay.
                     for row in sweep(call, place.name, bundle, plan, machine, step):
                         rows.append(row)
         except EdgeError as e:
@@ -259,7 +259,7 @@ def run(
                 if place not in boards:
                     visit(place)
         except BaseException:
-            # Connections that are closed end the threads that use them, for which the pool waits.
+            # The pool waits for its threads. They end when their connections are closed.
             for own in opened:
                 with contextlib.suppress(EdgeError):
                     own.close()
@@ -283,7 +283,7 @@ def run(
 
 
 def device_facts(place: Place) -> Facts:
-    """What a device's file says of it, as facts."""
+    """The facts in a device's file."""
     device = place.device
     assert device is not None
     return {

@@ -1,6 +1,6 @@
-"""What a bench found, as it is kept: raw samples and the machine's facts. Statistics are computed when they are shown.
+"""The result of a bench: raw samples and the machine's facts. Statistics are computed when they are shown.
 
-There are three kinds of numbers, and each has a type of its own, so that none can pass for another: Measured (a clock
+There are three kinds of numbers. Each has a type of its own, so that none can be taken for another: Measured (a clock
 on the machine itself), Counted (instructions under an emulator, never a time) and Predicted (a model's, with an
 interval).
 """
@@ -31,7 +31,7 @@ Facts = Mapping[str, str]
 
 @dataclass(frozen=True)
 class State:
-    """A machine, `at` seconds after the first timed frame: mhz of each clock domain, celsius, firmware bits, load."""
+    """A machine, `at` seconds after the first timed frame. mhz: per clock domain. throttled: the firmware's bits."""
 
     at: float
     mhz: tuple[int, ...]
@@ -42,12 +42,12 @@ class State:
 
 @dataclass(frozen=True)
 class Measured:
-    """One variant with so many threads, timed on the target itself.
+    """One variant with a number of threads, timed on the target itself.
 
     samples: milliseconds by stage (worker.protocol.STAGES) in the order taken; a stage may have none. load_ms: from
-    files to a ready session; first_ms: its first inference. cpus: those the process was kept to. arithmetic: what the
-    runtime really computes in. px: the variant's parity, in pixels of the crop, from the manifest. failure: why it
-    could not run, or why it ended early, with the samples that came before.
+    files to a ready session. first_ms: its first inference. cpus: the CPUs that the process was kept to. arithmetic:
+    what the runtime really computes in. px: the variant's parity, in pixels of the crop, from the manifest. failure:
+    why it could not run or why it ended early; samples that came before stay.
     """
 
     target: str
@@ -81,7 +81,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Counted:
-    """One variant under emulation of the target's core: parity there, and instructions a frame by stage.
+    """One variant under emulation of the target's core: parity there, and instructions per frame by stage.
 
     px, flips: landmarks' distance in pixels of the crop and changed cells over `images` golden crops.
     """
@@ -99,13 +99,13 @@ class Counted:
 
     @property
     def frame(self) -> Count:
-        """All stages together."""
+        """The sum of all stages."""
         return sum(self.stages.values(), Count(0, 0, 0))
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """The latency model's word on one variant: ms to run the network, its interval, and what was published nearby."""
+    """The prediction for one variant: ms to run the network, its interval, and the nearest published timing."""
 
     target: str
     variant: str
@@ -122,7 +122,7 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Settings:
-    """How measured runs are taken: frames before the clock counts, then at least so long and at least so many."""
+    """How runs are measured: `warmup` frames that do not count, then at least `seconds` and at least `count` frames."""
 
     warmup: int = 8
     seconds: float = 2.0
@@ -167,7 +167,7 @@ def read(path: Path) -> Result:
 
 
 def read_envelope(path: Path) -> dict[str, Any]:
-    """What any command printed with --json: {"schema", "command", "result", …}. Raises EdgeError for anything else."""
+    """The output of any command with --json: {"schema", "command", "result", …}. Raises EdgeError for anything else."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -186,7 +186,7 @@ def of_envelope(envelope: Mapping[str, Any], path: Path) -> Result:
     data = dict(envelope["result"])
     if data.get("version") != VERSION:
         raise EdgeError(f"{path} has version {data.get('version')!r:.20}, this program reads version {VERSION}")
-    # The summary repeats for other readers what is computed from the samples.
+    # The summary is for other readers; here it is computed from the samples.
     found = strict.read(Result, {key: value for key, value in data.items() if key != "summary"}, str(path))
     for run in found.measured:
         if len({len(samples) for name, samples in run.samples.items() if samples}) > 1:
@@ -198,14 +198,14 @@ def of_envelope(envelope: Mapping[str, Any], path: Path) -> Result:
     return found
 
 
-# --- Is a measured run to be believed?
+# --- Can a measured run be trusted?
 
 THROTTLE_ADVICE = "cool the board and use its own power supply"
 STEADY, NOISY, SLOWED, BUSY = 0.05, 0.25, 0.9, 0.5
 
 
 def warnings(run: Measured, facts: Facts) -> tuple[str, ...]:
-    """Why a measured run should not be trusted, and what to do, a sentence each; nothing for a good one."""
+    """Why a measured run should not be trusted and what to do, one sentence per reason; empty for a good run."""
     found = [f"ended early: {run.failure}"] if run.failure and run.frames.size else []
     found += _clock(run.states)
     governor = facts.get("governor", "performance")
@@ -230,7 +230,7 @@ def warnings(run: Measured, facts: Facts) -> tuple[str, ...]:
 
 
 def _clock(states: Sequence[State]) -> list[str]:
-    # Bits 0 to 3 are the present; what was noted since the board started says nothing about this run.
+    # Bits 0 to 3 are the present state. The other bits are about all time since the board started, not about this run.
     bits = 0
     for state in states:
         bits |= (state.throttled or 0) & 0xF
@@ -253,7 +253,7 @@ def _clock(states: Sequence[State]) -> list[str]:
 
 @dataclass(frozen=True)
 class Change:
-    """One measured run beside the same of an earlier result: medians of frames in ms."""
+    """One measured run beside the same run of an earlier result: medians of frames in ms."""
 
     target: str
     variant: str
@@ -271,7 +271,7 @@ class Change:
 
 
 def compare(before: Result, now: Result) -> tuple[tuple[Change, ...], tuple[str, ...]]:
-    """What both results measured on the same targets, and every fact in which the two differ, a sentence each."""
+    """The runs that both results have on the same targets, and one sentence per fact in which the two differ."""
     earlier = {(run.target, run.variant, run.threads): run for run in before.measured if run.frames.size}
     changes = [
         Change(run.target, run.variant, run.threads, earlier[key].frame(0.5), run.frame(0.5))
@@ -302,11 +302,11 @@ def _between(before: Result, now: Result) -> tuple[tuple[str, str, str], ...]:
     )
 
 
-# --- What a command says of a result.
+# --- Summaries and limits for commands.
 
 
 def summary(result: Result) -> dict[str, Any]:
-    """Statistics of measured runs, in their order: milliseconds of frames, frames a second and what is wrong."""
+    """Statistics of measured runs, in their order: milliseconds of frames, frames per second and warnings."""
     rows = []
     for run in result.measured:
         quantiles = {name: run.frame(q) for name, q in QUANTILES.items()} if run.frames.size else {}
@@ -325,7 +325,7 @@ def summary(result: Result) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Limit:
-    """At most so much of a statistic (LIMITED) of every measured run."""
+    """A bound on a statistic (LIMITED) of every measured run."""
 
     name: str
     most: float
@@ -336,7 +336,7 @@ LIMITED = (*QUANTILES, "memory")
 
 
 def _statistic(run: Measured, name: str) -> float:
-    """Milliseconds of a quantile, or megabytes of memory; infinite where the system did not tell."""
+    """Milliseconds of a quantile, or megabytes of memory; infinite if the system does not tell it."""
     return run.frame(QUANTILES[name]) if name in QUANTILES else (run.peak_bytes or np.inf) / 1e6
 
 
@@ -353,7 +353,7 @@ def parse_limit(text: str) -> Limit:
 
 
 def failures(result: Result, limits: Sequence[Limit]) -> list[str]:
-    """Runs that did not end well and limits that are broken, a line each."""
+    """Runs that failed and limits that are broken, one line each."""
     found = [f"{run.variant}: {run.failure}" for run in result.measured if run.failure]
     found += [f"{run.variant}: {run.failure}" for run in result.counted if run.failure]
     if limits and not result.measured:

@@ -28,17 +28,17 @@ from pipnet_edge.worker.call import Call, Lost
 from pipnet_edge.worker.protocol import Machine
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-# Rounds of all variants, of what the best of them are tried with, and of the finalists.
+# Rounds of all variants, of the best variants with all threads and CPUs, and of the finalists.
 COARSE, FINE, FINAL = 2, 1, 5
 VARIANTS, FINALISTS = 3, 6
-NEAR = 1.25  # how much slower than the fastest a finalist may have been before
-# What counts as equally fast: this much, or as much as the rounds differ, but no more than that.
+NEAR = 1.25  # a finalist took at most so many times as long as the fastest before
+# Equally fast: slower by at most LEVEL, or by as much as the rounds differ, but never by more than NOISE.
 LEVEL, NOISE = 0.03, 0.10
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run a bundle: cpus are the numbers of those to keep to, ascending."""
+    """One way to run a bundle. cpus: the numbers of the CPUs to keep to, ascending."""
 
     variant: str
     threads: int
@@ -50,7 +50,7 @@ class Candidate:
 
 @dataclass
 class Trial:
-    """What came of a candidate. times: median milliseconds of a frame, by the number of the round."""
+    """The results of a candidate. times: median milliseconds of a frame, by the number of the round."""
 
     candidate: Candidate
     times: dict[int, float] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Trial:
 
     @property
     def ms(self) -> float:
-        """The median of its last rounds; infinite for one that failed."""
+        """The median of its last rounds; infinite if it failed."""
         return math.inf if self.failure else median(list(self.times.values())[-FINAL:])
 
     @property
@@ -67,7 +67,7 @@ class Trial:
         return math.inf if self.failure else min(self.times.values())
 
     def ratios(self, other: Trial) -> list[float]:
-        """How often as long it took as another one, in each of the last rounds that both were in."""
+        """Its time divided by another trial's, for each of the last rounds that both were in."""
         common = [number for number in self.times if number in other.times][-FINAL:]
         return [self.times[number] / other.times[number] for number in common] or [self.ms / other.ms]
 
@@ -76,14 +76,14 @@ Clock = Callable[[Candidate], float]
 
 
 class Trials:
-    """All that was tried, timed by a clock that gives milliseconds or raises EdgeError."""
+    """All trials, timed by a clock that gives milliseconds or raises EdgeError."""
 
     def __init__(self, clock: Clock, step: Step) -> None:
         self.tried: dict[Candidate, Trial] = {}
         self._clock, self._step, self._rounds = clock, step, 0
 
     def run(self, candidates: Iterable[Candidate], rounds: int) -> None:
-        """So many rounds of all candidates in turns, there and back. One that fails is not tried again."""
+        """Rounds of all candidates in turns, forwards and backwards. A candidate that fails is not tried again."""
         trials = [self.tried.setdefault(candidate, Trial(candidate)) for candidate in candidates]
         for turn in range(rounds):
             self._rounds += 1
@@ -99,7 +99,7 @@ class Trials:
                     trial.failure = " ".join(str(e).split())
 
     def ranked(self) -> list[Trial]:
-        """Those that did not fail, by their fastest round. Raises the first failure when there are none."""
+        """The trials that did not fail, by their fastest round. Raises the first failure if all failed."""
         found = sorted((trial for trial in self.tried.values() if not trial.failure), key=lambda trial: trial.best)
         if not found:
             raise EdgeError(next(trial.failure for trial in self.tried.values() if trial.failure))
@@ -115,9 +115,9 @@ def search(
 ) -> tuple[Candidate, list[Trial]]:
     """The candidate to take and all trials, the fastest first and failures last.
 
-    groups: numbers of CPUs that are alike, the fastest first. counts: of threads (none: COUNTS), each tried on the
-    fewest of the fastest groups that have so many CPUs, and on all. First all variants with the fewest and the most
-    threads of the fastest group; then all counts with the best VARIANTS of them; then the FINALISTS in FINAL rounds.
+    groups: the numbers of equal CPUs, the fastest group first. counts: numbers of threads (none: COUNTS). Each count is
+    tried on all CPUs and on the fewest of the fastest groups that have enough CPUs. First come all variants with the
+    fewest and the most threads of the fastest group, then the best VARIANTS with all counts, then the FINALISTS.
     """
     reach = [tuple(sorted(cpus)) for cpus in accumulate(map(tuple, groups))]
     most = len(reach[-1])
@@ -147,7 +147,7 @@ def search(
 
 
 def settle(finalists: Sequence[Trial], fastest: Trial) -> Trial:
-    """Of those that are as fast as the fastest, as far as its rounds can tell, the one with the fewest threads."""
+    """The trial with the fewest threads among those that are equally fast, as far as their rounds can tell."""
     level = []
     for trial in finalists:
         ratios = trial.ratios(fastest)
@@ -160,8 +160,8 @@ def settle(finalists: Sequence[Trial], fastest: Trial) -> Trial:
 
 @dataclass(frozen=True)
 class Found:
-    """What tuning found on a target. machine: what host.name calls it. trials: the fastest first, failures last; the
-    one chosen may be another than the fastest.
+    """The result of tuning on a target. machine: its name from host.name. trials: the fastest first, failures last.
+    chosen: not always the fastest.
 
     px: each variant's parity from the manifest. warnings: why the timings should not be trusted.
     """
@@ -191,10 +191,10 @@ class Found:
 
 
 def tune(call: Call, target: str, bundle: Bundle, plan: Plan, name: str, machine: Machine, step: Step) -> Found:
-    """Tunes a bundle for the machine behind `call`, of that name (host.name) and these facts.
+    """Tunes a bundle for the machine behind `call`. name: from host.name. machine: its facts.
 
-    A plan's variants and threads restrict what is tried; its cpus, unless "big", are all that is used. Each round
-    takes a share of its seconds and count, so that finalists get all of them.
+    Only the plan's variants and threads are tried, on its cpus if they are not "big". Each round takes a share of the
+    plan's seconds and count, so that finalists get all of them.
     """
     settings = plan.settings
     quick = replace(settings, seconds=settings.seconds / FINAL, count=math.ceil(settings.count / FINAL), rest=0.0)
@@ -231,10 +231,10 @@ def tune(call: Call, target: str, bundle: Bundle, plan: Plan, name: str, machine
 def run(
     bundle: Bundle, plan: Plan, where: Sequence[Place], step: Step = lambda *_: None, keep: bool = False
 ) -> tuple[list[Found], Mapping[str, EdgeError]]:
-    """Tunes a bundle for every place, one after the other, and writes what was found into its manifest at the end.
+    """Tunes a bundle for every place, one after the other, and writes the results into its manifest at the end.
 
-    keep: boards keep what was pushed. Returns what was found and the errors of places where nothing was; raises the
-    first of those if it was nowhere, and where nothing can be timed or written.
+    keep: boards keep the pushed files. Returns the results, and the errors of places without one. Raises the first of
+    these errors if no place has a result. Raises EdgeError if a place cannot be timed or the bundle cannot be written.
     """
     for place in where:
         if place.kind != "measured":
@@ -268,7 +268,7 @@ def _name(facts: Mapping[str, object], place: Place, before: Sequence[Found]) ->
 
 
 def write(bundle: Bundle, tuned: Mapping[str, Tuned]) -> None:
-    """Adds what was tuned, by machine, to the manifest that lies there now, which may have been tuned meanwhile.
+    """Adds tuned settings, by machine, to the manifest as it is now: another run may have tuned it meanwhile.
 
     Raises EdgeError when it is another bundle's by now.
     """

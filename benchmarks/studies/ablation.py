@@ -1,7 +1,8 @@
 """What each part of the int8 scheme gives: `python -m pipnet_edge.benchmarks.studies.ablation CHECKPOINT FACES TEST`.
 
-Simulated in torch, so that no runtime's own rounding comes in: drift of the landmarks from those of the float network,
-heads in float, over the pictures of the folder TEST, each a crop. FACES is a folder of crops to calibrate with.
+It prints the drift of the landmarks from those of the float network, over the folder TEST of crops, with heads in
+float. Int8 is simulated in torch, so that no runtime adds its own rounding. FACES is a folder of crops to calibrate
+with.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pipnet_edge.converters.quantize.scheme import Quantized, Range, fit_biases,
 from pipnet_edge.decode import Decoder
 from pipnet_edge.preprocess import Rect, cut, pictures_in, read_picture
 
-# Equalised, ranges, rounding; None stands for no int8 at all of that kind.
+# Equalised, ranges, rounding. None: no int8 of activations or of weights.
 SCHEMES: tuple[tuple[bool, str | None, str | None], ...] = (
     (False, "minmax", "nearest"),
     (False, "mse", "nearest"),

@@ -1,8 +1,8 @@
 """Do bench's timings agree with the runtime's own loop? `python -m pipnet_edge.benchmarks.studies.by_hand BUNDLE`.
 
-Bench's worker (its inference stage) runs in turns with a loop that is written below by hand: numpy and the runtime
-alone, on crops that are ready, with the same conversion of the input inside the runtime. Exit status 3 where the
-medians differ by more than LIMIT.
+Bench's worker (its inference stage) runs in turns with a loop that is written below by hand. The loop uses only numpy
+and the runtime, on crops that are ready, with the same conversion of the input inside the runtime. The exit status is 3
+if the medians differ by more than LIMIT.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from pipnet_edge.worker.protocol import Samples, Time, read_event, write_job
 LIMIT = 0.03
 TURN = 0.25
 PRECISIONS = ("fp32", "int8")
-# For both alike: whether the allocator of C hands an output's memory back after every frame is chance, and costs up to
-# 5 % of one in page faults.
+# For both. By chance, C's allocator may return an output's memory after every frame; page faults then cost up to 5 % of
+# a frame.
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "100000000"}
 
-# What a loop finds: job and crops (n, S, S, 3) uint8. It defines names, of the outputs, and run(crop), which gives
-# them.
+# A loop is given job and crops (n, S, S, 3) uint8. It defines names (of the outputs) and run(crop), which gives the
+# outputs.
 BEFORE = """
 import json, os, sys, time
 import numpy as np
@@ -157,7 +157,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Task:
-    """What both ways do, in `folder`, where the crops lie: a variant, its threads and CPUs, and for how long."""
+    """The task of both ways: a variant, its threads and CPUs, and for how long. folder: has the crops."""
 
     bundle: Bundle
     variant: Variant
@@ -167,7 +167,7 @@ class Task:
     folder: Path
 
     def start(self, way: str, command: Sequence[str], job: str) -> subprocess.Popen[str]:
-        """A process that is given the job and writes into files of the folder, so that nobody has to read along."""
+        """Starts a process with the job. It writes into files of the folder, so that nobody has to read meanwhile."""
         with (self.folder / f"{way}.out").open("w") as out, (self.folder / f"{way}.err").open("w") as err:
             process = subprocess.Popen(
                 [sys.executable, "-P", *command],
@@ -179,7 +179,7 @@ class Task:
             )
         assert process.stdin is not None
         process.stdin.write(job)
-        process.stdin.flush()  # and stays open: its end would end a worker
+        process.stdin.flush()  # stdin stays open: its end would end a worker
         return process
 
     def lines(self, way: str, process: subprocess.Popen[str]) -> list[str]:
@@ -194,7 +194,7 @@ class Task:
         return found
 
     def job(self) -> Time:
-        """What bench's worker is asked."""
+        """The job for bench's worker."""
         limits = self.settings.warmup, self.settings.seconds, self.settings.count
         crops = str(self.folder / "crops.npy")
         return Time(str(self.bundle.folder), self.variant.name, self.threads, *limits, crops, self.cpus)
@@ -209,7 +209,7 @@ class Task:
         return [ms for event in events if isinstance(event, Samples) for ms in event.stages["inference"]]
 
     def start_by_hand(self, out: Path | None = None) -> subprocess.Popen[str]:
-        # A quantized network takes its input in a scale of its own.
+        # A quantized network has a scale of its own for its input.
         scaled = self.variant.quantization or self.bundle.spec
         job = {
             **asdict(self.job()),
@@ -223,7 +223,7 @@ class Task:
         return self.start("by hand", command, json.dumps(job) + "\n")
 
     def by_hand(self, process: subprocess.Popen[str]) -> dict[str, Any]:
-        """{"milliseconds", "modules"}: of every frame, and what was imported."""
+        """{"milliseconds", "modules"}: the time of every frame, and the imported modules."""
         found: dict[str, Any] = json.loads(self.lines("by hand", process)[-1])
         return found
 
@@ -251,9 +251,9 @@ def compare(bundle: Bundle, name: str, threads: int, rounds: int, settings: Sett
 
 
 def take_turns(processes: Sequence[subprocess.Popen[str]]) -> None:
-    """Lets one process run at a time, TURN seconds each, until all have ended: both meet the same disturbances.
+    """Lets one process run at a time, TURN seconds each, until all have ended, so that both meet the same disturbances.
 
-    A frame in which a process was stopped is long, but one of many.
+    A frame in which a process was stopped is long, but it is one of many.
     """
     try:
         for process in processes:

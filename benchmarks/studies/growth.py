@@ -1,7 +1,7 @@
 """How cost grows with landmarks, input size, threads, faces: `python -m pipnet_edge.benchmarks.studies.growth -o OUT`.
 
-Makes the networks (variations.py, in processes of their own, side by side), then times each as bench does, a
-short run a round, so that what disturbs a round disturbs all networks. growth_page.py shows what was found.
+Makes the networks (variations.py, in several processes at the same time), then times each as bench does. Each round
+has one short run per network, so that a disturbance meets all networks. growth_page.py shows the result.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from pipnet_edge.errors import EdgeError
 from pipnet_edge.worker.call import here
 from pipnet_edge.worker.protocol import STAGES, Facts
 
-# Landmarks to a dataset that has so many.
+# Number of landmarks -> a data set that has as many.
 DATA = {19: "aflw", 29: "cofw", 68: "300w", 98: "wflw", 106: "lapa"}
 SIDES = (128, 192, 256, 320, 384)
-# Where all points of a curve would take too long to convert.
+# Fewer points, for the curves that would take too long to convert at all points.
 FEW_LANDMARKS, FEW_SIDES = (19, 68, 106), (128, 256, 384)
 HEADS = ("sparse", "dense")
 FACES = (1, 2, 4, 8)
 RUNTIME, BATCHING = "tflite", "onnx"
-BATCHED = "batched.onnx"  # what variations.py calls it
+BATCHED = "batched.onnx"  # its name in variations.py
 ROUND = Settings(warmup=5, seconds=0.3, count=15)
 MAKERS = 2
 
@@ -62,7 +62,7 @@ class Network:
         return f"{sort}-{self.runtime}-{'-'.join(self.precisions)}"
 
     def job(self, folder: Path) -> dict[str, Any]:
-        """What variations.py takes."""
+        """The job for variations.py."""
         return {
             **{"backbone": self.backbone, "data": DATA[self.landmarks], "side": self.side, "heads": self.heads},
             **{"to": self.runtime, "precisions": self.precisions, "out": str(folder / self.name)},
@@ -82,13 +82,13 @@ def networks() -> list[Network]:
     ]
 
 
-# What several faces are given to: the fastest, and a network that a runtime takes for any number of crops.
+# The networks that get several faces: the fastest, and one that a runtime takes for any number of crops.
 FACED = (
     Network("mobilenet_v2", "sparse", LANDMARKS, SIDE, ("int8",)),
     Network("mobilenet_v2", "dense", LANDMARKS, SIDE, ("int8",), BATCHING),
 )
 Step = Callable[[str, int, int], None]
-# A network's precision, on so many threads.
+# A network, its precision, and the number of threads.
 Point = tuple[Network, str, int]
 
 
@@ -142,7 +142,7 @@ def measure(
     ]
     taken: dict[Point, list[Measured]] = {point: [] for point in points}
     for turn in range(rounds):
-        # There and back, so that no point always follows the same one.
+        # Forwards and backwards, so that no point always follows the same one.
         for point in points if turn % 2 else reversed(points):
             network, precision, count = point
             step(f"round {turn + 1}: {network.name}", turn, rounds)

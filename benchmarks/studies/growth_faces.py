@@ -1,12 +1,12 @@
-"""Several faces in one picture: how long each way to find all landmarks takes, a face.
+"""Several faces in one picture: the time per face of each way to find all landmarks.
 
 `python -m pipnet_edge.benchmarks.studies.growth_faces` reads a job on stdin, {"bundle", "variant", "batched", "faces",
 "threads", "rounds"}, and writes a JSON list of {"way", "faces", "threads", "ms"}. Ways take turns in one process. All
 begin with a picture in memory and end with landmarks:
 
-    loop      one session with so many threads, one face after the other
-    batch     one session, all faces at once: ONNX Runtime only, by a network for any number of crops at `batched`
-    sessions  as many Python threads as there may be threads, each with a session of its own on one thread
+    loop      one session with all threads, one face after the other
+    batch     one session, all faces at once: ONNX Runtime only, with the network for any number of crops at `batched`
+    sessions  one Python thread per thread, each with a session of its own on one thread
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from pipnet_edge.decode import outputs
 from pipnet_edge.preprocess import Rect, cut
 
 Picture = NDArray[np.uint8]
-# From a picture and faces in it to landmarks (faces, L, 2), normalised to each face's rectangle.
+# (A picture, rectangles of the faces in it) -> landmarks (faces, L, 2), normalised to each face's rectangle.
 Way = Callable[[Picture, Sequence[Rect]], NDArray[np.float32]]
 
 
 def picture_of(crops: NDArray[np.uint8], faces: int) -> tuple[Picture, list[Rect]]:
-    """A picture with so many faces side by side, each half as large again as the crops (n, S, S, 3), and where."""
+    """A picture with several faces side by side, each 1.5 times as large as the crops (n, S, S, 3), and rectangles."""
     import cv2
 
     side, margin = crops.shape[1], crops.shape[1] // 4
@@ -47,7 +47,7 @@ def picture_of(crops: NDArray[np.uint8], faces: int) -> tuple[Picture, list[Rect
 
 
 def ways(bundle: Bundle, variant: str, threads: int, batched: Path | None) -> Iterator[tuple[str, Way]]:
-    """The ways to use so many threads, by name. Each keeps its sessions as long as it lives."""
+    """The ways to use a number of threads, by name. Each keeps its sessions as long as it lives."""
     yield "loop", _loop(bundle, variant, threads)
     if batched:
         yield "batch", _batch(bundle, variant, threads, batched)
@@ -59,7 +59,7 @@ def _loop(bundle: Bundle, variant: str, threads: int) -> Way:
     session, decode, side = bundle.open_session(variant, threads), bundle.decoder(variant), bundle.spec.input_size
 
     def locate(picture: Picture, rects: Sequence[Rect]) -> NDArray[np.float32]:
-        # One face's maps are decoded before the next is run: a runtime may reuse their memory.
+        # One face's maps are decoded before the next face is run, because a runtime may reuse their memory.
         return np.stack([decode(session.run(cut(picture, rect, side))).points for rect in rects])
 
     return locate
@@ -99,7 +99,7 @@ def _sessions(bundle: Bundle, variant: str, threads: int) -> Way:
 
 
 def measure(job: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Milliseconds a face, one number a round, of every way with every number of faces and threads."""
+    """Milliseconds per face, one number per round, of every way with every number of faces and threads."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -114,13 +114,13 @@ def measure(job: Mapping[str, Any]) -> list[dict[str, Any]]:
         for faces in pictures
     ]
     for turn in range(job["rounds"] + 1):
-        # There and back, so that no way always follows the same one.
+        # Forwards and backwards, so that no way always follows the same one.
         for row, way in entries if turn % 2 else reversed(entries):
             given = pictures[row["faces"]]
-            way(*given)  # threads of the way before may still spin
+            way(*given)  # threads of the previous way may still spin
             start = time.perf_counter()
             way(*given)
-            if turn:  # the first only warms up
+            if turn:  # the first round only warms up
                 row["ms"].append(round((time.perf_counter() - start) * 1e3 / row["faces"], 4))
     return [row for row, _ in entries]
 

@@ -1,4 +1,4 @@
-"""How cost grows, as it is kept and as it is shown: Markdown tables and a drawing.
+"""How cost grows: the stored result, and its Markdown tables and drawing.
 
 `python -m pipnet_edge.benchmarks.studies.growth_page RESULT.json` writes both beside the result.
 """
@@ -19,14 +19,14 @@ from pipnet_edge.benchmarks.report import svg
 from pipnet_edge.errors import EdgeError
 
 NUMBERS = re.compile(r"\[[\d\s.,]*\]")
-# What most PIPNets are: where the curves cross.
+# The values of most PIPNets; the curves cross there.
 LANDMARKS, SIDE = 68, 256
 BACKBONES = {"mobilenet_v2": "MobileNetV2", "resnet18": "ResNet18"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A network and what it was run on. stages: milliseconds by stage, and of the "frame": the median of each round."""
+    """A network and how it was run. stages: milliseconds by stage and of the "frame", the median of each round."""
 
     backbone: str
     precision: str
@@ -48,7 +48,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Faces:
-    """A way (growth_faces) to locate so many faces of one picture; ms: milliseconds a face, one a round."""
+    """A way (growth_faces) to locate a number of faces in one picture. ms: milliseconds per face, one per round."""
 
     variant: str
     way: str
@@ -87,12 +87,12 @@ def read(path: Path) -> Growth:
 
 
 def write(growth: Growth, path: Path) -> None:
-    """What `read` reads, each list of numbers on one line."""
+    """Writes a result that `read` can read, with each list of numbers on one line."""
     text = json.dumps(asdict(growth), indent=1)
     path.write_text(NUMBERS.sub(lambda found: " ".join(found[0].split()), text) + "\n", encoding="utf-8")
 
 
-# --- Curves: series to value on the horizontal axis to run.
+# --- Curves: series -> value on the horizontal axis -> run.
 
 Curves = dict[str, dict[int, Run]]
 
@@ -109,11 +109,11 @@ def by_threads(growth: Growth) -> Curves:
     return _curves(growth, lambda run: run.threads, lambda run: (run.landmarks, run.side) == (LANDMARKS, SIDE))
 
 
-def _curves(growth: Growth, place: Callable[[Run], int], chosen: Callable[[Run], bool]) -> Curves:
+def _curves(growth: Growth, position: Callable[[Run], int], chosen: Callable[[Run], bool]) -> Curves:
     found: Curves = {}
     for run in growth.runs:
         if chosen(run):
-            found.setdefault(run.series, {})[place(run)] = run
+            found.setdefault(run.series, {})[position(run)] = run
     return {name: dict(sorted(curve.items())) for name, curve in found.items()}
 
 
@@ -121,7 +121,7 @@ def _curves(growth: Growth, place: Callable[[Run], int], chosen: Callable[[Run],
 
 
 def markdown(growth: Growth) -> str:
-    """All tables, and on what and how they were measured."""
+    """All tables, with the machine and the way they were measured."""
     parts = [
         "# How cost grows",
         "Made by `python -m pipnet_edge.benchmarks.studies.growth -o growth.json` and `python -m "
@@ -146,7 +146,7 @@ def _with_decode(run: Run) -> str:
 
 
 def _table(what: str, curves: Curves, cell: Callable[[Run], str]) -> str:
-    columns = sorted({place for curve in curves.values() for place in curve})
+    columns = sorted({at for curve in curves.values() for at in curve})
     rows = [[name, *(cell(curve[at]) if at in curve else "" for at in columns)] for name, curve in curves.items()]
     return _lines([what, *map(str, columns)], rows)
 
@@ -210,14 +210,14 @@ def drawing(growth: Growth) -> str:
 
 
 def _panel(title: str, unit: str, lines: Lines, names: Sequence[str]) -> Iterator[str]:
-    """Curves on axes that begin at 0; names gives the colours."""
-    places = sorted({at for line in lines.values() for at in line})
+    """Curves on axes that begin at 0. names: their order gives the colours."""
+    positions = sorted({at for line in lines.values() for at in line})
     top, bottom, left, right = 34.0, HIGH - 40, 34.0, WIDE - 16
-    x = svg.Axis(0, places[-1], left, right)
+    x = svg.Axis(0, positions[-1], left, right)
     y = svg.Axis(0, max(ms for line in lines.values() for ms in line.values()) * 1.05, bottom, top)
     yield svg.text(0, 8, title, "title")
     yield from svg.grid_y(y, left, right, "")
-    for at in places:
+    for at in positions:
         yield svg.line(x(at), top, x(at), bottom, "grid")
         yield svg.text(x(at), bottom + 11, str(at), "tick", "middle")
     yield svg.text(right, bottom + 26, unit, "tick", "end")

@@ -1,10 +1,10 @@
-"""Networks that differ in landmarks or input size alone, for measuring how cost grows.
+"""Networks that differ only in landmarks or input size, for measuring how cost grows.
 
 `python -m pipnet_edge.benchmarks.studies.variations` reads a JSON list of jobs on stdin and makes a bundle for each:
 {"backbone", "data", "side", "heads", "to", "precisions", "out"}, named as in `pipnet-edge convert`. MobileNetV2 is the
 embedded checkpoint, ResNet18 has random weights, the same every time. Neither is a landmark detector for other
-landmarks or sizes, so parity, which would tell that, is not looked at. Beside an ONNX variant lies the same network for
-any number of crops at once.
+landmarks or sizes. Parity would show this, so it is not checked. Beside an ONNX variant lies the same network for any
+number of crops at once.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from pipnet_edge.manifest import Parity
 from pipnet_edge.spec import ModelSpec, mean_faces
 
 State = dict[str, Tensor]
-# The landmarks that both networks begin with; others take over the heads of those nearest on the mean face.
+# The first landmarks of both networks. Other landmarks copy the heads of those that are nearest on the mean face.
 DATA, NUM_LMS, NUM_NB, SIDE = "300w", 68, 10, 256
-# Enough for statistics of activations; nobody looks at what int8 costs here.
+# Enough for statistics of activations; the drift of int8 does not matter here.
 FACES = 16
 BATCHED = "batched.onnx"
 
@@ -83,7 +83,7 @@ def _faces() -> dict[calibration.Face, None]:
 
 
 def unchecked(bundle: Bundle) -> dict[str, Parity]:
-    """What to verify with where a network is no landmark detector, and only its time counts."""
+    """The check of a network that is not a landmark detector, if only its time counts: nothing is checked."""
     return {variant.name: Parity("nothing", 0, 0.0, 0.0, 0) for variant in bundle.variants}
 
 
@@ -94,7 +94,7 @@ def _demo() -> State:
 
 @cache
 def _resnet18() -> State:
-    """Random weights; the statistics of BatchNorm are those of real faces, so that activations are of usual size."""
+    """Random weights, with BatchNorm's statistics from real faces, so that activations have their usual size."""
     random = torch.Generator().manual_seed(0)
     found: State = {}
     for key, norm, shape in _resnet18_layers():
@@ -109,7 +109,7 @@ def _resnet18() -> State:
 
 
 def _resnet18_layers() -> Iterator[tuple[str, str, tuple[int, int, int, int]]]:
-    """Names of a convolution and of the BatchNorm behind it, and the weight's shape."""
+    """Names of a convolution and of the BatchNorm after it, and the weight's shape."""
     yield "conv1", "bn1", (64, 3, 7, 7)
     inner = 64
     for stage in range(4):
@@ -123,7 +123,7 @@ def _resnet18_layers() -> Iterator[tuple[str, str, tuple[int, int, int, int]]]:
 
 
 def _statistics(state: State, norms: Mapping[str, str]) -> State:
-    """Mean and variance for each BatchNorm, taken layer by layer, each from what the normalised ones before it give."""
+    """Mean and variance for each BatchNorm, layer by layer: each from the output of the normalised layers before it."""
     backbone, stride, net = nets.build(state)
     spec = ModelSpec(backbone, NUM_LMS, NUM_NB, stride, SIDE, mean_faces()[DATA])
     found: State = {}

@@ -1,4 +1,4 @@
-"""The devices that can be named as a target: a file each."""
+"""The devices that a target can name: one file each."""
 
 from pipnet_edge.targets.devices.file import (
     CORE_TYPES,

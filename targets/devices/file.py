@@ -1,11 +1,11 @@
-"""The devices that can be named as a target: one TOML file each, beside this module or wherever a user keeps theirs.
+"""The devices that a target can name: one TOML file each, beside this module or in any folder of a user.
 
 name, title, soc, machine    "rpi4", "Raspberry Pi 4 Model B", "BCM2711", "aarch64"
-boards                       how /proc/device-tree/model may begin; none for generic devices
+boards                       possible beginnings of /proc/device-tree/model; none for generic devices
 features                     instruction-set features by their names in /proc/cpuinfo (pipnet_edge.host.ISA_FEATURES)
-memory_gb_s                  memory traffic in GB/s: twice what a copy on one core achieves
-qemu                         the -cpu that stands in for it under qemu-user; absent where none does
-[[cores]] type, count, mhz   one table a cluster, the fastest first
+memory_gb_s                  memory traffic in GB/s: twice the speed of a copy on one core
+qemu                         the -cpu of qemu-user that is closest to it; absent if there is none
+[[cores]] type, count, mhz   one table per cluster, the fastest first
 [[settings]]                 name, value, reason
 [[anchors]]                  published timings: runtime, network, input_px, gmac, precision, threads, ms, source
 """
@@ -32,9 +32,10 @@ OPTIONAL: Mapping[str, object] = {"boards": [], "qemu": None, "settings": [], "a
 
 @dataclass(frozen=True)
 class CoreType:
-    """kind: the group of cores whose speeds the latency model fits together; then peak operations a cycle and core.
+    """A type of core. kind: the group of cores whose speeds the latency model fits together.
 
-    A multiply-add is two operations. fp16 equals fp32 where half-precision arithmetic is missing.
+    fp32, fp16, int8: peak operations per cycle and core. A multiply-add is two operations. fp16 equals fp32 if the core
+    has no half-precision arithmetic.
     """
 
     kind: str
@@ -47,8 +48,8 @@ class CoreType:
         return self.fp16 > self.fp32
 
 
-# Arm's peaks as measured by github.com/pigirons/cpufp or derived from the number and width of the SIMD pipes; without
-# a dot product int8 is the nominal rate of widening multiply-adds.
+# Arm's peaks are measured by github.com/pigirons/cpufp or derived from the number and width of the SIMD pipes. If a
+# core has no dot product, int8 is the nominal rate of widening multiply-adds.
 CORE_TYPES: Mapping[str, CoreType] = {
     "Cortex-A53": CoreType("in-order", 8, 8, 16),
     "Cortex-A55": CoreType("in-order", 8, 16, 32),
@@ -104,7 +105,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Anchor:
-    """A published timing: a network of gmac 1e9 multiply-adds, input_px square, took ms; source says where."""
+    """A published timing: a network of gmac 1e9 multiply-adds, input_px square, took ms. source: its address."""
 
     runtime: str
     network: str
@@ -126,7 +127,7 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Device:
-    """A board or a class of machines, as its file tells it (see this module)."""
+    """A board or a class of machines, as its file describes it (see this module)."""
 
     name: str
     title: str
@@ -163,7 +164,7 @@ class Device:
 
     @property
     def threads(self) -> int:
-        """Its setting, else all cores of the fastest cluster but at most 4."""
+        """The setting `threads`; without it all cores of the fastest cluster, but at most 4."""
         setting = self.setting("threads")
         return int(setting.value) if setting else min(4, self.cores[0].count)
 
@@ -179,7 +180,7 @@ def devices() -> Mapping[str, Device]:
 
 
 def device(name: str) -> Device:
-    """A device by name, or by the path of a user's file (anything that ends in .toml). Raises EdgeError for neither."""
+    """A device by name, or by the path of a user's file (it ends in .toml). Raises EdgeError for any other name."""
     if name.endswith(".toml"):
         return read_device(Path(name))
     if name not in devices():
@@ -188,7 +189,7 @@ def device(name: str) -> Device:
 
 
 def read_device(path: Path) -> Device:
-    """Reads one file; the file's stem has to be the device's name. Raises EdgeError that names file and field."""
+    """Reads one file; its stem must be the device's name. Raises EdgeError that names file and field."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -37,10 +37,10 @@ def count(
 ) -> Instructions:
     """Counts the instructions of a variant's frames over crops (n, S, S, 3) uint8 RGB, by default the golden ones.
 
-    Raises EdgeError where there is no C compiler.
+    Raises EdgeError if there is no C compiler.
     """
-    with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as place:
-        folder, given = Path(place), None
+    with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as scratch:
+        folder, given = Path(scratch), None
         if crops is not None:
             given = folder / "crops.npy"
             np.save(given, crops)
@@ -54,7 +54,7 @@ def count(
 
 
 def compiled(folder: Path) -> Path:
-    """Compiles the plugin, which takes a tenth of a second, into a folder."""
+    """Compiles the plugin into a folder; this takes a tenth of a second."""
     plugin = folder / "icount.so"
     compiler = shutil.which("cc")
     if not compiler:
@@ -67,10 +67,10 @@ def compiled(folder: Path) -> Path:
 
 
 def root(emulator: Emulator, cpu: str, folder: Path) -> Path:
-    """The guest's root once more, with the core's own /proc/cpuinfo. Raises EdgeError for a core unknown to qemu.
+    """A second root for the guest, with the core's own /proc/cpuinfo. Raises EdgeError for a core unknown to qemu.
 
-    The qemu that counts would show the guest this machine's. The other one makes up what the core would show, and the
-    runtimes choose their kernels by it.
+    The runtimes choose their kernels by this file. The qemu that counts would show the guest the file of this machine;
+    the other qemu makes the file of the core.
     """
     command = [*emulator.python(cpu), "-c", "print(open('/proc/cpuinfo').read())"]
     shown = subprocess.run(command, env={}, capture_output=True, text=True, check=False)
@@ -84,7 +84,7 @@ def root(emulator: Emulator, cpu: str, folder: Path) -> Path:
 
 
 def _read(log: str) -> tuple[dict[str, Count], float]:
-    """Stages and spread from the plugin's lines: a mark's number, then its counters; the first frames warm up."""
+    """Stages and spread from the plugin's lines (a mark's number, then its counters), without the WARM_UP frames."""
     marks = [tuple(map(int, line.split())) for line in log.splitlines()]
     found: dict[str, list[Count]] = {stage: [] for stage in STAGES}
     for (_, *before), (mark, *after) in itertools.pairwise(marks):

@@ -19,7 +19,7 @@ MIRROR = "PIPNET_EDGE_DEBIAN_MIRROR"
 
 @dataclass(frozen=True)
 class Tree:
-    """Debian packages unpacked into a folder: of an architecture and suite, with all they depend on or alone."""
+    """Debian packages of an architecture and suite for a folder. alone: without the packages that they depend on."""
 
     folder: str
     architecture: str
@@ -29,7 +29,7 @@ class Tree:
 
 
 def mirror() -> str:
-    """The Debian mirror that this machine's apt sources name, or the one that the user has named."""
+    """The Debian mirror that the user has named (MIRROR), else the one that this machine's apt sources name."""
     if MIRROR in os.environ:
         return os.environ[MIRROR]
     lines = run(["apt-get", "indextargets", "--format", "$(REPO_URI)", "Identifier: Packages"])
@@ -42,8 +42,8 @@ def mirror() -> str:
 def unpack(tree: Tree, mirror: str, folder: Path) -> None:
     """Fetches a tree's packages from a mirror and unpacks them into a new folder. Raises EdgeError as run does."""
     folder.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent.parent, prefix="apt-") as place:
-        apt, archives = Path(place), Path(place, "cache", "archives")
+    with tempfile.TemporaryDirectory(dir=folder.parent.parent, prefix="apt-") as scratch:
+        apt, archives = Path(scratch), Path(scratch, "cache", "archives")
         for path in ("state/lists/partial", "cache/archives/partial"):
             (apt / path).mkdir(parents=True)
         (apt / "status").touch()
@@ -61,7 +61,7 @@ def unpack(tree: Tree, mirror: str, folder: Path) -> None:
 
 
 def _apt_conf(folder: Path, architecture: str) -> str:
-    """apt's configuration on top of this machine's: everything it writes goes below `folder`."""
+    """apt's configuration on top of this machine's: with it, apt writes only below `folder`."""
     settings = {
         "APT::Architecture": architecture,
         "APT::Architectures": architecture,
@@ -73,7 +73,7 @@ def _apt_conf(folder: Path, architecture: str) -> str:
         "Dir::Etc::sourcelist": folder / "sources.list",
         **{f"Dir::Etc::{name}": "/dev/null" for name in ("sourceparts", "preferences", "preferencesparts")},
     }
-    # What this machine does after an update is for its own packages.
+    # This machine's actions after an update are meant for its own packages.
     hooks = ("APT::Update::Post-Invoke", "APT::Update::Post-Invoke-Success", "APT::Architectures")
     return "".join(
         [*(f"#clear {hook};\n" for hook in hooks), *(f'{key} "{value}";\n' for key, value in settings.items())]
@@ -81,9 +81,9 @@ def _apt_conf(folder: Path, architecture: str) -> str:
 
 
 def run(command: Sequence[str], folder: Path | None = None, name: str = "") -> str:
-    """What a command wrote to stdout. It is killed with its children if this is interrupted.
+    """Runs a command and returns its stdout. After an interrupt, the command and its children are killed.
 
-    Raises EdgeError with the first thing it complained of; name: what it is called then, if not by its first word.
+    Raises EdgeError with its first complaint. name: the command's name in that message, by default its first word.
     """
     with subprocess.Popen(
         command,
@@ -101,7 +101,7 @@ def run(command: Sequence[str], folder: Path | None = None, name: str = "") -> s
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(tool.pid, signal.SIGKILL)
-            tool.communicate()  # ends with the last of its children, which could still write files
+            tool.communicate()  # waits for the last child too, because it could still write files
             raise
     if tool.returncode:
         lines = err.strip().splitlines() or [f"status {tool.returncode}"]

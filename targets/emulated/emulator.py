@@ -6,7 +6,7 @@
     site/        the wheels
     files.json   every file's size
 
-Debian packages are unpacked there, nothing is installed: neither root nor chroot nor binfmt_misc is needed.
+Debian packages are unpacked there, nothing is installed. Root, chroot and binfmt_misc are not needed.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from pipnet_edge.worker.protocol import Probe
 HOST, GUEST = "amd64", "arm64"  # as Debian calls them
 SUITE, PYTHON = "bookworm", "3.11"
 FIRST, *OTHERS = ((row.package, row.wheel) for row in runtimes.RUNTIMES.values() if row.wheel)
-# Name and version; these import without what else they depend on. The versions are those of constraints.txt. The first
-# runtime stands last: the order is part of VERSION, and under another no emulator would be found that is there.
+# Name and version. These can be imported without their other dependencies. The versions are those of constraints.txt.
+# The first runtime comes last: the order is part of VERSION, so another order would not find an existing emulator.
 WHEELS = dict((("numpy", "2.4.6"), ("opencv-python-headless", "5.0.0.93"), *OTHERS, FIRST))
 PLATFORMS = tuple(f"manylinux{tag}_aarch64" for tag in ("2014", *(f"_2_{minor}" for minor in (17, 24, 26, 27, 28, 34))))
 QEMU = "qemu-aarch64"
@@ -53,8 +53,9 @@ TREES = (
     Tree("counter", HOST, SUITE, ("qemu-user",)),
     Tree("guest", GUEST, SUITE, (f"python{PYTHON}", "libgomp1", "libstdc++6")),
 )
-LAYOUT = 1  # to be raised when the same things are put together in another way
-# What the folder's name ends with.
+# How the parts are put together; raise it when this changes and the parts do not. 1: the first.
+LAYOUT = 1
+# The end of the folder's name.
 VERSION = hashlib.sha256(repr((LAYOUT, TREES, PYTHON, WHEELS)).encode()).hexdigest()[:10]
 
 
@@ -66,7 +67,7 @@ class Emulator:
 
     @property
     def guest(self) -> Path:
-        """The guest's root: what is not found below it is looked for on this machine."""
+        """The guest's root. A file that is not below it is looked for on this machine."""
         return self.folder / "guest"
 
     def python(self, cpu: str) -> list[str]:
@@ -74,9 +75,9 @@ class Emulator:
         return [str(self.folder / "runner/usr/bin" / QEMU), "-cpu", cpu, "-L", str(self.guest), *self._python]
 
     def counted_python(self, cpu: str, guest: Path, plugin: Path, log: Path) -> list[str]:
-        """The same on the qemu that takes plugins; guest: its root, log: what the plugin writes."""
+        """The same with the qemu that takes plugins. guest: the guest's root. log: the file that the plugin writes."""
         counter = self.folder / "counter"
-        libraries = [counter / place / "x86_64-linux-gnu" for place in ("lib", "usr/lib")]
+        libraries = [counter / part / "x86_64-linux-gnu" for part in ("lib", "usr/lib")]
         loader = [str(libraries[0] / "ld-linux-x86-64.so.2"), "--library-path", ":".join(map(str, libraries))]
         # A comma would end the plugin's name.
         plugged = ["-plugin", str(plugin).replace(",", ",,"), "-d", "plugin", "-D", str(log)]
@@ -84,14 +85,14 @@ class Emulator:
 
     @property
     def _python(self) -> list[str]:
-        # Without `site`, whose settings would be those of this machine's /etc/python3.
+        # Without `site`, because it would take settings from this machine's /etc/python3.
         return [str(self.guest / f"usr/bin/python{PYTHON}"), "-S", "-P"]
 
     @contextlib.contextmanager
     def environment(self) -> Iterator[dict[str, str]]:
         """Environment variables for the guest: its packages, a copy of the device half, and nothing of this machine's.
 
-        Files that it leaves in its home or among temporary ones vanish with the block.
+        Its home and its temporary files are removed when the block ends.
         """
         with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as folder:
             for name, path in device_half.files():
@@ -100,7 +101,7 @@ class Emulator:
             yield {
                 **{"HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0"},
                 "PYTHONPATH": f"{self.folder / 'site'}:{folder}",
-                # What does not belong to the job's own threads; waiting threads that spin are dear under emulation.
+                # For threads other than the job's own. Threads that spin while they wait are slow under emulation.
                 **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
             }
 
@@ -124,9 +125,9 @@ def ready() -> Emulator:
 
 
 def set_up(step: Step = lambda *_: None) -> Emulator:
-    """The emulator of this version, fetched and tried if it is not there yet: 440 MB, in half a minute.
+    """The emulator of this version. If it is not there yet, it is fetched and tried: 440 MB, in half a minute.
 
-    Raises EdgeError when this machine cannot have one, or with what apt-get, dpkg-deb or pip complained of.
+    Raises EdgeError when this machine cannot have one, or with the complaint of apt-get, dpkg-deb or pip.
     """
     found = find()
     if found:
@@ -136,7 +137,7 @@ def set_up(step: Step = lambda *_: None) -> Emulator:
 
     cache_folder().mkdir(parents=True, exist_ok=True)
     with (cache_folder() / "arm.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be at it; the lock goes when its holder ends
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be setting it up; its lock ends with it
         found = find()
         if found:
             return found
@@ -200,7 +201,7 @@ def _install_wheels(site: Path) -> None:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file below a folder by its path in it, links as such."""
+    """The size in bytes of every file below a folder, by its path in the folder. Links are not followed."""
     found = {}
     for parent, _, names in os.walk(folder):
         for name in names:

@@ -1,10 +1,10 @@
 /* Counts the aarch64 instructions that a guest executes, for qemu-user 7.2 (plugin API 1).
 
-   The guest marks a moment with the system call getpriority(MARK, k), which fails without any effect. At each mark one
-   line goes to qemu's log: k, then all instructions so far, those of SIMD and floating-point arithmetic, and those that
-   load or store. The counters are not atomic: one thread at a time.
+   The guest marks a moment with the system call getpriority(MARK, k), which fails without any effect. Each mark writes
+   one line to qemu's log: k, then three numbers of instructions so far: all, SIMD and floating-point arithmetic, loads
+   and stores. The counters are not atomic: only one thread may run at a time.
 
-   Debian packages no header of the plugin API, so what is used of it is declared here. */
+   Debian has no package with the header of the plugin API, so this file declares the parts it uses. */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>

@@ -1,4 +1,4 @@
-"""Instructions, which are what an emulated frame costs; they say nothing about time."""
+"""Instructions: the cost of an emulated frame. They say nothing about time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Count:
-    """Instructions: all, those of SIMD and floating-point arithmetic, and those that load or store."""
+    """Instructions. total: all. simd: SIMD and floating-point arithmetic. memory: loads and stores."""
 
     total: int
     simd: int
@@ -23,7 +23,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Instructions:
-    """Instructions per frame on one thread: of each stage (protocol.STAGES) the median over frames.
+    """Instructions per frame on one thread: the median over frames for each stage (protocol.STAGES).
 
     cpu: qemu's name of the core. version: the runtime's name and version. spread: (largest - smallest) / median of all
     instructions of a frame.
@@ -37,5 +37,5 @@ class Instructions:
 
     @property
     def frame(self) -> Count:
-        """All stages together."""
+        """The sum of all stages."""
         return sum(self.stages.values(), Count(0, 0, 0))

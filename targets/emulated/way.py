@@ -1,7 +1,7 @@
 """An emulated board: a worker on the target's instruction set, under qemu-user.
 
-Landmarks and maps are those of the real runtimes. Time under emulation says nothing about any board, so there is none;
-what a frame costs is told in instructions (count.py).
+Landmarks and maps come from the real runtimes. Time under emulation says nothing about any board, so no time is given.
+The cost of a frame is given in instructions (count.py).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pipnet_edge.worker.protocol import Answer, Event, Job, Loaded, Machine, Tim
 GIVES = "emulated"
 IS_APART = False
 
-# The other facts are of the machine below.
+# The other facts describe the machine that qemu runs on.
 FACTS = ("machine", "features", "libc", "python")
 
 
 @contextmanager
 def connect(place: Place, keep: bool = False) -> Iterator[Call]:
-    """Raises EdgeError for a device that cannot be emulated, and where no emulator is set up."""
+    """Raises EdgeError for a device that cannot be emulated, and if no emulator is set up."""
     assert place.device is not None
     core(place.device)
     yield Emulated(place.device, ready())
@@ -54,12 +54,12 @@ class Emulated:
 
 
 def untimed(event: Event) -> Event:
-    """An event that tells no time."""
+    """The event without its time."""
     return replace(event, milliseconds=None) if isinstance(event, Loaded) else event
 
 
 def core(device: Device) -> str:
-    """The -cpu of qemu that stands in for a device. Raises EdgeError that lists the devices that have one."""
+    """The -cpu of qemu for a device. If there is none, raises EdgeError that lists the devices with one."""
     if device.qemu is None:
         known = ", ".join(name for name, other in devices().items() if other.qemu)
         raise EdgeError(f"target {device.name!r:.60} cannot be emulated; allowed: {known}")

@@ -1,4 +1,4 @@
-"""What a network costs, layer by layer: the input of the latency model, whatever it was read from."""
+"""The cost of a network, layer by layer: the input of the latency model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pipnet_edge.errors import EdgeError
 from pipnet_edge.precisions import PRECISIONS
 
 KINDS = ("conv", "depthwise", "dense", "other")
-# Bytes an element takes in the precisions whose speeds are published.
+# Bytes per element in the precisions whose speeds are published.
 BYTES = {row.name: row.weight_bytes for row in PRECISIONS.values() if row.predicted_as == row.name}
-# Winograd computes an m x m tile of a 3x3 stride-1 convolution with (m + 2)^2 products a channel pair instead of 9 m^2,
-# from weights that grow as much. Tile 6 is what ncnn takes up to 128 channels, tile 4 beyond; fewer than 8: none.
+# For an m x m tile of a 3x3 stride-1 convolution, Winograd needs (m + 2)^2 products per channel pair instead of 9 m^2,
+# and (m + 2)^2 weights instead of 9. ncnn takes tile 6 up to 128 channels, tile 4 above, none below 8 channels.
 SMALL_TILE, LARGE_TILE, LARGE_TILE_CHANNELS, LEAST_CHANNELS = 4, 6, 128, 8
 
 
@@ -22,8 +22,8 @@ SMALL_TILE, LARGE_TILE, LARGE_TILE_CHANNELS, LEAST_CHANNELS = 4, 6, 128, 8
 class Layer:
     """One layer: kind (KINDS), multiply-adds, weights and activations (elements read and written, inputs and outputs).
 
-    winograd: multiply-adds and weights if the layer runs by Winograd's algorithm, None where it cannot. in_float: an
-    int8 variant leaves this layer in float.
+    winograd: multiply-adds and weights if the layer runs by Winograd's algorithm, None if it cannot. in_float: an int8
+    variant keeps this layer in float.
     """
 
     kind: str
@@ -53,19 +53,19 @@ class Cost:
 
     @property
     def weights(self) -> int:
-        """Weights as they are stored, biases left out."""
+        """Weights as they are stored, without biases."""
         return sum(layer.weights for layer in self.layers)
 
     def part(self, in_float: bool) -> Cost:
-        """The layers that an int8 variant leaves in float, or the others."""
+        """The layers that an int8 variant keeps in float, or the others."""
         return Cost(tuple(layer for layer in self.layers if layer.in_float == in_float))
 
     def operations(self, winograd: bool) -> float:
-        """Operations done (a multiply-add is 2), with Winograd's reduced count where it applies and is used."""
+        """Operations (a multiply-add is 2). winograd: layers that can run by it count with its smaller number."""
         return 2.0 * sum(_work(layer, winograd)[0] for layer in self.layers)
 
     def bytes(self, precision: str, winograd: bool) -> float:
-        """Bytes of weights (as they are computed with) and activations that pass through memory."""
+        """Bytes of weights (in the form that is used to compute) and activations that pass through memory."""
         elements = sum(_work(layer, winograd)[1] + layer.activations for layer in self.layers)
         return float(BYTES[precision] * elements)
 
@@ -75,9 +75,9 @@ def _work(layer: Layer, winograd: bool) -> tuple[int, int]:
 
 
 def of(bundle: Bundle, variant: Variant) -> Cost:
-    """The cost of a variant's network, with what it leaves in float marked.
+    """The cost of a variant's network; layers that it keeps in float are marked.
 
-    Raises EdgeError where that names a layer that the bundle does not have.
+    Raises EdgeError if it keeps a layer that the bundle does not have.
     """
     kept = set(variant.quantization.kept) if variant.quantization else set()
     if unknown := kept - {layer.name for layer in bundle.layers}:
@@ -91,7 +91,7 @@ def _work_of(layer: Described) -> Layer:
     if not layer.is_convolution:
         return other(inputs + math.prod(layer.output))
     weights = layer.inputs[0][0] // layer.groups * channels * math.prod(layer.kernel)
-    # A transposed convolution spreads each input cell over the outputs, another gathers each output cell.
+    # A transposed convolution spreads each input cell over the outputs; any other gathers each output cell.
     cells = math.prod((layer.inputs[0] if layer.op == TRANSPOSED else layer.output)[1:])
     plain = (layer.op, layer.groups, layer.kernel, layer.stride) == (CONV, 1, (3, 3), (1, 1))
     transformed = _winograd(layer.inputs[0][0], channels, height, width) if plain else None
@@ -106,7 +106,7 @@ def convolution(channels_in: int, channels_out: int, kernel: int, size: int, str
 
 
 def _winograd(channels_in: int, channels_out: int, height: int, width: int) -> tuple[int, int] | None:
-    """Multiply-adds and weights, None where there are too few channels."""
+    """Multiply-adds and weights; None if there are too few channels."""
     if min(channels_in, channels_out) < LEAST_CHANNELS:
         return None
     tile = LARGE_TILE if max(channels_in, channels_out) <= LARGE_TILE_CHANNELS else SMALL_TILE
@@ -120,5 +120,5 @@ def dense(inputs: int, outputs: int) -> Layer:
 
 
 def other(activations: int) -> Layer:
-    """Pooling, addition, an activation of its own: elements read and written, no multiply-adds worth counting."""
+    """Pooling, addition or a separate activation: elements read and written, too few multiply-adds to count."""
     return Layer("other", 0, 0, activations)

@@ -1,17 +1,17 @@
 """Fits the latency model to published timings: `python -m pipnet_edge.targets.predicted.fit [--write]`, in a checkout.
 
-speeds.csv holds the timings, each with the address it was published at: those on one cluster of cores of a known type
-and clock with 1, 2 or 4 threads, of networks whose layers networks.py knows. ms is the smallest published, else the
-mean; ghz is the cores' clock; note says what was assumed of a row. Left out are an RK3588 published at half the speed
-of all others, a board that ran 4 threads on 2 cores, and ncnn's int8 before 2021, when its kernels were rewritten.
-gb_per_s is twice a one-core memcpy from github.com/ThomasKaiser/sbc-bench where `memory` says measured. Else it is
-assumed: as the boards measured with such memory have it (2.7 for DDR3 and LPDDR3, 7 for LPDDR4), 20 for phones,
-modules and PCs, 100 for servers.
+speeds.csv holds the timings, each with its address. They are of one cluster of cores of a known type and clock with 1,
+2 or 4 threads, and of networks whose layers networks.py knows. ms is the smallest published time; if only the mean is
+published, it is the mean. ghz is the cores' clock. note says what was assumed for a row. Three kinds of rows are left
+out: an RK3588 at half the speed of all others, a board that ran 4 threads on 2 cores, and ncnn's int8 before 2021, when
+its kernels were rewritten. gb_per_s is twice a one-core memcpy from github.com/ThomasKaiser/sbc-bench if `memory` says
+measured. If not, it is assumed: the value of measured boards with such memory (2.7 for DDR3 and LPDDR3, 7 for LPDDR4),
+20 for phones, modules and PCs, 100 for servers.
 
-For a runtime and precision, b / a is the same on all kinds of cores. Each kind has a scale of its own, drawn to the
+For a runtime and precision, b / a is the same on all kinds of cores. Each kind has its own scale. It is drawn to the
 mean of all kinds as if by one more device, so that few devices do not say too much. Both minimise the squared log of
-predicted / published. The error of a fit is that of devices it has not seen: each in turn is left out of all of this,
-predicted from the others, and compared.
+predicted / published. The error of a fit is the error on devices that it has not seen: each device in turn is left out
+of the whole fit, predicted from the others, and compared.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from pipnet_edge.targets.predicted.model import ANY_ARM, LATENCY, PUBLISHED, Fit
 from pipnet_edge.targets.predicted.networks import NETWORKS
 
 SPEEDS = Path(__file__).with_name("speeds.csv")
-# Of the runtimes that are fitted, whether they take Winograd's way.
+# The runtimes that are fitted, and whether they use Winograd's algorithm.
 WINOGRAD: Mapping[str, bool] = {name: row.winograd for name, row in PUBLISHED.items() if row.winograd is not None}
 KINDS = ("in-order", "a57-a75", "a76", "x86")
-# An interval covers this share of the timings of left-out devices; a fit needs so many devices to leave one out.
+# An interval covers SHARE of the timings of left-out devices. A fit needs LEAST_DEVICES so that one can be left out.
 SHARE, LEAST_DEVICES = 0.9, 3
-# The directions of (a, b) tried: a quarter circle in steps of a tenth of a degree.
+# The directions of (a, b) to try: a quarter circle in steps of a tenth of a degree.
 ANGLES = np.linspace(0, np.pi / 2, 901)
-# A kind's scale is drawn to the mean of all kinds as if by so many devices.
+# A kind's scale is drawn to the mean of all kinds as if by this number of devices.
 PULL = 1
-# The networks PIPNet is built on, by their names in speeds.csv: the error promised is theirs.
+# PIPNet's backbones by their names in speeds.csv: the promised error is for these networks.
 PROMISED = {"resnet18": "ResNet18", "mobilenet_v2_ncnn": "MobileNetV2", "mobilenet_v3_ncnn": "MobileNetV3"}
 REQUIRED = 0.2
 
@@ -69,13 +69,13 @@ def cost(network: str) -> Cost:
 
 
 def read() -> list[dict[str, str]]:
-    """The rows of speeds.csv, text as it stands."""
+    """The rows of speeds.csv as text."""
     with SPEEDS.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def timings(rows: Iterable[Mapping[str, str]], runtime: str, precision: str, as_one: bool = False) -> Timings:
-    """The rows of a runtime at "float" or "int8", in their order. as_one: Arm's kinds of cores are one, ANY_ARM."""
+    """The rows of a runtime at "float" or "int8", in their order. as_one: all Arm cores are one kind, ANY_ARM."""
     rows = [r for r in rows if r["runtime"] == runtime and (r["precision"] == "int8") == (precision == "int8")]
     pairs = [_terms(row, WINOGRAD[runtime]) for row in rows]
     kinds = [CORE_TYPES[row["core"]].kind for row in rows]
@@ -97,9 +97,9 @@ def _terms(row: Mapping[str, str], winograd: bool) -> tuple[float, float]:
 
 
 def factors(data: Timings) -> dict[str, tuple[float, float]]:
-    """Kind of cores to its (a, b), neither negative, by the least mean squared log of predicted / published.
+    """Kind of cores -> its (a, b), not negative, with the least mean squared log of predicted / published.
 
-    Along each direction of (a, b) a kind's best length is a mean of logs, so that only directions are searched.
+    For each direction of (a, b), a kind's best length is a mean of logs, so only directions are searched.
     """
     a, b = np.cos(ANGLES)[:, None], np.sin(ANGLES)[:, None]
     logs = np.log(data.ms) - np.log(a * data.arithmetic + b * data.traffic)
@@ -115,13 +115,13 @@ def factors(data: Timings) -> dict[str, tuple[float, float]]:
 
 
 def predicted(data: Timings, found: Mapping[str, tuple[float, float]]) -> Floats:
-    """Times (n,) in ms by the factors of the kinds; nan for a kind that has none."""
+    """Times (n,) in ms from the factors of the kinds; nan for a kind that has none."""
     a, b = np.array([found.get(kind, (np.nan, np.nan)) for kind in data.kind]).T
     return np.asarray(a * data.arithmetic + b * data.traffic)
 
 
 def left_out(data: Timings) -> Floats:
-    """Predicted times (n,) in ms, each device's from a fit to all others."""
+    """Predicted times (n,) in ms; those of each device come from a fit to all others."""
     times = np.empty_like(data.ms)
     for device in np.unique(data.device):
         own = data.device == device
@@ -130,7 +130,7 @@ def left_out(data: Timings) -> Floats:
 
 
 def selections(rows: list[dict[str, str]]) -> Iterator[tuple[str, str, str, Timings]]:
-    """(runtime, "float" or "int8", kind of cores, their and all others' timings), wherever there are LEAST_DEVICES."""
+    """(runtime, "float" or "int8", kind of cores, timings of all kinds) for kinds with at least LEAST_DEVICES."""
     for runtime in WINOGRAD:
         for precision in ("float", "int8"):
             for kind in (*KINDS, ANY_ARM):
@@ -140,7 +140,7 @@ def selections(rows: list[dict[str, str]]) -> Iterator[tuple[str, str, str, Timi
 
 
 def fits(rows: list[dict[str, str]]) -> list[Fit]:
-    """All fits that rows allow, numbers rounded as they are written."""
+    """All fits that the rows allow, with numbers rounded as in latency.toml."""
     found = []
     for runtime, precision, kind, data in selections(rows):
         own = data.kind == kind
@@ -155,7 +155,7 @@ def fits(rows: list[dict[str, str]]) -> list[Fit]:
 
 
 def promised_errors(rows: list[dict[str, str]]) -> dict[str, tuple[float, int]]:
-    """Of ncnn float on the networks of PROMISED: part of the rows to its mean left-out error, and how many rows."""
+    """For ncnn float on the networks of PROMISED: part of the rows -> (its mean left-out error, number of rows)."""
     data = timings(rows, "ncnn", "float")
     errors = np.abs(left_out(data) / data.ms - 1)
     chosen = np.isin(data.network, list(PROMISED))
@@ -168,7 +168,8 @@ def promised_errors(rows: list[dict[str, str]]) -> dict[str, tuple[float, int]]:
 def to_toml(found: list[Fit]) -> str:
     """The text of latency.toml."""
     lines = [
-        "# Written by `python -m pipnet_edge.targets.predicted.fit --write`; what it means stands in model.py.",
+        "# Written by `python -m pipnet_edge.targets.predicted.fit --write`; model.py explains it.",
+        # 1: the first.
         *("version = 1", f"share = {SHARE}"),
     ]
     for fit in found:

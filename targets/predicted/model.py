@@ -1,10 +1,10 @@
-"""Predicted latency: two terms, arithmetic and memory traffic, scaled by what published timings say of the runtime.
+"""Predicted latency: two terms, arithmetic and memory traffic, scaled by published timings of the runtime.
 
     T = a * operations / (peak of a core * threads) + b * bytes / memory bandwidth
 
-Operations count 3x3 stride-1 convolutions at Winograd's reduced number where the runtime uses it. a and b come from
-latency.toml, which fit.py writes, one pair for each runtime, precision and kind of core. The
-interval comes from devices that were left out of a fit. A prediction is never a measurement.
+Operations count 3x3 stride-1 convolutions with Winograd's smaller number if the runtime uses it. a and b come from
+latency.toml, which fit.py writes: one pair for each runtime, precision and kind of core. The interval comes from
+devices that were left out of a fit. A prediction is never a measurement.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipnet_edge.targets.predicted.networks import INPUT_PX, NETWORKS
 
 LATENCY = Path(__file__).with_name("latency.toml")
 ANY_ARM = "arm"
-# Runtimes by what published timings call them, those with fits of their own first.
+# Runtimes by their names in published timings, those with their own fits first.
 PUBLISHED: Mapping[str, Runtime] = {
     row.published: row for row in sorted(RUNTIMES.values(), key=lambda row: row.winograd is None) if row.published
 }
@@ -40,9 +40,9 @@ BORROWED = (0.6, 2.0)
 class Fit:
     """One row of latency.toml.
 
-    precision: "float" (fp32 and fp16 alike) or "int8". kind: of cores, or "arm" for all of Arm's together. a and b:
-    the model's factors. rows and devices: what they were fitted to. error: mean |predicted / published - 1| over
-    devices that were left out; low and high: the range of published / predicted that covers `share` of those.
+    precision: "float" (fp32 and fp16) or "int8". kind: a kind of cores, or "arm" for all Arm cores together. a and b:
+    the model's factors. rows and devices: how many they were fitted to. error: mean |predicted / published - 1| over
+    left-out devices. low and high: the range of published / predicted that covers `share` of their timings.
     """
 
     runtime: str
@@ -65,7 +65,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Latency:
-    """latency.toml: its version, the share of timings an interval covers, and the fits."""
+    """latency.toml: its version, the share of timings that an interval covers, and the fits."""
 
     version: int
     share: float
@@ -74,10 +74,10 @@ class Latency:
 
 @dataclass(frozen=True)
 class Prediction:
-    """ms to run the network, low and high: its interval, anchor: the nearest published timing, if the device has any.
+    """ms: to run the network. low and high: its interval. anchor: the nearest published timing, if the device has any.
 
-    anchored: the anchor's ms times what the model makes of the two networks, None unless the anchor is of the same
-    runtime, precision and threads and of a network known here. note: what else to know, in sentences.
+    anchored: the anchor's ms times the model's ratio of the two networks. It is None unless the anchor has the same
+    runtime, precision and threads, and a network that is known here. note: remarks, in sentences.
     """
 
     ms: float
@@ -102,7 +102,7 @@ def latency() -> Latency:
 def predict_variant(device: Device, bundle: Bundle, name: str, threads: int) -> Prediction:
     """Predicts one inference of a bundle's variant from its layers.
 
-    Raises EdgeError as `predict` does, and for a variant or precision that there is not.
+    Raises EdgeError as `predict` does, for an unknown variant, and for a precision without published speeds.
     """
     variant = bundle.variant(name)
     asked = PRECISIONS[variant.precision]
@@ -116,10 +116,10 @@ def predict_variant(device: Device, bundle: Bundle, name: str, threads: int) -> 
 
 
 def predict(device: Device, cost: Cost, runtime: str, precision: str, threads: int) -> Prediction:
-    """Predicts one inference (crop to maps) of a network at fp32, fp16 or int8 (but for layers left in float).
+    """Predicts one inference (crop to maps) of a network at fp32, fp16 or int8 (except layers kept in float).
 
-    Threads beyond the fastest cluster are predicted not to help. Raises EdgeError for a runtime, precision or thread
-    count that cannot be predicted.
+    More threads than the fastest cluster has cores do not make it faster. Raises EdgeError for a runtime, precision or
+    thread count that cannot be predicted.
     """
     if runtime not in PUBLISHED:
         raise EdgeError(f"runtime {runtime!r:.60} cannot be predicted; allowed: {', '.join(PUBLISHED)}")
@@ -150,14 +150,14 @@ def predict(device: Device, cost: Cost, runtime: str, precision: str, threads: i
 
 
 def _no_half(runtime: str, cluster: Cores) -> str:
-    """What lacks half-precision arithmetic, the cores or the runtime; empty where both have it."""
+    """The cores or the runtime, whichever has no half-precision arithmetic; empty if both have it."""
     if not CORE_TYPES[cluster.type].has_fp16:
         return cluster.type
     return "" if PUBLISHED[runtime].half_arithmetic else runtime
 
 
 def _times(device: Device, cost: Cost, runtime: str, precision: str, threads: int) -> tuple[float, float, float]:
-    """(ms, low, high) on the fastest cluster; what an int8 variant leaves in float takes the time of fp32."""
+    """(ms, low, high) on the fastest cluster; layers that an int8 variant keeps in float take the time of fp32."""
     parts = {precision: cost}
     if precision == "int8":
         parts = {precision: cost.part(in_float=False), "fp32": cost.part(in_float=True)}
@@ -171,12 +171,12 @@ def _times(device: Device, cost: Cost, runtime: str, precision: str, threads: in
 
 
 def _fit(runtime: str, precision: str, kind: str) -> Fit:
-    """The best fit there is: the runtime's own for the kind, for all Arm cores, then those of its lenders."""
+    """The first fit that exists: the runtime's own for the kind, its own for all Arm cores, those of its lenders."""
     fits = {(fit.runtime, fit.precision, fit.kind): fit for fit in latency().fits}
     name = "int8" if precision == "int8" else "float"
     on_x86 = kind == "x86"
     kinds = (kind,) if on_x86 else (kind, ANY_ARM)
-    # On x86 the runtimes are alike in float; in int8 ncnn's kernels are several times slower than the others'.
+    # On x86 the runtimes are equally fast in float. In int8 ncnn's kernels are several times slower than the others.
     lenders = () if on_x86 and name == "int8" else PUBLISHED[runtime].lenders
     for key in ((lender, name, k) for lender in (runtime, *lenders) for k in kinds):
         if key in fits:
@@ -185,7 +185,7 @@ def _fit(runtime: str, precision: str, kind: str) -> Fit:
 
 
 def nearest(device: Device, cost: Cost, runtime: str, precision: str, threads: int) -> Anchor | None:
-    """The published timing most alike: by runtime, then precision, then threads, then the network's size."""
+    """The most similar published timing: by runtime, then precision, then threads, then the network's size."""
 
     def distance(anchor: Anchor) -> tuple[bool, bool, float, float]:
         return (

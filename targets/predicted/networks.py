@@ -17,7 +17,7 @@ V3_MIDDLE = (
     *((3, 480, 112, 1, 1, 1), (3, 672, 112, 1, 1, 1)),
 )
 V3_END = ((5, 672, 160, 1, 1, 2), (5, 960, 160, 1, 1, 1), (5, 960, 160, 1, 1, 1))
-# The first published draft, which ncnn's benchmark kept: the stage of 160 channels is one block longer at double size.
+# ncnn's benchmark kept the first published draft: its stage of 160 channels stays at double size for one more block.
 V3_DRAFT_END = ((5, 672, 160, 1, 1, 1), (5, 672, 160, 1, 1, 2), (5, 960, 160, 1, 1, 1))
 V3_LARGE = (*V3_START, *V3_MIDDLE, *V3_END)
 V3_SMALL = (
@@ -140,7 +140,7 @@ def _mobilenet_v3(blocks: tuple[tuple[int, ...], ...], last: int) -> Iterator[La
     yield other(2 * last * size * size)
 
 
-# Name in speeds.csv to cost. ncnn's own MobileNetV2 and V3 differ from the published ones.
+# Name in speeds.csv -> cost. ncnn's own MobileNetV2 and V3 differ from the published ones.
 NETWORKS: Mapping[str, Callable[[], Cost]] = {
     "resnet18": lambda: resnet((2, 2, 2, 2), False),
     "resnet50": lambda: resnet((3, 4, 6, 3), True),

@@ -1,4 +1,4 @@
-"""Devices of which only published timings are at hand."""
+"""Devices that only have published timings."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ IS_APART = False
 
 @contextmanager
 def connect(place: Place, keep: bool = False) -> Iterator[Call]:
-    """Raises EdgeError, whatever the place."""
+    """Always raises EdgeError."""
     raise EdgeError(f"{place.name} is only predicted; nothing can be run there")
     yield

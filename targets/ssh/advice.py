@@ -1,4 +1,4 @@
-"""What to do where a board lacks something: one line each, for messages of board.py."""
+"""Advice for a board that lacks something: one line each, for the messages of board.py."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pipnet_edge import runtimes
 
 OLDEST = "3.11"
 ENVIRONMENT = "~/pipnet"
-# 32-bit ARM has wheels of these alone, and numpy comes from the distribution there.
+# 32-bit ARM has wheels of these runtimes only, and numpy comes from the distribution there.
 ON_32_BIT = tuple(row.name for row in runtimes.RUNTIMES.values() if row.on_32_bit)
 APT_FOR_VENV = "sudo apt install -y python3-venv"
-# ssh's own words, and what to check. The first that is found counts.
+# Words of ssh, and what to check. The first entry whose words are found counts.
 CAUSES = (
     (
         "REMOTE HOST IDENTIFICATION HAS CHANGED",
@@ -42,7 +42,7 @@ CAUSES = (
 
 
 def no_connection(host: str, said: str) -> str:
-    """For an ssh that ended before the far end spoke; said is its stderr."""
+    """For an ssh that ended before the far end spoke. said: its stderr."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     last = lines[-1][:300] if lines else "ssh ended without a word"
     name = host.removeprefix("ssh://").rpartition("@")[2].rstrip("/")
@@ -53,7 +53,7 @@ def no_connection(host: str, said: str) -> str:
 
 
 def python(wanted: Sequence[str], found: Sequence[str]) -> str:
-    """For a board on which none of the Pythons wanted is new enough; found has their versions, or "none"."""
+    """For a board on which no wanted Python is new enough. found: their versions, or "none"."""
     tried = ", ".join(
         f"{name} is missing" if version == "none" else f"{name} is {version}"
         for name, version in zip(wanted, found, strict=True)
@@ -112,7 +112,7 @@ def _which(has: Mapping[str, Any]) -> str:
 
 
 def _pip(has: Mapping[str, Any], package: str) -> str:
-    """How to install a package for that Python: an environment's own pip, else into one that is found next time."""
+    """The command that installs a package: in that Python's environment, else in a new one that is found next time."""
     if has["venv"]:
         return f"{has['python']} -m pip install {package}"
     packages = " ".join(dict.fromkeys(["numpy", package]))

@@ -1,7 +1,7 @@
-"""A board over the user's own OpenSSH: one connection, on which remote.py pushes, runs and cleans up.
+"""A board over the user's own OpenSSH: one connection, with remote.py at its far end.
 
-The board needs Python 3.11 or newer with numpy and the runtime, best in an environment at ~/pipnet; the device half of
-this package comes along. What was pushed lies below ~/.cache/pipnet-edge (or $XDG_CACHE_HOME) and is gone at the end.
+The board needs Python 3.11 or newer with numpy and the runtime, best in an environment at ~/pipnet. The device half of
+this package is pushed. Pushed files lie below ~/.cache/pipnet-edge (or $XDG_CACHE_HOME) and are removed at the end.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from pipnet_edge.worker.protocol import Answer, Count, Infer, Job, Probe, Time
 
 Kind = TypeVar("Kind")
 
-OPTIONS = "PIPNET_EDGE_SSH_OPTIONS"  # an environment variable: more options for ssh, as a shell would split them
+OPTIONS = "PIPNET_EDGE_SSH_OPTIONS"  # an environment variable: more options for ssh, split as by a shell
 PYTHONS = ("~/pipnet/bin/python", "python3")
-# In words of ssh: no option in front, nothing that a ProxyCommand's shell could take for more than a name.
+# A host as ssh takes it. It cannot be an option, and the shell of a ProxyCommand cannot take it for more than a name.
 HOST = re.compile(r"(ssh://)?([\w.+~][\w.+~-]*@)?(\w[\w.:%-]*|\[[\w.:%]+\])(:\d{1,5})?/?")
-# What the command line gives to `options` comes first and wins; what is not named here is as in ~/.ssh/config.
+# `options` of `connect` come before these and win. All other settings come from ~/.ssh/config.
 SETTINGS = (
     *("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=3", "LogLevel=INFO"),
     *("ControlMaster=no", "ClearAllForwardings=yes", "ForwardAgent=no", "ForwardX11=no", "PermitLocalCommand=no"),
@@ -46,14 +46,14 @@ SETTINGS = (
 
 
 class Board:
-    """A board that is connected; `call` is a Call. Calls from several threads wait for each other."""
+    """A connected board; `call` is a Call. Calls from several threads wait for each other."""
 
     def __init__(self, host: str, line: Wire, has: Hello) -> None:
         self.host, self.has = host, has
         self._wire, self._pushed, self._busy = line, set[str](), threading.Lock()
 
     def call(self, job: Job[Answer], listen: Listen = ignore) -> Answer:
-        """A Call to a worker on the board. After an error other than a lost connection it can be used again."""
+        """A Call to a worker on the board. It can be used again after any error but a lost connection."""
         with self._busy:
             there, files = self._there(job)
             try:
@@ -69,7 +69,7 @@ class Board:
             return answer
 
     def _there(self, job: Job[Any]) -> tuple[Job[Any], dict[str, Path]]:
-        """The job with the board's paths, and the files it needs, by their path below the session's folder."""
+        """The job with the board's paths, and the files that it needs, by their path in the session's folder."""
         folder = self.has.folder
         files = {f"code/{name}": path for name, path in device_half.files()}
         if isinstance(job, Probe) and job.runtime in runtimes.RUNTIMES:
@@ -97,14 +97,14 @@ class Board:
             raise EdgeError(f"{self.host}: {advice.runtime(runtime, vars(self.has))}")
 
     def _push(self, files: Mapping[str, Path]) -> None:
-        """Sends what does not lie there already. Raises EdgeError, before anything is sent, if there is no space."""
+        """Sends the files that are not there yet. If there is no space, raises EdgeError before anything is sent."""
         new = {there: path.read_bytes() for there, path in files.items() if there not in self._pushed}
         if not new:
             return
         listed = [(there, hashlib.sha256(content).hexdigest(), len(content)) for there, content in new.items()]
         self._wire.send({"ask": "place", "files": listed})
         placed, _ = self._receive(far.Placed)
-        # The board says which of these it lacks, and no more than that.
+        # The board only chooses among the listed files: it can ask for no other file.
         lacking = [entry for entry in listed if entry in placed.lacking]
         if lacking:
             need = sum(size for _, _, size in lacking)
@@ -139,7 +139,7 @@ class Board:
         self._ended = self._as(far.Ended, line)
 
     def _receive(self, kind: type[Kind]) -> tuple[Kind, bytes]:
-        """The next message, which has to be of this kind, and the bytes behind it."""
+        """The next message, which must be of this kind, and the bytes after it."""
         message, content = self._wire.next()
         return self._as(kind, message), content
 
@@ -155,11 +155,11 @@ class Board:
 def connect(
     host: str, *, keep: bool = False, python: str | None = None, options: Sequence[str] | None = None
 ) -> Iterator[Board]:
-    """Connects to a host by any name that `ssh` takes; nothing runs or lies there after the block.
+    """Connects to a host by any name that `ssh` takes. After the block nothing runs there and no file is left.
 
-    keep leaves the pushed files there, for a quick start the next time. python is the board's Python (a command or a
-    path, which may begin with ~/), else the first of PYTHONS that will do. options go to ssh, by default those of the
-    environment variable PIPNET_EDGE_SSH_OPTIONS. Raises EdgeError that says what to do.
+    keep: the pushed files stay there, for a quick start the next time. python: the board's Python (a command or a path,
+    which may begin with ~/), by default the first of PYTHONS that is new enough. options: options for ssh, by default
+    those of the environment variable PIPNET_EDGE_SSH_OPTIONS. Raises EdgeError that says what to do.
     """
     if not HOST.fullmatch(host):
         raise EdgeError(f"{host!r:.100} is no host; allowed: name, user@name or ssh://user@name:port")
@@ -185,7 +185,7 @@ def connect(
 
 
 def _greet(host: str, line: Wire, pythons: Sequence[str], program: bytes) -> Hello:
-    """Starts the far end and returns what it says of the board. Raises EdgeError where that cannot be used."""
+    """Starts the far end and returns its facts of the board. Raises EdgeError if the board cannot be used."""
     try:
         line.send(program)
         has, _ = line.next()
@@ -207,15 +207,15 @@ def _greet(host: str, line: Wire, pythons: Sequence[str], program: bytes) -> Hel
 def _start(pythons: Sequence[str], size: int) -> str:
     """One line of sh that runs `size` bytes of stdin in the first Python that is new enough, or says what it found.
 
-    It holds no "!" and no line break, which other login shells than sh's kin would not hand on as they are.
+    It has no "!" and no line break, because login shells that are not like sh would change them.
     """
-    places = " ".join(
+    candidates = " ".join(
         '"$HOME"/' + shlex.quote(python[2:]) if python.startswith("~/") else shlex.quote(python) for python in pythons
     )
     version = "import sys; print('%d.%d.%d' % sys.version_info[:3])"
     run = f"import sys; exec(sys.stdin.buffer.read({size}))"
     return (
-        f'found=; for python in {places}; do version=$("$python" -c "{version}" </dev/null 2>/dev/null); '
+        f'found=; for python in {candidates}; do version=$("$python" -c "{version}" </dev/null 2>/dev/null); '
         f'case $version in 3.1[1-9].*|3.[2-9][0-9].*|[4-9].*) exec "$python" -P -c "{run}";; esac; '
         'found="$found ${version:-none}"; done; '
         'printf \'{"far": "python", "found": "%s"}\\n\' "$found"'

@@ -1,6 +1,6 @@
-"""What remote.py, the far end of a connection, says: one JSON object a line, some followed by bytes.
+"""The messages of remote.py, the far end of a connection: one JSON object per line, some followed by bytes.
 
-What comes from a board is untrusted, so it is read strictly. What is asked of the far end stands in remote.py.
+A board's messages are untrusted, so they are read strictly. The requests to the far end are described in remote.py.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from pipnet_edge import strict
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.worker.call import LARGEST, last_line
 
-# How such a line begins.
+# The beginning of such a line.
 FAR = '{"far": '
 
 
 @dataclass(frozen=True)
 class Python:
-    """None of the Pythons will do; their versions, or "none", separated by spaces."""
+    """No Python is new enough. found: their versions, or "none", separated by spaces."""
 
     found: str
 
 
 @dataclass(frozen=True)
 class Hello:
-    """The session's folder, and what the board's Python is and finds there (packages: modules)."""
+    """The session's folder and facts of the board's Python. packages: the modules that it finds."""
 
     folder: str
     python: str
@@ -40,7 +40,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Failed:
-    """An OSError: its number's name, reason and path, and how many bytes are free."""
+    """An OSError: errno (its name), reason and path, and how many bytes are free."""
 
     errno: str
     reason: str | None
@@ -71,7 +71,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Taken:
-    """So many bytes follow."""
+    """This number of bytes follows."""
 
     bytes: int
 

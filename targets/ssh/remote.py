@@ -1,20 +1,20 @@
-"""The far end of board.py: sent to a board as text and run there by its Python, with the standard library alone.
+"""The far end of board.py: sent to a board as text and run there by its Python, with the standard library only.
 
-It reads requests, one JSON object a line, from stdin and answers in JSON lines on stdout; file contents follow their
-line as raw bytes. A request names itself under "ask". When stdin ends or falls silent for longer than agreed, the
-worker is killed and every file removed: a process without a terminal is told by nothing else that its connection is
-gone. Its answers are those of far.py.
+It reads requests from stdin, one JSON object per line, and writes its answers (far.py) as JSON lines to stdout. File
+contents follow their line as raw bytes. The name of a request is its "ask". When stdin ends or is silent for longer
+than agreed, the worker is killed and every file is removed: a process without a terminal has no other sign that its
+connection is gone.
 
     first line   {packages, keep, beat, patience}: modules to look for; whether pushed files stay; seconds between signs
-                 of life, and without one before all is over      -> {"far": "hello", …}, or "failed"
+                 of life; seconds without one before it all ends  -> {"far": "hello", …}, or "failed"
     place        {files: [[path, sha256, size], …]}               -> {"far": "placed", "lacking": […], "free": bytes}
     put          {files: …}, then the bytes of all files          -> {"far": "put"} or "failed"
     run          {job}, a worker's line  -> the worker's lines, then {"far": "ended", "status", "stderr"}
     stop         kills the worker, which ends as above
-    take         {path}: the file is handed over and removed      -> {"far": "taken", "bytes": size}, its bytes
+    take         {path}: the file is sent and removed             -> {"far": "taken", "bytes": size}, its bytes
 
-Paths are relative to a folder of this session. With `keep`, what was pushed lies once more, by its hash, in a folder
-beside it, where the next session finds it; one without `keep` removes that folder.
+Paths are relative to the session's folder. With `keep`, pushed files also lie in a second folder, named by their hash,
+and the next session finds them there. A session without `keep` removes that second folder.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 CHUNK = 1 << 16
-FRESH, OLD = 60.0, 14 * 86400.0  # seconds: no folder younger is taken for an orphan; kept files unused for longer go
+FRESH, OLD = 60.0, 14 * 86400.0  # seconds: only older folders can be orphans; kept files unused for longer are removed
 
 
 class FarEnd:
@@ -56,10 +56,10 @@ class FarEnd:
         self.folder = self.root  # until the session has its own
 
     def open(self) -> None:
-        """Makes the session's folder and removes those of sessions that could not: after a power cut, say."""
+        """Makes the session's folder. Removes those of sessions that could not do it, for example after a power cut."""
         while self.folder == self.root:
             self.root.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # another session has just left nothing
+            with contextlib.suppress(FileNotFoundError):  # another session has just removed the root
                 self.folder = Path(tempfile.mkdtemp(prefix="session-", dir=self.root))
         locked(self.folder)
         (self.folder / "tmp").mkdir()
@@ -83,7 +83,7 @@ class FarEnd:
 
     def say(self, message: dict[str, Any] | bytes, content: bytes = b"") -> None:
         line = message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n"
-        # Whoever finds the pipe broken need do nothing: stdin ends with it.
+        # A broken pipe needs no action here: stdin ends too.
         with self.writing, contextlib.suppress(BrokenPipeError):
             self.lines.write(line + content)
             self.lines.flush()
@@ -100,7 +100,7 @@ class FarEnd:
     # --- Requests.
 
     def place(self, files: list[tuple[str, str, int]]) -> None:
-        """Puts what an earlier session left into this one's folder; whatever is spoilt there goes."""
+        """Puts files that an earlier session kept into this session's folder, and removes spoilt ones."""
         lacking = []
         for path, sha256, size in files:
             kept, target = self.store / sha256, self.folder / path
@@ -116,7 +116,7 @@ class FarEnd:
         self.say({"far": "placed", "lacking": lacking, "free": shutil.disk_usage(self.folder).free})
 
     def put(self, files: list[tuple[str, str, int]]) -> None:
-        """Reads all the bytes announced even if they cannot be written, so that the next request is found."""
+        """Reads all announced bytes even if they cannot be written, so that the next request is found."""
         failure: OSError | None = None
         for path, sha256, size in files:
             try:
@@ -125,7 +125,7 @@ class FarEnd:
                 failure = failure or error
             else:
                 if self.agreed["keep"]:
-                    with contextlib.suppress(OSError):  # what is not kept is sent again
+                    with contextlib.suppress(OSError):  # a file that is not kept is sent again
                         link(self.folder / path, self.store / sha256)
         if failure:
             self.failed(failure)
@@ -136,7 +136,7 @@ class FarEnd:
         left = size
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)  # it may be a kept file's other name
+            target.unlink(missing_ok=True)  # it may be a second name of a kept file
             with target.open("wb") as file:
                 while left:
                     chunk = self.given.read(min(left, CHUNK))
@@ -151,7 +151,7 @@ class FarEnd:
                 left -= len(chunk)
 
     def run(self, job: str) -> None:
-        """Starts a worker, in a process group of its own; a thread passes on what it writes."""
+        """Starts a worker in a process group of its own; a thread passes its output on."""
         path = os.pathsep.join(filter(None, [str(self.folder / "code"), os.environ.get("PYTHONPATH")]))
         stderr = (self.folder / "stderr").open("w+b")
         self.worker = subprocess.Popen(
@@ -170,9 +170,9 @@ class FarEnd:
         assert worker.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once
             worker.stdin.write(job.encode())
-            worker.stdin.flush()  # and stays open: its end would end the worker
+            worker.stdin.flush()  # stdin stays open: its end would end the worker
         for line in worker.stdout:
-            if line.endswith(b"\n"):  # else it died while it wrote
+            if line.endswith(b"\n"):  # if not, it died while it wrote
                 self.say(line)
         status = worker.wait()
         with contextlib.suppress(BrokenPipeError):
@@ -180,7 +180,7 @@ class FarEnd:
         with stderr:
             stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - CHUNK))
             text = stderr.read().decode(errors="replace")
-        if not self.ending.locked():  # else it did not end by itself
+        if not self.ending.locked():  # if locked, it did not end by itself
             self.say({"far": "ended", "status": status, "stderr": text})
 
     def stop(self) -> None:
@@ -196,7 +196,7 @@ class FarEnd:
     # --- The end.
 
     def end(self, status: int = 0) -> NoReturn:
-        """Leaves nothing running, and no file but those that are to be kept. The first thread to call does it all."""
+        """Ends all: no process stays, and only kept files stay. The first thread that calls it does everything."""
         self.ending.acquire()
         try:
             self.stop()
@@ -212,7 +212,7 @@ class FarEnd:
             os._exit(status)
 
     def tidy(self) -> None:
-        """Removes kept files that nobody has used for long, or all of them, and folders that are empty then."""
+        """Removes kept files that were not used for long (without `keep`: all), and then an empty root."""
         if not self.agreed["keep"]:
             shutil.rmtree(self.store, ignore_errors=True)  # another session may do the same
         elif self.store.exists():
@@ -220,7 +220,7 @@ class FarEnd:
                 with contextlib.suppress(FileNotFoundError):
                     if time.time() - path.stat().st_mtime > OLD:
                         path.unlink()
-        with contextlib.suppress(OSError):  # not empty: kept files, or another session's
+        with contextlib.suppress(OSError):  # not empty: it has kept files or another session's folder
             self.root.rmdir()
 
     def signalled(self, *_: object) -> None:
@@ -233,7 +233,7 @@ class FarEnd:
         self.end()
 
     def beat(self) -> None:
-        """Apart from watch, because writing stops when nobody reads any more."""
+        """Not in the thread of watch, because writing blocks when nobody reads any more."""
         while True:
             self.say({"far": "alive"})
             time.sleep(self.agreed["beat"])
@@ -263,7 +263,7 @@ class FarEnd:
 
 
 def locked(folder: Path) -> bool:
-    """Locks a folder until this process ends; False if another process has it."""
+    """Locks a folder until this process ends; False if another process has locked it."""
     try:
         fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -272,7 +272,7 @@ def locked(folder: Path) -> bool:
 
 
 def link(source: Path, target: Path) -> None:
-    """A second name for a file, or a second file where the file system has no such thing (FAT, exFAT)."""
+    """A second name for a file, or a copy if the file system has no second names (FAT, exFAT)."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:
@@ -289,7 +289,7 @@ def sha256_of(path: Path) -> str:
 
 
 def main() -> None:
-    # What a library prints must not get between the lines.
+    # The prints of a library must not get between the lines.
     given, lines = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     far = FarEnd(given, lines, json.loads(given.readline()))

