@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import types
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.words import one_line
 
 Kind = TypeVar("Kind")
 
@@ -21,6 +23,15 @@ def read(kind: type[Kind], data: object, where: str) -> Kind:
     nothing else is converted. Raises EdgeError that says where in the document, what was found and what is needed.
     """
     return cast(Kind, _read(kind, data, where))
+
+
+def json_object(text: str, what: str) -> dict[str, Any]:
+    """The JSON object in a text. Raises EdgeError for anything else; `what` names the text in its message."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise EdgeError(f"{what} is no JSON: {one_line(e)}") from None
+    return _need(dict, data, what)
 
 
 def printable(text: str) -> str:

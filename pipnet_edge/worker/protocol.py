@@ -231,7 +231,7 @@ def write_job(job: Job[Any]) -> str:
 
 def read_job(line: str) -> AnyJob:
     """The job in a line. Raises EdgeError for anything else, and for a job of another version."""
-    data = _object(line, "the job")
+    data = strict.json_object(line, "the job")
     version, do = data.pop("protocol", None), data.pop("do", None)
     if type(version) is not int or version != VERSION:
         raise EdgeError(f"the job is of protocol {version!r:.60}, this worker speaks {VERSION}")
@@ -250,7 +250,7 @@ def read_event(line: str, job: Job[Answer]) -> Event | Error | Answer:
 
     The line is untrusted: raises EdgeError for anything else.
     """
-    data = _object(line, "what the worker wrote")
+    data = strict.json_object(line, "what the worker wrote")
     name = data.pop("event", None)
     if name == DONE:
         answer: Answer = strict.read(job.ANSWER, data, f"the worker's answer to {job.DO}")
@@ -258,13 +258,3 @@ def read_event(line: str, job: Job[Answer]) -> Event | Error | Answer:
     if not isinstance(name, str) or name not in EVENTS:
         raise EdgeError(f"the worker told of {name!r:.60}; allowed: {', '.join((*EVENTS, DONE))}")
     return strict.read(EVENTS[name], data, f"the worker's event {name}")
-
-
-def _object(line: str, what: str) -> dict[str, Any]:
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as e:
-        raise EdgeError(f"{what} is no JSON: {' '.join(str(e).split())[:100]}") from None
-    if not isinstance(data, dict):
-        raise EdgeError(f"{what} is {data!r:.60}, an object is needed")
-    return data

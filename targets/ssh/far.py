@@ -5,7 +5,6 @@ A board's messages are untrusted, so they are read strictly. The requests to the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -100,12 +99,7 @@ MESSAGES: Mapping[str, type[Message]] = {
 
 def read(line: str) -> Message:
     """The message in a line. Raises EdgeError for anything else."""
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as e:
-        raise EdgeError(f"a board wrote what is no JSON: {' '.join(str(e).split())[:100]}") from None
-    if not isinstance(data, dict):
-        raise EdgeError(f"a board wrote {data!r:.60}, an object is needed")
+    data = strict.json_object(line, "what a board wrote")
     name = data.pop("far", None)
     if not isinstance(name, str) or name not in MESSAGES:
         raise EdgeError(f"a board says {name!r:.60}; allowed: {', '.join(MESSAGES)}")

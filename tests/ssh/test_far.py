@@ -133,7 +133,7 @@ def test_a_worker_has_its_stdin_open_until_the_end(tmp_path: Path) -> None:
         ('{"far": "placed", "lacking": [["a", "b"]], "free": 1}', "3 are needed"),
         ('{"far": "failed", "errno": "ENOSPC", "reason": "no\\u001b[2J", "path": "/", "free": 1}', "cannot be printed"),
         ('{"far": ', "is no JSON"),
-        ("3", "an object is needed"),
+        ("3", "dict is needed"),
     ],
 )
 def test_what_is_refused(line: str, message: str) -> None:
