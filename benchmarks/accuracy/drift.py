@@ -26,7 +26,7 @@ from pipnet_edge.decode import Landmarks
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 from pipnet_edge.files import file_sha256, write
 from pipnet_edge.preprocess import Rect, cut, read_picture
-from pipnet_edge.worker.call import here, infer
+from pipnet_edge.worker.call import Call, Workers, infer
 
 CHUNK = 128
 
@@ -125,18 +125,20 @@ def run(
     chunks = [range(start, min(start + CHUNK, len(faces))) for start in range(0, len(faces), CHUNK)]
     found: dict[tuple[str, int], Landmarks | EdgeError] = {}
 
-    def work(index: int) -> dict[tuple[str, int], Landmarks | EdgeError]:
-        crops = faces.crops(chunks[index])
-        return {(v.name, index): _cached(bundle, v, crops, cache) for v in (reference, *others)}
+    with ThreadPoolExecutor(jobs) as pool, Workers() as workers:
 
-    pool = ThreadPoolExecutor(jobs)
-    try:
+        def work(index: int) -> dict[tuple[str, int], Landmarks | EdgeError]:
+            crops = faces.crops(chunks[index])
+            return {(v.name, index): _cached(workers.call, bundle, v, crops, cache) for v in (reference, *others)}
+
         tasks = [pool.submit(work, index) for index in range(len(chunks))]
-        for done, task in enumerate(as_completed(tasks), 1):
-            found |= task.result()
-            progress(f"{len(chunks[done - 1])} faces", done - 1, len(chunks))
-    finally:
-        pool.shutdown(cancel_futures=True)
+        try:
+            for done, task in enumerate(as_completed(tasks), 1):
+                found |= task.result()
+                progress(f"{len(chunks[done - 1])} faces", done - 1, len(chunks))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
     landmarks: dict[str, Landmarks] = {}
     failures: dict[str, EdgeError] = {}
@@ -176,11 +178,13 @@ def broken_limits(rows: Sequence[Row], limits: Sequence[metrics.Limit]) -> EdgeE
     return EdgeError(broken[0] + (f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""), CHECK_FAILED)
 
 
-def _cached(bundle: Bundle, variant: Variant, crops: NDArray[np.uint8], cache: Path) -> Landmarks | EdgeError:
+def _cached(
+    call: Call, bundle: Bundle, variant: Variant, crops: NDArray[np.uint8], cache: Path
+) -> Landmarks | EdgeError:
     path = cache / f"{_key(variant, crops)}.npy"
     try:
         if not path.is_file():
-            found = infer(here, bundle.folder, variant.name, 1, crops).landmarks
+            found = infer(call, bundle.folder, variant.name, 1, crops).landmarks
             table = np.concatenate([found.points, found.score[..., None], found.cell[..., None]], axis=2)
             write(path, _npy(table.astype(np.float64)))
         table = np.load(path, allow_pickle=False)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,13 +57,47 @@ def here(job: Job[Answer], listen: Listen = ignore) -> Answer:
     return start([sys.executable, *WORKER], job, listen)
 
 
+class Workers:
+    """Workers on this machine for several threads. The end of the block kills those that still run.
+
+    Only the main thread hears of Ctrl-C; the other threads would wait for their workers to the end.
+    """
+
+    def __init__(self) -> None:
+        self._started = list[subprocess.Popen[str]]()
+        self._lock, self._is_over = threading.Lock(), False
+
+    def call(self, job: Job[Answer], listen: Listen = ignore) -> Answer:
+        """A Call. Raises EdgeError after the end of the block."""
+        return start([sys.executable, *WORKER], job, listen, started=self._keep)
+
+    def _keep(self, worker: subprocess.Popen[str]) -> None:
+        with self._lock:
+            self._started.append(worker)
+        if self._is_over:
+            _kill(worker)
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._is_over = True
+        for worker in self._started:
+            _kill(worker)
+
+
 def start(
     command: Sequence[str],
     job: Job[Answer],
     listen: Listen = ignore,
     environment: Mapping[str, str] | None = None,
+    started: Callable[[subprocess.Popen[str]], None] = lambda _: None,
 ) -> Answer:
-    """A Call to the worker that `command` starts. The worker is killed if this is interrupted."""
+    """A Call to the worker that `command` starts. The worker is killed if this is interrupted.
+
+    `started` gets the worker's process.
+    """
     with tempfile.TemporaryFile("w+", errors="replace") as stderr:
         # The worker has a session of its own: only this process acts on Ctrl-C. The worker ends when its stdin does.
         worker = subprocess.Popen(
@@ -78,6 +113,7 @@ def start(
         assert worker.stdin is not None
         assert worker.stdout is not None
         try:
+            started(worker)
             # A worker that dies at once closes the pipe; its exit status tells more than the broken pipe.
             with contextlib.suppress(BrokenPipeError):
                 worker.stdin.write(protocol.write_job(job))
@@ -85,8 +121,7 @@ def start(
             answer = follow(_lines(worker.stdout), job, listen)
             worker.wait()
         finally:
-            if worker.poll() is None:
-                os.killpg(worker.pid, signal.SIGKILL)
+            _kill(worker)
             worker.wait()
             with contextlib.suppress(BrokenPipeError):
                 worker.stdin.close()
@@ -95,6 +130,13 @@ def start(
             stderr.seek(0)
             raise EdgeError(how_it_died(worker.returncode, stderr.read()))
     return answer
+
+
+def _kill(worker: subprocess.Popen[str]) -> None:
+    """Kills a worker and all that it started, if it still runs."""
+    if worker.poll() is None:
+        with contextlib.suppress(ProcessLookupError):  # another thread was faster
+            os.killpg(worker.pid, signal.SIGKILL)
 
 
 def follow(lines: Iterable[str], job: Job[Answer], listen: Listen = ignore) -> Answer | None:
