@@ -11,7 +11,7 @@ import numpy as np
 
 from pipnet_edge import host
 from pipnet_edge.benchmarks.speed.result import warnings
-from pipnet_edge.cli.render import Table
+from pipnet_edge.output import Table
 from pipnet_edge.words import megabytes
 
 if TYPE_CHECKING:

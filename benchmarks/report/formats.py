@@ -15,8 +15,8 @@ from pathlib import Path
 from pipnet_edge import files
 from pipnet_edge.benchmarks.report import tables
 from pipnet_edge.benchmarks.report.contents import EMULATED, MEANING, MEASURED, PREDICTED, Report, Target
-from pipnet_edge.cli.render import Table
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.output import Table
 
 
 def write(report: Report, output: Path) -> None:

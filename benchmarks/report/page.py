@@ -7,10 +7,10 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 
-from pipnet_edge.benchmarks.report import charts, speed, tables
+from pipnet_edge.benchmarks.report import charts, speed_charts, tables
 from pipnet_edge.benchmarks.report.contents import EMULATED, MEANING, MEASURED, PREDICTED, Drift, Report, Target
 from pipnet_edge.benchmarks.report.svg import escape
-from pipnet_edge.cli.render import Table
+from pipnet_edge.output import Table
 
 # The style sheet is allowed by its hash, so that a result cannot bring another one.
 POLICY = "default-src 'none'; style-src 'sha256-{}'; base-uri 'none'; form-action 'none'"
@@ -61,10 +61,10 @@ def _target(target: Target, report: Report, colour: dict[str, int]) -> Iterator[
     yield f"<h2>{escape(target.name)}</h2>"
     drawn = {
         MEASURED: (
-            speed.latency(target, colour),
-            speed.stages(target),
-            speed.tradeoff(target, report.drift, colour),
-            speed.scaling(target, colour),
+            speed_charts.latency(target, colour),
+            speed_charts.stages(target),
+            speed_charts.tradeoff(target, report.drift, colour),
+            speed_charts.scaling(target, colour),
             charts.clocks(target),
         ),
         EMULATED: (charts.instructions(target),),

@@ -21,7 +21,7 @@ from pipnet_edge.benchmarks.report.contents import (
 )
 from pipnet_edge.benchmarks.speed.result import Counted, Measured, Predicted
 from pipnet_edge.benchmarks.tables import DRIFT_COLUMNS
-from pipnet_edge.cli.render import Table
+from pipnet_edge.output import Table
 from pipnet_edge.worker.protocol import STAGES
 
 

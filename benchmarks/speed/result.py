@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import strict
-from pipnet_edge.cli.render import SCHEMA
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.host import THROTTLED
+from pipnet_edge.output import SCHEMA
 from pipnet_edge.targets.emulated.instructions import Count
 from pipnet_edge.words import counted
 from pipnet_edge.worker.protocol import STAGES

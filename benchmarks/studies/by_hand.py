@@ -29,6 +29,7 @@ from pipnet_edge.benchmarks.speed.result import Settings
 from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.cli import render
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
+from pipnet_edge.output import Output, Table
 from pipnet_edge.worker import call as calls
 from pipnet_edge.worker.protocol import Samples, Time, read_event, write_job
 
@@ -269,12 +270,12 @@ def take_turns(processes: Sequence[subprocess.Popen[str]]) -> None:
             process.kill()
 
 
-def table(rows: Sequence[Row]) -> render.Table:
+def table(rows: Sequence[Row]) -> Table:
     cells = [
         [row.variant, f"{row.bench:.3f}", f"{row.by_hand:.3f}", f"{row.ratio:.4f}", "ok" if row.agrees else "FAIL"]
         for row in rows
     ]
-    return render.Table(["variant", ">bench ms", ">by hand ms", ">ratio", ""], cells)
+    return Table(["variant", ">bench ms", ">by hand ms", ">ratio", ""], cells)
 
 
 def main() -> None:
@@ -299,7 +300,7 @@ def main() -> None:
     failed = [row.variant for row in rows if not row.agrees]
     note = f"Medians of {given.rounds} rounds; ratio: the median of the rounds' ratios, at most {LIMIT:.0%} from 1."
     error = f"{', '.join(failed)}: bench and a loop by hand differ by more than {LIMIT:.0%}" if failed else None
-    render.emit("by_hand", render.Output({}, (table(rows), "", note), error=error), as_json=False)
+    render.emit("by_hand", Output({}, (table(rows), "", note), error=error), as_json=False)
     sys.exit(CHECK_FAILED if failed else 0)
 
 

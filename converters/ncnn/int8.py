@@ -1,4 +1,4 @@
-"""The int8 variant for ncnn, which quantize.py makes from the float one."""
+"""The int8 variant for ncnn, which int8_layers.py makes from the float one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from pipnet_edge.converters.core import Core
 from pipnet_edge.converters.graph import convolutions, inputs, module
-from pipnet_edge.converters.ncnn import fp, quantize
+from pipnet_edge.converters.ncnn import fp, int8_layers
 from pipnet_edge.converters.ncnn import model as ncnn_model
 from pipnet_edge.converters.quantize import scheme
 from pipnet_edge.converters.quantize.scheme import Quantized
@@ -29,11 +29,11 @@ def convert(core: Core, given: Quantized, bits: int, folder: Path) -> None:
     work = core.work("ncnn-float")
     fp.convert(core, "fp32", work)
     model = ncnn_model.read_model(work / "model.param", work / "model.bin")
-    layers = quantize.match_weights(model, _weights(given))
+    layers = int8_layers.match_weights(model, _weights(given))
     reads = inputs(given.graph)
     ranges = {layer: given.ranges[reads[name]] for layer, name in layers.items() if name not in given.keep}
-    keep = {layer for layer, name in layers.items() if name in given.keep} | quantize.depthwise(model)
-    int8 = quantize.quantize(model, ranges, keep, winograd=False)
+    keep = {layer for layer, name in layers.items() if name in given.keep} | int8_layers.depthwise(model)
+    int8 = int8_layers.quantize(model, ranges, keep, winograd=False)
     integers = scheme.integers(given)
     for layer, name in layers.items():
         if layer not in keep and not np.array_equal(int8[layer].arrays["weight"], integers[name].ravel()):

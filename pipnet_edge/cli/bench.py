@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipnet_edge.cli import render
-from pipnet_edge.cli.command import DEFAULT_BUNDLE, BundleArgument, Emulate, command, places, words
-from pipnet_edge.cli.render import Output, Table
+from pipnet_edge.cli.command import command
+from pipnet_edge.cli.options import DEFAULT_BUNDLE, BundleArgument, Emulate, listed, places
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
+from pipnet_edge.output import Output, Table, envelope
 
 if TYPE_CHECKING:
     from pipnet_edge.benchmarks.speed.bench import Plan
@@ -104,7 +105,7 @@ def bench(
     if output:
         from pipnet_edge.files import write
 
-        write(output, (json.dumps(render.envelope("bench", out), allow_nan=False) + "\n").encode())
+        write(output, (json.dumps(envelope("bench", out), allow_nan=False) + "\n").encode())
         return Output(out.data, (*out.parts, f"result  {output}"), out.code, out.error)
     return out
 
@@ -153,7 +154,7 @@ def _counts(text: str | None) -> tuple[int, ...]:
         return ()
     if not re.fullmatch(r"[1-9]\d{0,2}(,[1-9]\d{0,2})*", text):
         raise EdgeError(f"--threads {text}; whole numbers from 1, separated by commas, are needed")
-    return tuple(dict.fromkeys(int(word) for word in words(text)))
+    return tuple(dict.fromkeys(int(word) for word in listed(text)))
 
 
 def _cpus(text: str) -> str | tuple[int, ...]:
@@ -161,4 +162,4 @@ def _cpus(text: str) -> str | tuple[int, ...]:
         return "big" if text == "big" else ()
     if not re.fullmatch(r"\d{1,4}(,\d{1,4})*", text):
         raise EdgeError(f"--cores {text}; allowed: big, all, or numbers separated by commas")
-    return tuple(int(word) for word in words(text))
+    return tuple(int(word) for word in listed(text))

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from pipnet_edge.cli import render
-from pipnet_edge.cli.command import DEFAULT_BUNDLE, command, floats, words
-from pipnet_edge.cli.faces import (
+from pipnet_edge.cli.command import command
+from pipnet_edge.cli.options import (
+    DEFAULT_BUNDLE,
     Calibrate,
     CalibrateCount,
     CalibrateLabels,
@@ -20,9 +21,11 @@ from pipnet_edge.cli.faces import (
     Rounding,
     Seed,
     faces_in,
+    floats,
+    listed,
 )
-from pipnet_edge.cli.render import Output
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.output import Output
 
 
 @command
@@ -82,7 +85,7 @@ def convert(
     # Checked before torch is imported: nobody has to wait for torch to see a typing error.
     if precision is None:
         precision = "fp32,fp16,int8" if calibrate else "fp32,fp16"
-    plan = converters.Plan(words(to), words(precision), heads)
+    plan = converters.Plan(listed(to), listed(precision), heads)
     if plan.quantizes != bool(calibrate):
         raise EdgeError(
             f"--calibrate FOLDER and a quantized --precision go together; given: --precision {precision}"

@@ -9,11 +9,9 @@ from typing import Annotated
 import typer
 
 from pipnet_edge.cli import render
-from pipnet_edge.cli.command import Threads, command, thread_count
-from pipnet_edge.cli.faces import (
-    faces_in,
-)
-from pipnet_edge.cli.render import Output
+from pipnet_edge.cli.command import command
+from pipnet_edge.cli.options import Threads, faces_in, thread_count
+from pipnet_edge.output import Output
 from pipnet_edge.words import counted
 
 

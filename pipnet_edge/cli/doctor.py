@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from pipnet_edge.cli.command import (
-    Emulate,
-    Host,
-    Target,
-    command,
-    places,
-)
-from pipnet_edge.cli.render import Output, Table
+from pipnet_edge.cli.command import command
+from pipnet_edge.cli.options import Emulate, Host, Target, places
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.output import Output, Table
 
 
 @command

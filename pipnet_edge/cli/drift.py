@@ -8,13 +8,9 @@ from typing import Annotated
 import typer
 
 from pipnet_edge.cli import render
-from pipnet_edge.cli.command import (
-    DEFAULT_BUNDLE,
-    BundleArgument,
-    command,
-    thread_count,
-)
-from pipnet_edge.cli.render import Output
+from pipnet_edge.cli.command import command
+from pipnet_edge.cli.options import DEFAULT_BUNDLE, BundleArgument, thread_count
+from pipnet_edge.output import Output
 
 
 @command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipnet_edge.cli import render
 from pipnet_edge.cli.command import command
-from pipnet_edge.cli.render import Output
+from pipnet_edge.output import Output
 
 
 @command

@@ -8,18 +8,9 @@ from typing import Annotated
 import typer
 
 from pipnet_edge.cli import render
-from pipnet_edge.cli.command import (
-    DEFAULT_BUNDLE,
-    BundleArgument,
-    Emulate,
-    Host,
-    Target,
-    Threads,
-    command,
-    places,
-    thread_count,
-)
-from pipnet_edge.cli.render import Output
+from pipnet_edge.cli.command import command
+from pipnet_edge.cli.options import DEFAULT_BUNDLE, BundleArgument, Emulate, Host, Target, Threads, places, thread_count
+from pipnet_edge.output import Output
 from pipnet_edge.words import counted
 
 

@@ -5,34 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
-# 1: schema, command, ok, result; error where there is one.
-SCHEMA = "pipnet-edge/1"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns with a leading ">" are aligned to the right."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Output:
-    """What a command found: `data` for --json, tables and lines for people, and the exit status.
-
-    error is the one line to print on stderr when `code` is not 0.
-    """
-
-    data: dict[str, Any]
-    parts: Sequence[Table | str] = field(default_factory=tuple)
-    code: int = 0
-    error: str | None = None
+from pipnet_edge.output import Output, Table, envelope
 
 
 def emit(command: str, output: Output, as_json: bool) -> None:
@@ -44,14 +20,6 @@ def emit(command: str, output: Output, as_json: bool) -> None:
             print(part if isinstance(part, str) else "\n".join(_lines(part)))
     if output.error:
         print(f"pipnet-edge {command}: {output.error}", file=sys.stderr)
-
-
-def envelope(command: str, output: Output) -> dict[str, Any]:
-    """What --json prints."""
-    found: dict[str, Any] = {"schema": SCHEMA, "command": command, "ok": output.code == 0, "result": output.data}
-    if output.error:
-        found["error"] = {"message": output.error, "code": output.code}
-    return found
 
 
 def _lines(table: Table) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipnet_edge.cli.command import command
-from pipnet_edge.cli.render import Output
+from pipnet_edge.output import Output
 
 
 @command

@@ -7,14 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipnet_edge.cli.command import (
-    DEFAULT_BUNDLE,
-    command,
-    floats,
-    thread_count,
-)
-from pipnet_edge.cli.render import Output
+from pipnet_edge.cli.command import command
+from pipnet_edge.cli.options import DEFAULT_BUNDLE, floats, thread_count
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.output import Output
 from pipnet_edge.words import counted
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import typer
 
 from pipnet_edge.cli import render
 from pipnet_edge.cli.command import command
-from pipnet_edge.cli.faces import (
+from pipnet_edge.cli.options import (
     CalibrateCount,
     CalibrateLabels,
     CheckpointFile,
@@ -20,8 +20,8 @@ from pipnet_edge.cli.faces import (
     Seed,
     faces_in,
 )
-from pipnet_edge.cli.render import Output
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.output import Output
 from pipnet_edge.words import counted
 
 

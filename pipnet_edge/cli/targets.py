@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from pipnet_edge.cli.command import command
-from pipnet_edge.cli.render import Output, Table
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.output import Output, Table
 
 
 @command

@@ -1,4 +1,4 @@
-"""DESIGN.md's import rules and the length of files, read from the source, and what a bare device can do."""
+"""The import rules and the length of files, read from the source, and what a bare device can do."""
 
 from __future__ import annotations
 
@@ -202,11 +202,11 @@ def test_nothing_in_the_device_half_imports_upward() -> None:
     assert found == []
 
 
-def test_the_device_half_needs_no_command_line() -> None:
+def test_nothing_below_needs_the_command_line() -> None:
     def allowed(i: Import) -> bool:
         return not within(COMMAND_LINE, i.module)
 
-    others = [module for module in modules("pipnet_edge") if not within(COMMAND_LINE, module)]
+    others = [module for module in SOURCES if not within(COMMAND_LINE, module)]
     assert [line for module in others for line in broken(module, allowed)] == []
 
 

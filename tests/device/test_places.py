@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipnet_edge.cli import command
+from pipnet_edge.cli import options
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets import devices
 from pipnet_edge.targets import place as places
@@ -189,12 +189,12 @@ def test_a_hosts_file_that_is_none_is_named_and_kept(content: bytes) -> None:
     ],
 )
 def test_targets_and_their_hosts(names: list[str], hosts: list[str], found: list[tuple[str, str | None]]) -> None:
-    assert [(place.name, place.host) for place in command.places(names, hosts, False, False)] == found
+    assert [(place.name, place.host) for place in options.places(names, hosts, False, False)] == found
 
 
 def test_saved_hosts_serve_targets_without_one() -> None:
     places.save("rpi5", "pi@five")
-    found = command.places(["rpi4", "rpi5"], ["rpi4=pi@x"], False, False)
+    found = options.places(["rpi4", "rpi5"], ["rpi4=pi@x"], False, False)
     assert [place.host for place in found] == ["pi@x", "pi@five"]
 
 
@@ -209,11 +209,11 @@ def test_saved_hosts_serve_targets_without_one() -> None:
 )
 def test_hosts_that_fit_no_target(names: list[str], hosts: list[str], message: str) -> None:
     with pytest.raises(EdgeError) as caught:
-        command.places(names, hosts, False, False)
+        options.places(names, hosts, False, False)
     assert str(caught.value) == message
 
 
 def test_two_targets_of_one_name(tmp_path: Path) -> None:
     (tmp_path / "rpi4.toml").write_bytes((devices.FOLDER / "rpi4.toml").read_bytes())
     with pytest.raises(EdgeError, match=r"rpi4\.toml is rpi4, which is given already"):
-        command.places(["rpi4", str(tmp_path / "rpi4.toml")], [], False, True)
+        options.places(["rpi4", str(tmp_path / "rpi4.toml")], [], False, True)

@@ -13,9 +13,9 @@ import pytest
 
 from pipnet_edge.benchmarks.speed import result as results
 from pipnet_edge.benchmarks.speed.result import Counted, Limit, Measured, Result, Settings, State
-from pipnet_edge.cli import render
-from pipnet_edge.cli.render import Output
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.output import Output
+from pipnet_edge.output import envelope as wrapped
 from pipnet_edge.targets.emulated.instructions import Count
 from pipnet_edge.worker.protocol import STAGES
 
@@ -48,7 +48,7 @@ def result(*runs: Measured, **more: Any) -> Result:
 def written(path: Path, found: Result, edit: Callable[[dict[str, Any]], object] = lambda data: None) -> Path:
     """What `bench -o` writes, after an edit of the result in it."""
     data = found.to_json() | {"summary": results.summary(found)}
-    envelope = json.loads(json.dumps(render.envelope("bench", Output(data))))
+    envelope = json.loads(json.dumps(wrapped("bench", Output(data))))
     edit(envelope["result"])
     path.write_text(json.dumps(envelope))
     return path

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from pipnet_edge.benchmarks.speed import result as results
 from pipnet_edge.benchmarks.speed.result import Counted, Measured, Predicted, Result, Settings, State
-from pipnet_edge.cli import render
-from pipnet_edge.cli.render import Output
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.output import Output
+from pipnet_edge.output import envelope as wrapped
 from pipnet_edge.targets.emulated.instructions import Count
 from pipnet_edge.worker.protocol import STAGES
 
@@ -72,7 +72,7 @@ def whole_results(draw: st.DrawFn) -> Result:
 def written(path: Path, found: Result) -> Path:
     """What `bench -o` writes."""
     data = found.to_json() | {"summary": results.summary(found)}
-    path.write_text(json.dumps(render.envelope("bench", Output(data))))
+    path.write_text(json.dumps(wrapped("bench", Output(data))))
     return path
 
 

@@ -1,4 +1,4 @@
-"""DESIGN.md's contracts between the rooms of converters/, and what holds for all modules, read from the source."""
+"""The rules between the rooms of converters/, and what holds for all modules, read from the source."""
 
 from __future__ import annotations
 

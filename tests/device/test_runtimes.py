@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipnet_edge import precisions, runtimes
-from pipnet_edge.benchmarks.report.speed import SHAPES
+from pipnet_edge.benchmarks.report.speed_charts import SHAPES
 from pipnet_edge.converters import Plan
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.manifest import File, Variant

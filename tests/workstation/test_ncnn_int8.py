@@ -19,8 +19,8 @@ from pipnet_edge.converters.checkpoint.network import normalise
 from pipnet_edge.converters.core import Core, export
 from pipnet_edge.converters.graph import Run, convolutions
 from pipnet_edge.converters.ncnn import int8 as ncnn_int8
+from pipnet_edge.converters.ncnn import int8_layers
 from pipnet_edge.converters.ncnn import model as ncnn_model
-from pipnet_edge.converters.ncnn import quantize
 from pipnet_edge.converters.ncnn.model import Model
 from pipnet_edge.converters.quantize import scheme
 from pipnet_edge.converters.quantize.prepare import Prepared
@@ -87,7 +87,7 @@ def test_the_files_hold_the_networks_integers(variant: str, request: pytest.Fixt
     given, folder = request.getfixturevalue(variant)
     model, integers = read(folder), scheme.integers(given)
     held = {}
-    for name in quantize.quantizable(model):
+    for name in int8_layers.quantizable(model):
         if model[name].arrays["weight"].dtype == np.int8:
             held[model[name].arrays["weight"].tobytes()] = name
     assert held.keys() == {whole.tobytes() for name, whole in integers.items() if name != DEPTHWISE}
@@ -103,14 +103,14 @@ def test_the_files_hold_the_networks_integers(variant: str, request: pytest.Fixt
 def test_layers_to_keep_and_depthwise_ones_hold_float_weights(variant: str, request: pytest.FixtureRequest) -> None:
     given, folder = request.getfixturevalue(variant)
     model = read(folder)
-    held = [model[name].arrays["weight"] for name in quantize.quantizable(model)]
+    held = [model[name].arrays["weight"] for name in int8_layers.quantizable(model)]
     held = [weight for weight in held if weight.dtype != np.int8]
     wanted = given.keep | {DEPTHWISE}
     assert len(held) == len(wanted)
     for name in wanted:
         weight = given.graph.get_parameter(f"{name}.weight").numpy().ravel()
         assert any(np.array_equal(weight, other) for other in held)
-    (depthwise,) = quantize.depthwise(model)
+    (depthwise,) = int8_layers.depthwise(model)
     rounded = given.graph.get_parameter(f"{DEPTHWISE}.weight").numpy().ravel()
     np.testing.assert_array_equal(model[depthwise].arrays["weight"], rounded)
 

