@@ -24,8 +24,7 @@ from pipnet_edge.targets.emulated.emulator import Emulator
 ROOT = Path(__file__).resolve().parent.parent.parent
 SET_UP = """
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.files import cache_folder
-from pipnet_edge.targets import emulator
+from pipnet_edge.targets.emulated import emulator
 try:
     emulator.set_up(lambda *step: print(step, flush=True))
 except EdgeError as e:

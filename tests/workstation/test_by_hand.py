@@ -1,4 +1,4 @@
-"""The loops by hand of benchmarks/by_hand.py do the same work as the adapters; times are not looked at here."""
+"""The loops by hand of benchmarks/studies/by_hand.py do the same work as the adapters; times are not looked at here."""
 
 from __future__ import annotations
 
