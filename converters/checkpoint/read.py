@@ -172,7 +172,7 @@ def _unpickle(path: Path, trust_pickle: bool) -> object:
                 "give --trust-pickle if you trust whoever made the file"
             ) from e
         raise EdgeError(f"{path} is not a PyTorch checkpoint") from e
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, ImportError, zipfile.BadZipFile) as e:
+    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, ImportError, zipfile.BadZipFile) as e:
         if "TorchScript" in str(e):
             raise EdgeError(f"{path} is a TorchScript archive; a state_dict or a five-map ONNX file is needed") from e
         if isinstance(e, AttributeError | ImportError):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.files import file_sha256
 from pipnet_edge.preprocess import Rect, cut, read_picture
 
 COUNT = 256
@@ -66,7 +67,7 @@ def choose(faces: Sequence[Face], side: int, count: int = COUNT, seed: int = 0) 
     different = len({hashlib.sha256(crop.tobytes()).digest() for crop in crops})
     if different < LEAST:
         raise EdgeError(f"{different} of {len(crops)} calibration images differ; at least {LEAST} are needed")
-    images = tuple(_sha256(path) for path, _ in drawn)
+    images = tuple(file_sha256(path) for path, _ in drawn)
     return Calibration(crops, tuple(drawn), images, len(crops) - different)
 
 
@@ -81,11 +82,6 @@ def split(faces: Sequence[Face], count: int, seed: int) -> tuple[list[Face], lis
         raise EdgeError(f"{len(candidates)} faces; a budget needs at least {5 * LEAST}, a fifth of them to judge by")
     drawn = [candidates[i] for i in np.random.default_rng(seed).permutation(len(candidates))]
     return drawn[held:][:count], drawn[:held]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _order(face: Face) -> tuple[str, tuple[int, ...]]:

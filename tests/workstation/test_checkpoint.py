@@ -143,6 +143,13 @@ def test_truncated(tmp_path, save_checkpoint, size):
         checkpoints.load(tmp_path / "net.pth", Options())
 
 
+@pytest.mark.parametrize("content", [b".", b"a.", b"\x80\x02.", b"h\x05.", b"\x80\x02}q\x00(."])
+def test_pickles_that_take_what_is_not_there(tmp_path, content):
+    (tmp_path / "net.pth").write_bytes(content)
+    with pytest.raises(EdgeError, match="is not a PyTorch checkpoint"):
+        checkpoints.load(tmp_path / "net.pth", Options())
+
+
 def test_text_and_missing_files(tmp_path):
     (tmp_path / "net.pth").write_text("hello")
     with pytest.raises(EdgeError, match="not a PyTorch checkpoint"):
