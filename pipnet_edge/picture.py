@@ -65,6 +65,7 @@ def annotate(
     opened = bundles.read(bundle)
     if policy not in (None, *CROPS):
         raise EdgeError(f"crop policy {policy!r}; allowed: {', '.join(CROPS)}")
+    path, data = _outputs(output or Path(f"{image.stem}-landmarks.png"))
     picture = read_picture(image)
     height, width = picture.shape[:2]
     rects = [crop_rect(box, width, height, policy or opened.spec.crop) for box in boxes] or [Rect(0, 0, width, height)]
@@ -74,7 +75,6 @@ def annotate(
     found = inference.landmarks
     points = np.stack([rect.to_picture(p) for rect, p in zip(rects, found.points, strict=True)])
     drawn = draw.annotate(picture, points)
-    path = output or Path(f"{image.stem}-landmarks.png")
     faces = tuple(
         Face((r.left, r.top, r.right, r.bottom), p.round(2).tolist(), s.round(4).tolist())
         for r, p, s in zip(rects, points.astype(float), found.score.astype(float), strict=True)
@@ -89,8 +89,19 @@ def annotate(
         opened.spec.num_lms,
         faces,
         str(path),
-        str(path.with_suffix(".json")),
+        str(data),
     )
     draw.write_picture(path, drawn)
-    files.write(path.with_suffix(".json"), (json.dumps(result.to_json(), indent=1) + "\n").encode())
+    files.write(data, (json.dumps(result.to_json(), indent=1) + "\n").encode())
     return result
+
+
+def _outputs(path: Path) -> tuple[Path, Path]:
+    """The picture's path and the path of the JSON beside it. Raises EdgeError, before any work, for what is no file."""
+    if not path.suffix:
+        raise EdgeError(f"cannot write a picture as {path.name or path}; use .png or .jpg")
+    both = path, path.with_suffix(".json")
+    for each in both:
+        if each.is_dir():
+            raise EdgeError(f"cannot write {each}: it is a folder")
+    return both

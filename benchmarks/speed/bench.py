@@ -38,7 +38,7 @@ from pipnet_edge.targets.place import Place
 from pipnet_edge.targets.predicted import model
 from pipnet_edge.words import counted
 from pipnet_edge.worker import protocol
-from pipnet_edge.worker.call import Call, Lost, here
+from pipnet_edge.worker.call import Call, Lost, here, save
 from pipnet_edge.worker.protocol import STAGES, Event, First, Loaded, Machine, Samples, Time
 
 THREADS = (1, 2, 4)
@@ -94,7 +94,7 @@ def measure(bundle: Bundle, variant: str, threads: int, crops: NDArray[np.uint8]
     """Times one variant over crops (n, S, S, 3) uint8 RGB on this machine. Raises EdgeError when it cannot run."""
     with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as folder:
         given = Path(folder, "crops.npy")
-        np.save(given, crops)
+        save(given, crops)
         run, _ = _measure(here, "local", bundle, bundle.variant(variant), threads, "big", settings, given)
     if run.failure:
         raise EdgeError(run.failure)

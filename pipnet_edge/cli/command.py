@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     pass
 
 INTERRUPTED = 130
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+UNWRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
 # Packages of the extra [convert]; a device has none of them.
 WORKSTATION = {"torch", "onnx", "onnxsim", "onnxruntime", "pnnx"}
 

@@ -7,6 +7,7 @@ these files available where the worker runs, and brings back the files that the 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipnet_edge import files
 from pipnet_edge.decode import MAP_NAMES, WINNER_NAMES, Landmarks, Maps, Winners
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.worker import protocol
@@ -205,7 +207,7 @@ def infer(
     """
     with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as folder:
         given, out = Path(folder, "crops.npy"), Path(folder, "out.npz")
-        np.save(given, crops)
+        save(given, crops)
         job = Infer(str(bundle), variant, threads, str(out), str(given), maps, tuple(cpus) or None)
         answer = call(job, listen)
         arrays = _arrays(out)
@@ -217,6 +219,13 @@ def infer(
     if found.points.ndim != 3 or found.points.shape[::2] != (len(crops), 2):
         raise EdgeError(f"the worker gave points {found.points.shape} for {len(crops)} crops")
     return Inference(found, given_maps, answer.version)
+
+
+def save(path: Path, crops: NDArray[np.uint8]) -> None:
+    """Writes crops (n, S, S, 3) uint8 as a .npy file. Raises EdgeError with the system's reason, which numpy hides."""
+    content = io.BytesIO()
+    np.save(content, crops)
+    files.write(path, content.getvalue())
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:

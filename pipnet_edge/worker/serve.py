@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipnet_edge import host, strict
-from pipnet_edge.errors import EdgeError
+from pipnet_edge.errors import USER_ERROR, EdgeError
 from pipnet_edge.worker import protocol
 from pipnet_edge.worker.protocol import (
     LONGEST,
@@ -242,6 +242,10 @@ def serve(lines: TextIO, job: str) -> int:
     except EdgeError as e:
         write(Error(strict.printable(str(e)), e.code))
         return e.code
+    except OSError as e:
+        # The job names a file that is not there, or the disk is full.
+        write(Error(strict.printable(f"cannot use {e.filename or 'a file'}: {e.strerror or e}"), USER_ERROR))
+        return USER_ERROR
     return 0
 
 

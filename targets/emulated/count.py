@@ -43,7 +43,7 @@ def count(
         folder, given = Path(scratch), None
         if crops is not None:
             given = folder / "crops.npy"
-            np.save(given, crops)
+            calls.save(given, crops)
         job = protocol.Count(str(bundle), variant, WARM_UP + frames, str(given) if given else None)
         plugin, log, cpu = compiled(folder), folder / "log", core(device)
         with emulator.environment() as environment:

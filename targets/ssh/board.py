@@ -66,6 +66,8 @@ class Board:
             except Lost as lost:
                 message = f"the connection to {self.host} was lost while {str(job)!r} ran there ({lost})"
                 raise Lost(f"{message}; the board cleans up by itself") from None
+            except EdgeError as e:
+                raise EdgeError(f"{self.host}: {e}", e.code) from None
             return answer
 
     def _there(self, job: Job[Any]) -> tuple[Job[Any], dict[str, Path]]:
@@ -109,7 +111,7 @@ class Board:
         if lacking:
             need = sum(size for _, _, size in lacking)
             if need > placed.free:
-                raise EdgeError(f"{self.host}: {advice.space(self.has.folder, placed.free, need)}")
+                raise EdgeError(advice.space(self.has.folder, placed.free, need))
             self._wire.send({"ask": "put", "files": lacking}, [new[there] for there, _, _ in lacking])
             self._receive(far.Put)
         self._pushed.update(new)
@@ -120,16 +122,14 @@ class Board:
             answer = calls.follow(lines, job, listen)
         except Lost:
             raise
-        except BaseException as e:
+        except BaseException:
             with contextlib.suppress(EdgeError):
                 self._wire.send({"ask": "stop"})
                 while not isinstance(self._wire.next()[0], far.Ended):
                     pass
-            if isinstance(e, EdgeError):
-                raise EdgeError(f"{self.host}: {e}", e.code) from None
             raise
         if self._ended.status or answer is None:
-            raise EdgeError(f"{self.host}: {calls.how_it_died(self._ended.status, self._ended.stderr)}")
+            raise EdgeError(calls.how_it_died(self._ended.status, self._ended.stderr))
         return answer
 
     def _lines(self) -> Iterator[str]:
@@ -145,9 +145,9 @@ class Board:
 
     def _as(self, kind: type[Kind], message: far.Message | str) -> Kind:
         if isinstance(message, far.Failed):
-            raise EdgeError(f"{self.host}: {advice.unwritable(vars(message))}")
+            raise EdgeError(advice.unwritable(vars(message)))
         if not isinstance(message, kind):
-            raise EdgeError(f"{self.host}: the board says {str(message)!r:.100}, {kind.__name__} is needed")
+            raise EdgeError(f"the board says {str(message)!r:.100}, {kind.__name__} is needed")
         return message
 
 

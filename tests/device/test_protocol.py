@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ import pipnet_edge
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.worker import call as calls
-from pipnet_edge.worker import device_half, protocol
+from pipnet_edge.worker import device_half, protocol, serve
 
 TALKS = Path(__file__).resolve().parents[1] / "golden" / "worker"
 NAMES = sorted(path.stem for path in TALKS.glob("*.jsonl"))
@@ -143,6 +145,34 @@ def test_what_a_worker_leaves_is_looked_at(monkeypatch: pytest.MonkeyPatch, null
         return protocol.Version("x")
 
     refused(nothing, "what the worker gave is not readable")
+
+
+def test_files_that_a_job_cannot_have_are_an_error(null_bundle: Bundle, tmp_path: Path) -> None:
+    """Whoever reads the lines, in whatever language, gets an end."""
+    lines, bundle = io.StringIO(), str(null_bundle.folder)
+    for job in (
+        protocol.Infer(bundle, "null-fp32", 1, str(tmp_path / "out.npz"), str(tmp_path / "no.npy")),
+        protocol.Infer(bundle, "null-fp32", 1, str(tmp_path / "no" / "out.npz")),
+    ):
+        assert serve.serve(lines, protocol.write_job(job)) == 1
+        last = protocol.read_event(lines.getvalue().splitlines()[-1], job)
+        assert isinstance(last, protocol.Error)
+        assert re.fullmatch("cannot use .*: No such file or directory", last.message)
+
+
+def test_workers_end_with_the_block_that_has_them(slow: dict[str, str], tmp_path: Path, monkeypatch: Any) -> None:
+    """Also where another thread waits for one."""
+    for name, value in slow.items():
+        monkeypatch.setenv(name, value)
+    with ThreadPoolExecutor(1) as pool:
+        with calls.Workers() as workers:
+            visit = pool.submit(workers.call, protocol.Probe("ncnn"))
+            found = pids(tmp_path / "pids")
+        with pytest.raises(EdgeError, match="crashed with SIGKILL"):
+            visit.result(20)
+    gone(found)
+    with pytest.raises(EdgeError, match="crashed with SIGKILL"):
+        workers.call(protocol.Facts())
 
 
 # --- A worker's life.

@@ -115,6 +115,9 @@ def test_doctor_with_broken_runtimes(
         (("run", "{bundle}", "{image}", "--variant", "x"), "no variant 'x'"),
         (("run", "{bundle}", "{image}", "-o", "out.xyz"), "use .png or .jpg"),
         (("run", "{bundle}", "{image}", "-o", "no/such/out.png"), "cannot write"),
+        (("run", "{bundle}", "{image}", "-o", "."), "cannot write a picture as .; use .png or .jpg"),
+        (("run", "{bundle}", "{image}", "-o", ""), "use .png or .jpg"),
+        (("drift", "{bundle}", "--images", "{folder}", "-o", "{image}"), "Not a directory"),
         (("run", "a", "b", "c"), "3 paths; give [BUNDLE] IMAGE"),
     ],
 )
@@ -130,7 +133,8 @@ def test_user_errors(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = here(*(a.format(bundle=null_bundle.folder, image=image, tmp=tmp_path) for a in arguments), "--json")
+    places = {"bundle": null_bundle.folder, "image": image, "folder": image.parent, "tmp": tmp_path}
+    result = here(*(a.format(**places) for a in arguments), "--json")
     failed(result, USER_ERROR, message)
     assert envelope(result, arguments[0]) == {}
     assert list(tmp_path.iterdir()) == []
@@ -293,3 +297,12 @@ def test_an_interrupted_command_says_so_and_ends_its_worker(
     assert envelope(result, "doctor") == {}
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text()), 0)
+
+
+def test_a_folder_where_the_json_belongs_is_named_before_anything_is_written(
+    here: Run, failed: Failed, null_bundle: Bundle, image: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out.json").mkdir()
+    result = here("run", null_bundle.folder, image, "-o", tmp_path / "out.png")
+    failed(result, USER_ERROR, "out.json: it is a folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
