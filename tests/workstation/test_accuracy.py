@@ -21,7 +21,7 @@ from pipnet_edge.worker import call as calls
 
 @dataclass(frozen=True)
 class Faces:
-    read: Path
+    checkpoint: Path
     spec: ModelSpec
     crops: np.ndarray
     truth: np.ndarray
