@@ -18,6 +18,12 @@ from pipnet_edge.spec import ModelSpec
 
 TOOLS = ("litert-torch", "ai-edge-quantizer")
 
+# Modules whose classes name tensors: what they are called in the files.
+NAMED = {
+    "pipnet_edge.converters.tflite.fp": "pipnet_edge.converters.tflite",
+    "pipnet_edge.converters.checkpoint.nets": "pipnet_edge.converters.nets",
+}
+
 
 class FromCrop(nn.Module):
     """The network with the uint8 crop (1, S, S, 3) as input and named outputs, as the signature shows them.
@@ -70,10 +76,16 @@ def _from_torch(saved: Path, model: Path) -> None:
 
     # This is our own file, just written into a private folder. It holds a module, so weights_only is off.
     module = torch.load(saved, weights_only=False)
-    # Tensors are named after the class and where it lies; a file must not change when the class moves.
-    type(module).__module__ = "pipnet_edge.converters.tflite"
+    _name_as_ever(module)
     crop = torch.zeros((1, module.side, module.side, 3), dtype=torch.uint8)
     litert_torch.convert(module, sample_kwargs={"crop": crop}).export(str(model))
+
+
+def _name_as_ever(module: nn.Module) -> None:
+    """Tensors are named after the classes of layers and their modules. Files stay the same when a class moves."""
+    for kind in {type(layer) for layer in module.modules()}:
+        if kind.__module__ in NAMED:
+            kind.__module__ = NAMED[kind.__module__]
 
 
 def _to_half(single: Path, model: Path) -> None:
