@@ -252,11 +252,9 @@ def serve(lines: TextIO, job: str) -> int:
 def _first_line() -> str:
     """The first line of stdin. It is read without a buffer, because another thread would lock the buffer."""
     line = bytearray()
-    while not line.endswith(b"\n") and len(line) <= LONGEST:
-        byte = os.read(0, 1 << 16)
-        if not byte:
-            break
-        line += byte
+    with contextlib.suppress(OSError):  # there is no stdin
+        while not line.endswith(b"\n") and len(line) <= LONGEST and (part := os.read(0, 1 << 16)):
+            line += part
     return line.partition(b"\n")[0].decode(errors="replace")
 
 
@@ -269,8 +267,10 @@ def _end_with_stdin() -> None:
 
 
 def main() -> None:
-    with contextlib.suppress(PermissionError):  # it leads a group already
-        os.setpgid(0, 0)
+    # It leads a process group of its own, which ends with it. Only the foreground group may read a terminal.
+    if not os.isatty(0):
+        with contextlib.suppress(PermissionError):  # it leads one already
+            os.setpgid(0, 0)
     # Some runtimes print to stdout from C; the JSON lines get a descriptor of their own and stdout goes to stderr.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as lines:
         os.dup2(2, 1)
