@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipnet_edge import bundle as bundles
 from pipnet_edge.decode import Landmarks
 from pipnet_edge.defaults import choose
-from pipnet_edge.preprocess import Box, Rect, crop_rect, cut
+from pipnet_edge.preprocess import Box, Rect, check_pixels, crop_rect, cut
 
 
 class Landmarker:
@@ -37,7 +37,7 @@ class Landmarker:
         self._decode = opened.decoder(chosen.variant)
 
     def crop(self, crop: NDArray[np.uint8]) -> Landmarks:
-        """Landmarks of one (S, S, 3) uint8 RGB crop, normalised to it."""
+        """Landmarks of one (S, S, 3) uint8 RGB crop, normalised to it. Raises EdgeError for any other array."""
         return self._decode(self._session.run(crop))
 
     def locate(
@@ -45,8 +45,10 @@ class Landmarker:
     ) -> NDArray[np.float32]:
         """Landmarks (faces, L, 2) in pixels (x, y) of an (H, W, 3) uint8 RGB picture, one face for each box.
 
-        Without boxes the whole picture is the crop. policy: the crop policy; by default the network's own.
+        Without boxes the whole picture is the crop. policy: the crop policy; by default the network's own. Raises
+        EdgeError for any other array, and for boxes outside the picture.
         """
+        check_pixels("picture", picture)
         height, width = picture.shape[:2]
         rects = [crop_rect(box, width, height, policy or self.spec.crop) for box in boxes] or [
             Rect(0, 0, width, height)

@@ -46,6 +46,18 @@ class Rect:
         return points * size + np.array([self.left, self.top], dtype=np.float32)
 
 
+def check_pixels(what: str, pixels: object, side: int | None = None) -> None:
+    """Raises EdgeError unless this is an (H, W, 3) uint8 array; side: H and W of a crop. Runtimes do not look."""
+    if isinstance(pixels, np.ndarray):
+        height, width, *channels = pixels.shape if pixels.ndim == 3 else (0, 0)
+        fits = min(height, width) > 0 if side is None else height == width == side
+        if fits and channels == [3] and pixels.dtype == np.uint8:
+            return
+    found = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else f"a {type(pixels).__name__}"
+    needed = "(H, W, 3)" if side is None else f"({side}, {side}, 3)"
+    raise EdgeError(f"the {what} is {found}; uint8 {needed}, red green blue, is needed")
+
+
 def crop_rect(box: Box, width: int, height: int, policy: str) -> Rect:
     """The rectangle that a policy cuts for a face box, limited to a picture of width x height pixels.
 

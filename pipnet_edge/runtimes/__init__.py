@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pipnet_edge.decode import Output
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.precisions import PRECISIONS
+from pipnet_edge.preprocess import check_pixels
 from pipnet_edge.spec import ModelSpec
 from pipnet_edge.words import one_line
 
@@ -141,16 +142,33 @@ def adapter(runtime: str) -> ModuleType:
         raise EdgeError(f"{runtime} needs the package {row.package}: pip install {row.package} ({e})") from e
 
 
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """A session that sees crops only: the same EdgeError on every runtime for any other array.
+
+    Without it some runtimes read past the end of a smaller array.
+    """
+
+    session: Session
+    side: int
+
+    def run(self, crop: NDArray[np.uint8]) -> Output:
+        check_pixels("crop", crop, self.side)
+        return self.session.run(crop)
+
+    def close(self) -> None:
+        self.session.close()
+
+
 def load(runtime: str, folder: Path, spec: ModelSpec, precision: str, threads: int) -> Session:
     """Opens a variant's folder in its runtime. Raises EdgeError with the runtime's own reason when it refuses."""
     module = adapter(runtime)
     try:
-        session: Session = module.Session(folder, spec, precision, threads)
+        return Checked(module.Session(folder, spec, precision, threads), spec.input_size)
     except EdgeError:
         raise
     except Exception as e:
         raise EdgeError(f"{runtime} cannot load {folder}: {one_line(e)}") from e
-    return session
 
 
 def arithmetic(runtime: str, precision: str, features: Sequence[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -57,3 +59,37 @@ def test_refusals(null_bundle: Bundle, crops: NDArray[np.uint8]) -> None:
             landmarker.locate(crops[0], [(10, 10, 20, 20)], policy="tight")
         with pytest.raises(EdgeError, match="this crop is none of them"):
             landmarker.locate(crops[0], [(10, 10, 20, 20)])
+
+
+GREY = np.zeros((96, 96), np.uint8)
+OTHERS = {
+    "grey": GREY,
+    "grey with an axis": GREY[..., None],
+    "RGBA": np.zeros((96, 96, 4), np.uint8),
+    "float": np.zeros((96, 96, 3), np.float32),
+    "int64": np.zeros((96, 96, 3), np.int64),
+    "bool": np.zeros((96, 96, 3), bool),
+    "channels first": np.zeros((3, 96, 96), np.uint8),
+    "batch": np.zeros((1, 96, 96, 3), np.uint8),
+    "empty": np.zeros((0, 96, 3), np.uint8),
+    "list": GREY.tolist(),
+    "None": None,
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_arrays_that_are_no_picture(null_bundle: Bundle, name: str) -> None:
+    other: Any = OTHERS[name]
+    with Landmarker(null_bundle.folder, "null-fp32") as landmarker:
+        with pytest.raises(EdgeError, match=r"^the picture is .*; uint8 \(H, W, 3\), red green blue, is needed$"):
+            landmarker.locate(other)
+        with pytest.raises(EdgeError, match=r"^the crop is .*; uint8 \(96, 96, 3\), red green blue, is needed$"):
+            landmarker.crop(other)
+
+
+def test_crops_of_another_size_are_refused_and_views_are_not(null_bundle: Bundle, crops: NDArray[np.uint8]) -> None:
+    with Landmarker(null_bundle.folder, "null-fp32") as landmarker:
+        with pytest.raises(EdgeError, match=r"the crop is uint8 \(48, 96, 3\)"):
+            landmarker.crop(crops[0, :48])
+        turned = crops[0][:, ::-1].copy()[:, ::-1]
+        np.testing.assert_array_equal(landmarker.crop(turned).points, landmarker.crop(crops[0]).points)

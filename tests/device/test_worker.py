@@ -193,11 +193,12 @@ def test_time_warms_up_and_takes_the_crops_in_turn(
     null_bundle: Bundle, crops: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    monkeypatch.setattr(serve, "_frames", lambda crops, _: (list(range(len(crops))), None))
+    frames = list(crops)
+    monkeypatch.setattr(serve, "_frames", lambda *_: (frames, None))
 
-    def counted(self: null.Session, index: int) -> Any:
-        seen.append(index)
-        return run(self, crops[index])
+    def counted(self: null.Session, crop: NDArray[np.uint8]) -> Any:
+        seen.append([crop is frame for frame in frames].index(True))
+        return run(self, crop)
 
     run = null.Session.run
     monkeypatch.setattr(null.Session, "run", counted)
