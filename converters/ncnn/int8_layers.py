@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge.converters.ncnn import model as files
-from pipnet_edge.converters.ncnn.model import WEIGHTS, Array, Layer, Model, Table, number
+from pipnet_edge.converters.ncnn.model import WEIGHTS, Array, Layer, Model, number
 from pipnet_edge.errors import EdgeError
 
 Range = float | tuple[float, float]
@@ -366,29 +366,3 @@ def match_weights(model: Model, weights: Mapping[str, Array]) -> dict[str, str]:
             )
         matched[name] = same[0]
     return matched
-
-
-def by_table(model: Model, table: Table) -> Model:
-    """An int8 copy of a float model with a calibration table's scales, as ncnn2int8 makes it.
-
-    Layers without an input scale in the table stay in float, and nothing is centred. Raises EdgeError for layers that
-    the model does not have, and for layers without weight scales or with a wrong number of them.
-    """
-    names = quantizable(model)
-    for name in table.inputs:
-        if name not in names or name not in table.weights:
-            raise EdgeError(f"calibration table: {name!r} is no quantizable layer of the model or has no weight scales")
-    ranges = {name: LIMIT / scale for name, scale in table.inputs.items()}
-    return quantize(model, ranges, names.keys() - ranges.keys(), centre=False, weight_scales=table.weights)
-
-
-def table_of(model: Model) -> Table:
-    """An int8 model's calibration table, for ncnn2int8. Raises EdgeError for a centred one, which no table can hold."""
-    layers = [layer for layer in model.layers if layer.integer(files.INT8) and layer.kind in INT8_KINDS]
-    centred = [layer.name for layer in layers if _pad(layer)]
-    if centred:
-        raise EdgeError(f"ncnn layer {centred[0]!r} reads a centred blob, which a calibration table cannot express")
-    return Table(
-        {layer.name: layer.arrays["weight_scales"] for layer in layers},
-        {layer.name: float(layer.arrays["input_scale"][0]) for layer in layers},
-    )

@@ -5,32 +5,31 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipnet_edge.converters.ncnn import int8_layers
 from pipnet_edge.converters.ncnn.int8_layers import (
-    by_table,
     heads,
     match_weights,
     observe,
     quantizable,
     quantize,
-    table_of,
 )
 from pipnet_edge.converters.ncnn.model import (
+    INT8,
+    Array,
     Layer,
     Model,
-    Table,
     number,
     read_model,
-    read_table,
     run,
     write_model,
-    write_table,
 )
 from pipnet_edge.errors import EdgeError
 
@@ -194,6 +193,87 @@ def test_float_parameters_survive_ncnns_parser() -> None:
         assert len(text) <= 15
         assert "." in text
         assert np.float32(text) == np.float32(value)
+
+
+# --- Calibration tables of ncnn's own quantizer, which an int8 model can be compared with.
+
+
+@dataclass(frozen=True)
+class Table:
+    """ncnn's calibration table. Keys are names of layers; int8 value = round(value * scale).
+
+    weights: one scale per output channel (per group, if depthwise), float32. inputs: the scale of the layer's input.
+    """
+
+    weights: Mapping[str, Array]
+    inputs: Mapping[str, float]
+
+
+def read_table(path: Path) -> Table:
+    """A calibration table as ncnn2table writes it: lines `name_param_0 scale …` for weights, `name scale` for inputs.
+
+    Raises EdgeError that names the file and the line: for unreadable files, lines of another form, scales that are not
+    above 0, tables for recurrent or attention layers (`_param_1` and on), and layers named twice.
+    """
+    weights: dict[str, Array] = {}
+    inputs: dict[str, float] = {}
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise EdgeError(f"{path} is not a readable calibration table: {e}") from e
+    for row, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        key, *values = line.split()
+        name, is_weight, index = key.partition("_param_")
+        try:
+            scales = np.array(values, np.float32)
+        except ValueError:
+            scales = np.empty(0, np.float32)
+        good = len(scales) and bool((np.isfinite(scales) & (scales > 0)).all())
+        if not good or (index != "0" if is_weight else len(scales) != 1) or name in (weights if is_weight else inputs):
+            raise EdgeError(
+                f"{path}, line {row}: {line[:40]!r} is not `name_param_0 scale …` or `name scale`, once a layer"
+            )
+        if is_weight:
+            weights[name] = scales
+        else:
+            inputs[name] = float(scales[0])
+    return Table(weights, inputs)
+
+
+def write_table(table: Table, path: Path) -> None:
+    """Writes a calibration table that ncnn2int8 reads, with nine digits: float32 comes back bit for bit."""
+    rows = [(f"{name}_param_0", scales) for name, scales in table.weights.items()]
+    rows += [(name, np.array([scale], np.float32)) for name, scale in table.inputs.items()]
+    text = "".join(f"{key} {' '.join(f'{scale:.9g}' for scale in scales)}\n" for key, scales in rows)
+    path.write_text(text, "utf-8")
+
+
+def by_table(model: Model, table: Table) -> Model:
+    """An int8 copy of a float model with a calibration table's scales, as ncnn2int8 makes it.
+
+    Layers without an input scale in the table stay in float, and nothing is centred. Raises EdgeError for layers that
+    the model does not have, and for layers without weight scales or with a wrong number of them.
+    """
+    names = quantizable(model)
+    for name in table.inputs:
+        if name not in names or name not in table.weights:
+            raise EdgeError(f"calibration table: {name!r} is no quantizable layer of the model or has no weight scales")
+    ranges = {name: int8_layers.LIMIT / scale for name, scale in table.inputs.items()}
+    return quantize(model, ranges, names.keys() - ranges.keys(), centre=False, weight_scales=table.weights)
+
+
+def table_of(model: Model) -> Table:
+    """An int8 model's calibration table, for ncnn2int8. Raises EdgeError for a centred one, which no table can hold."""
+    layers = [layer for layer in model.layers if layer.integer(INT8) and layer.kind in int8_layers.INT8_KINDS]
+    centred = [layer.name for layer in layers if int8_layers._pad(layer)]
+    if centred:
+        raise EdgeError(f"ncnn layer {centred[0]!r} reads a centred blob, which a calibration table cannot express")
+    return Table(
+        {layer.name: layer.arrays["weight_scales"] for layer in layers},
+        {layer.name: float(layer.arrays["input_scale"][0]) for layer in layers},
+    )
 
 
 @pytest.mark.parametrize(
