@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipnet_edge.errors import EdgeError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 PROGRAM = "pipnet-edge"
 
@@ -25,6 +30,15 @@ def write(path: Path, content: bytes) -> None:
                 scratch.unlink(missing_ok=True)
     except OSError as e:
         raise EdgeError(f"cannot write {path}: {e.strerror}") from e
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Writes an array as a .npy file, whole or not at all. Raises EdgeError with the reason, which numpy hides."""
+    import numpy as np
+
+    content = io.BytesIO()
+    np.save(content, array)
+    write(path, content.getvalue())
 
 
 def file_sha256(path: Path) -> str:

@@ -24,7 +24,7 @@ from pipnet_edge.benchmarks.accuracy.labels import Labels
 from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.decode import Landmarks
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
-from pipnet_edge.files import file_sha256, write
+from pipnet_edge.files import file_sha256, write_array
 from pipnet_edge.preprocess import Rect, cut, read_picture
 from pipnet_edge.worker.call import Call, Workers, infer
 
@@ -186,7 +186,7 @@ def _cached(
         if not path.is_file():
             found = infer(call, bundle.folder, variant.name, 1, crops).landmarks
             table = np.concatenate([found.points, found.score[..., None], found.cell[..., None]], axis=2)
-            write(path, _npy(table.astype(np.float64)))
+            write_array(path, table.astype(np.float64))
         table = np.load(path, allow_pickle=False)
     except EdgeError as e:
         return e
@@ -201,14 +201,6 @@ def _key(variant: Variant, crops: NDArray[np.uint8]) -> str:
     key = hashlib.sha256(json.dumps([runs, [file.sha256 for file in variant.files]]).encode())
     key.update(crops.tobytes())
     return key.hexdigest()[:32]
-
-
-def _npy(array: NDArray[np.float64]) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
 
 
 def _joined(parts: Sequence[Landmarks]) -> Landmarks:

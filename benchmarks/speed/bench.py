@@ -30,6 +30,7 @@ from pipnet_edge.benchmarks.speed.result import (
 )
 from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.files import write_array
 from pipnet_edge.targets import place as places
 from pipnet_edge.targets.emulated import way as emulated
 from pipnet_edge.targets.emulated.count import count
@@ -38,7 +39,7 @@ from pipnet_edge.targets.place import Place
 from pipnet_edge.targets.predicted import model
 from pipnet_edge.words import counted
 from pipnet_edge.worker import protocol
-from pipnet_edge.worker.call import Call, Lost, here, save
+from pipnet_edge.worker.call import Call, Lost, here
 from pipnet_edge.worker.protocol import STAGES, Event, First, Loaded, Machine, Samples, Time
 
 THREADS = (1, 2, 4)
@@ -94,7 +95,7 @@ def measure(bundle: Bundle, variant: str, threads: int, crops: NDArray[np.uint8]
     """Times one variant over crops (n, S, S, 3) uint8 RGB on this machine. Raises EdgeError when it cannot run."""
     with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as folder:
         given = Path(folder, "crops.npy")
-        save(given, crops)
+        write_array(given, crops)
         run, _ = _measure(here, "local", bundle, bundle.variant(variant), threads, "big", settings, given)
     if run.failure:
         raise EdgeError(run.failure)

@@ -1,0 +1,1 @@
+"""Reads a network from a file, and describes it."""

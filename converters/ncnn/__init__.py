@@ -1,0 +1,1 @@
+"""Variants for ncnn, and its files."""

@@ -7,7 +7,6 @@ these files available where the worker runs, and brings back the files that the 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import signal
 import subprocess
@@ -23,9 +22,10 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge import files
 from pipnet_edge.decode import MAP_NAMES, WINNER_NAMES, Landmarks, Maps, Winners
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.files import write_array
+from pipnet_edge.words import one_line
 from pipnet_edge.worker import protocol
 from pipnet_edge.worker.protocol import LONGEST, Answer, Error, Event, Infer, Job
 
@@ -207,7 +207,7 @@ def infer(
     """
     with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as folder:
         given, out = Path(folder, "crops.npy"), Path(folder, "out.npz")
-        save(given, crops)
+        write_array(given, crops)
         job = Infer(str(bundle), variant, threads, str(out), str(given), maps, tuple(cpus) or None)
         answer = call(job, listen)
         arrays = _arrays(out)
@@ -221,13 +221,6 @@ def infer(
     return Inference(found, given_maps, answer.version)
 
 
-def save(path: Path, crops: NDArray[np.uint8]) -> None:
-    """Writes crops (n, S, S, 3) uint8 as a .npy file. Raises EdgeError with the system's reason, which numpy hides."""
-    content = io.BytesIO()
-    np.save(content, crops)
-    files.write(path, content.getvalue())
-
-
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an .npz file from a worker. Their size is checked before they are read."""
     try:
@@ -238,7 +231,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
-        raise EdgeError(f"what the worker gave is not readable: {' '.join(str(e).split())[:200]}") from e
+        raise EdgeError(f"what the worker gave is not readable: {one_line(e)}") from e
 
 
 def _maps(arrays: Mapping[str, NDArray[Any]]) -> Maps | Winners:

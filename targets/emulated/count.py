@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.files import write_array
 from pipnet_edge.targets.devices import Device
 from pipnet_edge.targets.emulated.emulator import WORKER, Emulator
 from pipnet_edge.targets.emulated.instructions import Count, Instructions
@@ -43,7 +44,7 @@ def count(
         folder, given = Path(scratch), None
         if crops is not None:
             given = folder / "crops.npy"
-            calls.save(given, crops)
+            write_array(given, crops)
         job = protocol.Count(str(bundle), variant, WARM_UP + frames, str(given) if given else None)
         plugin, log, cpu = compiled(folder), folder / "log", core(device)
         with emulator.environment() as environment:
