@@ -5,14 +5,15 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from pipnet_edge.converters.checkpoint import from_onnx, nets
+from pipnet_edge.converters.checkpoint import from_onnx, kind, nets
+from pipnet_edge.converters.checkpoint.kind import Kind
 from pipnet_edge.converters.checkpoint.network import Network
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import IMAGENET_MEAN, IMAGENET_STD, MeanFace, ModelSpec, mean_faces
@@ -25,7 +26,10 @@ Channels = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Options:
-    """What a file cannot say about itself: the dataset's name or a mean-face file, sizes and normalization."""
+    """What a file cannot say about itself: the dataset's name or a mean-face file, sizes and normalization.
+
+    outputs: the names of an ONNX file's maps in the order of nets.HEAD_KEYS, if others than those that are known.
+    """
 
     data: str | None = None
     meanface: Path | None = None
@@ -33,6 +37,7 @@ class Options:
     mean: Channels = IMAGENET_MEAN
     std: Channels = IMAGENET_STD
     trust_pickle: bool = False
+    outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Found:
     """What a file says about itself: sizes, read from keys and shapes, and the torch network.
 
     net takes (1, 3, S, S) float32 normalised RGB, S = input_size, and returns the five maps (nets.HEAD_KEYS).
+    notes: what was left aside or taken for granted, a line each.
     """
 
     backbone: str
@@ -48,6 +54,7 @@ class Found:
     net_stride: int
     input_size: int
     net: nn.Module
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -59,7 +66,9 @@ class Found:
         return [face.name for face in mean_faces().values() if len(face.points) == self.num_lms]
 
 
-def read(path: Path, input_size: int | None = None, trust_pickle: bool = False) -> Found:
+def read(
+    path: Path, input_size: int | None = None, trust_pickle: bool = False, outputs: Sequence[str] = ()
+) -> Found:
     """Reads a state_dict (bare or wrapped) or a five-map ONNX file; input_size is 256 or the ONNX file's if not given.
 
     Raises EdgeError, one line, for files that are none of these, other architectures, NaN weights, and for pickled
@@ -67,9 +76,16 @@ def read(path: Path, input_size: int | None = None, trust_pickle: bool = False) 
     """
     if not path.is_file():
         raise EdgeError(f"there is no file {path}")
-    if path.suffix.lower() == ".onnx":
-        onnx = from_onnx.read(path, input_size)
-        return Found("onnx", onnx.num_lms, onnx.num_nb, onnx.net_stride, onnx.input_size, onnx.net.eval())
+    what = kind.of(path)
+    if what not in (None, Kind.ONNX, Kind.TORCH, Kind.SAFETENSORS):
+        raise kind.refusal(path, what)
+    if what is Kind.ONNX or (what is None and path.suffix.lower() == ".onnx"):
+        onnx = from_onnx.read(path, input_size, outputs)
+        return Found(
+            "onnx", onnx.num_lms, onnx.num_nb, onnx.net_stride, onnx.input_size, onnx.net.eval(), onnx.notes
+        )
+    if outputs:
+        raise EdgeError(f"--outputs is for ONNX files; {path} is {what or 'none'}")
     state = _state_dict(path, trust_pickle)
     num_lms, num_nb = _heads(path, state)
     backbone, stride, net = nets.build(state)
@@ -78,7 +94,7 @@ def read(path: Path, input_size: int | None = None, trust_pickle: bool = False) 
 
 def load(path: Path, options: Options) -> Network:
     """Reads a network and completes its spec. Raises EdgeError as `read` does, and if the options do not fit."""
-    found = read(path, options.input_size, options.trust_pickle)
+    found = read(path, options.input_size, options.trust_pickle, options.outputs)
     spec = ModelSpec(
         backbone=found.backbone,
         num_lms=found.num_lms,
@@ -89,7 +105,7 @@ def load(path: Path, options: Options) -> Network:
         mean=options.mean,
         std=options.std,
     )
-    return Network(spec, found.net, found.parameters)
+    return Network(spec, found.net, found.parameters, found.notes)
 
 
 def choose_mean_face(num_lms: int, data: str | None, file: Path | None) -> MeanFace:

@@ -17,12 +17,14 @@ from pipnet_edge.cli.options import (
     CheckpointFile,
     Dataset,
     MeanFaceFile,
+    Outputs,
     Ranges,
     Rounding,
     Seed,
     faces_in,
     floats,
     listed,
+    output_names,
 )
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.output import Output
@@ -64,6 +66,7 @@ def convert(
     input_size: Annotated[
         int | None, typer.Option(help="Side of the crop in pixels, a multiple of the stride (256).")
     ] = None,
+    outputs: Outputs = None,
     mean: Annotated[str | None, typer.Option(help="Mean of R,G,B in [0, 1], if not ImageNet's.")] = None,
     std: Annotated[str | None, typer.Option(help="Standard deviation of R,G,B, if not ImageNet's.")] = None,
     simplify: Annotated[bool, typer.Option(help="Simplify the ONNX graph.")] = True,
@@ -100,7 +103,12 @@ def convert(
     given = {"mean": mean, "std": std}
     chosen: dict[str, Any] = {name: floats(name, text, 3) for name, text in given.items() if text is not None}
     options = checkpoints.Options(
-        data=data, meanface=meanface, input_size=input_size, trust_pickle=trust_pickle, **chosen
+        data=data,
+        meanface=meanface,
+        input_size=input_size,
+        trust_pickle=trust_pickle,
+        outputs=output_names(outputs),
+        **chosen,
     )
     progress = render.Progress()
     quantize, notes = None, list[str]()
@@ -108,7 +116,9 @@ def convert(
         if calibrate:
             faces, notes = faces_in(calibrate, calibrate_labels)
             quantize = converters.Quantize(faces, calibrate_count, seed, ranges, rounding, budget, judge)
-        bundle = converters.convert(checkpoint, output, plan, options, parity.verify, progress.step, simplify, quantize)
+        bundle = converters.convert(
+            checkpoint, output, plan, options, parity.verify, progress.step, simplify, quantize, notes.append
+        )
     return Output(
         {"bundle": str(output), "notes": notes, **bundle.to_json()},
         (

@@ -15,6 +15,9 @@ from pipnet_edge.output import Output
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="CHECKPOINT|BUNDLE", help="A checkpoint, five-map ONNX or bundle.")],
     input_size: Annotated[int | None, typer.Option(help="Side of the crop, for ONNX files that leave it open.")] = None,
+    outputs: Outputs = None,
+    mean: Mean = None,
+    std: Std = None,
     trust_pickle: Annotated[bool, typer.Option(help="Load pickled modules, which run the file's code.")] = False,
 ) -> Output:
     """Say what a checkpoint or a bundle is."""

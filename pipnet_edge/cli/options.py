@@ -28,6 +28,10 @@ Host = Annotated[str | None, typer.Option(help="Where ssh finds the target: USER
 Emulate = Annotated[bool, typer.Option("--emulate", help="Emulate the target's core on this machine.")]
 # For commands that quantize.
 CheckpointFile = Annotated[Path, typer.Argument(help="A PIPNet state_dict (.pth) or a five-map ONNX file.")]
+Outputs = Annotated[
+    str | None,
+    typer.Option(help="An ONNX file's maps by name, if it has other names: SCORE,X,Y,NB_X,NB_Y, or the first three."),
+]
 Dataset = Annotated[
     str | None, typer.Option(help="Dataset: aflw, cofw, wflw, lapa, 300w, 300w-celeba, 300w-cofw-wflw.")
 ]
@@ -52,6 +56,14 @@ def thread_count(given: int) -> int:
 def listed(text: str) -> tuple[str, ...]:
     """The words that commas separate."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def output_names(text: str | None) -> tuple[str, ...]:
+    """The names in --outputs. Raises EdgeError unless there are five, or three of a network without neighbours."""
+    names = listed(text or "")
+    if text is not None and (len(names) not in (3, 5) or len(set(names)) != len(names)):
+        raise EdgeError(f"--outputs {text}; five names are needed, SCORE,X,Y,NB_X,NB_Y, or the first three")
+    return names
 
 
 def floats(name: str, text: str, count: int) -> tuple[float, ...]:
