@@ -39,7 +39,7 @@ class Options:
 class Found:
     """What a file says about itself: sizes, read from keys and shapes, and the torch network.
 
-    net takes (1, 3, S, S) float32 normalised RGB, S = input_size, and returns the maps (nets.HEAD_KEYS), all five or three.
+    net takes (1, 3, S, S) float32 normalised RGB, S = input_size, and returns five or three maps (nets.HEAD_KEYS).
     """
 
     backbone: str
