@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,14 +16,16 @@ from pipnet_edge.cli.options import (
     CalibrateLabels,
     CheckpointFile,
     Dataset,
+    Mean,
     MeanFaceFile,
     Outputs,
     Ranges,
     Rounding,
     Seed,
+    Std,
     faces_in,
-    floats,
     listed,
+    normalization,
     output_names,
 )
 from pipnet_edge.errors import EdgeError
@@ -67,8 +69,8 @@ def convert(
         int | None, typer.Option(help="Side of the crop in pixels, a multiple of the stride (256).")
     ] = None,
     outputs: Outputs = None,
-    mean: Annotated[str | None, typer.Option(help="Mean of R,G,B in [0, 1], if not ImageNet's.")] = None,
-    std: Annotated[str | None, typer.Option(help="Standard deviation of R,G,B, if not ImageNet's.")] = None,
+    mean: Mean = None,
+    std: Std = None,
     simplify: Annotated[bool, typer.Option(help="Simplify the ONNX graph.")] = True,
     trust_pickle: Annotated[
         bool,
@@ -100,15 +102,13 @@ def convert(
     budget = budgets.parse(max_drift) if max_drift is not None else None
     from pipnet_edge.converters.checkpoint import read as checkpoints
 
-    given = {"mean": mean, "std": std}
-    chosen: dict[str, Any] = {name: floats(name, text, 3) for name, text in given.items() if text is not None}
     options = checkpoints.Options(
         data=data,
         meanface=meanface,
         input_size=input_size,
         trust_pickle=trust_pickle,
         outputs=output_names(outputs),
-        **chosen,
+        **normalization(mean, std),
     )
     progress = render.Progress()
     quantize, notes = None, list[str]()

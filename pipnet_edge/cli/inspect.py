@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipnet_edge.cli.command import command
+from pipnet_edge.cli.options import Mean, Outputs, Std, normalization, output_names
 from pipnet_edge.output import Output
 
 
@@ -40,7 +41,10 @@ def inspect(
         )
     from pipnet_edge.converters.checkpoint import read as checkpoints
 
-    found = checkpoints.read(path, input_size, trust_pickle)
+    options = checkpoints.Options(
+        input_size=input_size, trust_pickle=trust_pickle, outputs=output_names(outputs), **normalization(mean, std)
+    )
+    found = checkpoints.read(path, options.input_size, options.trust_pickle, options.outputs)
     data = {
         "backbone": found.backbone,
         "num_lms": found.num_lms,
@@ -49,5 +53,8 @@ def inspect(
         "input_size": found.input_size,
         "parameters": found.parameters,
         "datasets": found.datasets,
+        "mean": options.mean,
+        "std": options.std,
+        "notes": found.notes,
     }
-    return Output(data, (tables.checkpoint(data),))
+    return Output(data, (tables.checkpoint(data), *found.notes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +28,8 @@ Host = Annotated[str | None, typer.Option(help="Where ssh finds the target: USER
 Emulate = Annotated[bool, typer.Option("--emulate", help="Emulate the target's core on this machine.")]
 # For commands that quantize.
 CheckpointFile = Annotated[Path, typer.Argument(help="A PIPNet state_dict (.pth) or a five-map ONNX file.")]
+Mean = Annotated[str | None, typer.Option(help="Mean of R,G,B in [0, 1], if not ImageNet's.")]
+Std = Annotated[str | None, typer.Option(help="Standard deviation of R,G,B, if not ImageNet's.")]
 Outputs = Annotated[
     str | None,
     typer.Option(help="An ONNX file's maps by name, if it has other names: SCORE,X,Y,NB_X,NB_Y, or the first three."),
@@ -56,6 +58,12 @@ def thread_count(given: int) -> int:
 def listed(text: str) -> tuple[str, ...]:
     """The words that commas separate."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def normalization(mean: str | None, std: str | None) -> dict[str, Any]:
+    """--mean and --std where they are given, three numbers each, as checkpoint.read.Options takes them."""
+    given = {"mean": mean, "std": std}
+    return {name: floats(name, text, 3) for name, text in given.items() if text is not None}
 
 
 def output_names(text: str | None) -> tuple[str, ...]:
