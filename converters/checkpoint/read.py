@@ -66,9 +66,7 @@ class Found:
         return [face.name for face in mean_faces().values() if len(face.points) == self.num_lms]
 
 
-def read(
-    path: Path, input_size: int | None = None, trust_pickle: bool = False, outputs: Sequence[str] = ()
-) -> Found:
+def read(path: Path, input_size: int | None = None, trust_pickle: bool = False, outputs: Sequence[str] = ()) -> Found:
     """Reads a state_dict (bare or wrapped) or a five-map ONNX file; input_size is 256 or the ONNX file's if not given.
 
     Raises EdgeError, one line, for files that are none of these, other architectures, NaN weights, and for pickled
@@ -81,9 +79,7 @@ def read(
         raise kind.refusal(path, what)
     if what is Kind.ONNX or (what is None and path.suffix.lower() == ".onnx"):
         onnx = from_onnx.read(path, input_size, outputs)
-        return Found(
-            "onnx", onnx.num_lms, onnx.num_nb, onnx.net_stride, onnx.input_size, onnx.net.eval(), onnx.notes
-        )
+        return Found("onnx", onnx.num_lms, onnx.num_nb, onnx.net_stride, onnx.input_size, onnx.net.eval(), onnx.notes)
     if outputs:
         raise EdgeError(f"--outputs is for ONNX files; {path} is {what or 'none'}")
     state = _state_dict(path, trust_pickle)
