@@ -268,8 +268,8 @@ PIXELS = "with --mean 0,0,0 --std 0.00392157,0.00392157,0.00392157 nothing is do
         ),
         (
             "a = Mul (image, k)\nb = Sub (a, m)\nd = Mul (b, r)",
-            {"k": floats(1 / 255), "m": MEAN.reshape(3, 1, 1), "r": (1 / STD).reshape(3, 1, 1)},
-            f"(x - 123.7,116.3,103.5) / 58.39,57.12,57.38, as for pixels in [0, 255]; {PIXELS}",
+            {"k": floats(1 / 255), "m": MEAN.reshape(3, 1, 1), "r": floats(5, 4, 2).reshape(3, 1, 1)},
+            f"(x - 123.7,116.3,103.5) / 51,63.75,127.5, as for pixels in [0, 255]; {PIXELS}",
         ),
         ("d = Div (image, k)", {"k": floats(255)}, f"(x - 0,0,0) / 255,255,255, as for pixels in [0, 255]; {PIXELS}"),
         (
