@@ -8,7 +8,7 @@ import cv2
 import pytest
 
 from pipnet_edge import host, runtimes
-from pipnet_edge.benchmarks.accuracy import drift, labels
+from pipnet_edge.benchmarks.accuracy import chunks, drift, labels
 from pipnet_edge.bundle import Bundle
 
 
@@ -46,7 +46,7 @@ def test_another_runtime_machine_or_program_runs_again(
     elif changed == "features":
         monkeypatch.setattr(host, "features", lambda: ("asimd",))
     else:
-        monkeypatch.setattr(drift, "__version__", "9.9")
+        monkeypatch.setattr(chunks, "__version__", "9.9")
     after = kept(null_bundle, faces, tmp_path / "cache")
     assert before < after
     assert len(after) == 2 * len(before)

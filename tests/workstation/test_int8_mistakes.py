@@ -69,9 +69,9 @@ def wrong(tmp_path_factory: pytest.TempPathFactory, faces: Callable[..., Path]) 
         (("--calibrate", demo.FACES, "--calibrate-count", 15), "15 calibration images; at least 16 are needed"),
         (("--calibrate", demo.FACES, "--ranges", "best"), "--ranges best; allowed: minmax, percentile, kl, mse"),
         (("--calibrate", demo.FACES, "--rounding", "up"), "--rounding up; allowed: sequential, nearest"),
-        (("--calibrate", demo.FACES, "--max-drift", "0.5"), "budget '0.5'; allowed: a number and px or nme"),
-        (("--calibrate", demo.FACES, "--max-drift", "-1px"), "budget '-1px'; allowed: a number and px or nme"),
-        (("--calibrate", demo.FACES, "--max-drift", ""), "budget ''; allowed: a number and px or nme"),
+        (("--calibrate", demo.FACES, "--max-drift", "0.5"), "--max-drift '0.5'; allowed: a number and px or nme"),
+        (("--calibrate", demo.FACES, "--max-drift", "-1px"), "--max-drift '-1px'; allowed: a number and px or nme"),
+        (("--calibrate", demo.FACES, "--max-drift", ""), "--max-drift ''; allowed: a number and px or nme"),
         (("--calibrate", demo.FACES, "--max-drift", "1px"), "25 faces; a budget needs at least 80"),
         (("--calibrate", demo.CALIBRATION, "--max-drift", "0.02nme"), "a budget of 0.02nme needs labels"),
         (
