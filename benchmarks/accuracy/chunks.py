@@ -12,10 +12,11 @@ import json
 import math
 import platform
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +32,13 @@ from pipnet_edge.worker.protocol import Event, Progress
 
 CHUNK = 128
 
+Item = TypeVar("Item")
+
 
 def run(
     bundle: Bundle,
     variants: Sequence[Variant],
-    crops: Callable[[Sequence[int]], NDArray[np.uint8]],
+    crop: Callable[[int], NDArray[np.uint8]],
     count: int,
     cache: Path,
     jobs: int,
@@ -43,20 +46,20 @@ def run(
 ) -> dict[str, Landmarks | EdgeError]:
     """By variant the landmarks of all faces, normalised to the crop, or why it cannot run.
 
-    crops: gives the crops (n, S, S, 3) uint8 RGB of some of the `count` faces. jobs: workers at a time. progress gets
-    the faces done and all of them. Raises EdgeError if a face cannot be read, and if the cache cannot be written.
+    crop: gives the crop (S, S, 3) uint8 RGB of one of the `count` faces. jobs: workers at a time. progress gets the
+    faces done and all of them. Raises EdgeError if a face cannot be read, and if the cache cannot be written.
     """
     cache.mkdir(parents=True, exist_ok=True)
     chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     found: dict[tuple[str, int], Landmarks | EdgeError] = {}
-    meter = _Meter(count, len(variants), progress)
+    meter, over = _Meter(count, len(variants), progress), threading.Event()
 
     with ThreadPoolExecutor(jobs) as pool, Workers() as workers:
 
         def work(index: int) -> dict[tuple[str, int], Landmarks | EdgeError]:
-            pixels = crops(chunks[index])
+            pixels = np.stack([crop(face) for face in _until(over, chunks[index])])
             done = {}
-            for variant in variants:
+            for variant in _until(over, variants):
                 path = cache / f"{_key(variant, pixels)}.landmarks"
                 with meter.counts(len(pixels)) as listen:
                     done[variant.name, index] = _cached(workers.call, bundle, variant, pixels, path, listen)
@@ -67,9 +70,19 @@ def run(
             for task in as_completed(tasks):
                 found |= task.result()
         except BaseException:
+            # The pool's end waits for its threads, which hear nothing of Ctrl-C.
+            over.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return {each.name: _joined([found[each.name, index] for index in range(len(chunks))]) for each in variants}
+
+
+def _until(over: threading.Event, items: Iterable[Item]) -> Iterator[Item]:
+    """The items, as long as it is not over; then an EdgeError, which nobody sees."""
+    for item in items:
+        if over.is_set():
+            raise EdgeError("it is over")
+        yield item
 
 
 def _joined(parts: Sequence[Landmarks | EdgeError]) -> Landmarks | EdgeError:

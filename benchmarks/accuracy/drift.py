@@ -92,9 +92,10 @@ class Faces:
 
     def crops(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """(n, side, side, 3) uint8 RGB crops of some faces."""
-        return np.stack([self._crop(index) for index in indices])
+        return np.stack([self.crop(index) for index in indices])
 
-    def _crop(self, index: int) -> NDArray[np.uint8]:
+    def crop(self, index: int) -> NDArray[np.uint8]:
+        """(side, side, 3) uint8 RGB crop of one face. Raises EdgeError that names the picture and its label's line."""
         try:
             picture = read_picture(self.labels.images[index])
         except EdgeError as e:
@@ -159,7 +160,7 @@ def run(
     cannot be written. If another variant cannot run, its row says why.
     """
     reference, others = variants
-    found = chunks.run(bundle, (reference, *others), faces.crops, len(faces), cache, jobs, progress)
+    found = chunks.run(bundle, (reference, *others), faces.crop, len(faces), cache, jobs, progress)
     landmarks = {name: each for name, each in found.items() if isinstance(each, Landmarks)}
     failures = {name: each for name, each in found.items() if isinstance(each, EdgeError)}
     if reference.name in failures:

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from pipnet_edge.preprocess import PICTURE_SUFFIXES, Rect, pictures_in, read_pic
 
 # A face's extent tells normalised coordinates from pixels. Between these two values nothing is guessed.
 NORMALISED_MOST, PIXELS_LEAST = 2.0, 16.0
+JUDGED = 1000  # faces that tell
 
 
 @dataclass(frozen=True)
@@ -128,12 +130,12 @@ def _detect(source: Path, num_lms: int | None) -> str:
         return "lapa"
     if not any(map(is_number, tokens[1:])):
         raise EdgeError(
-            f"{source} line {line}: no label, which is an image's name and its numbers (known formats: "
-            f"{', '.join(FORMATS)}); without a header"
+            f"{source} line {line} has no number; a label is an image's name and its coordinates, and the first line "
+            f"is one (formats: {', '.join(FORMATS)})"
         )
     if is_number(tokens[0]) and not is_number(tokens[-1]):
         return "wflw"
-    extents = [np.ptp(face.points, axis=0).max() for face in parse_named(source, num_lms)]
+    extents = [np.ptp(face.points, axis=0).max() for face in islice(parse_named(source, num_lms), JUDGED)]
     if max(extents) <= NORMALISED_MOST:
         return "pipnet"
     if min(extents) >= PIXELS_LEAST:
