@@ -83,7 +83,7 @@ def read_labels(source: Path, images: Path, form: str | None = None, num_lms: in
     """
     if form is not None and form not in FORMATS:
         raise EdgeError(f"label format {form!r}; allowed: {', '.join(FORMATS)}")
-    if not source.exists():
+    if not os.path.exists(source):  # a name that is too long is an error to Path.exists
         raise EdgeError(f"there is no label file {source}")
     form = form or _detect(source, num_lms)
     available = _find_images(images)
@@ -148,10 +148,10 @@ def _detect(source: Path, num_lms: int | None) -> str:
 
 def _find_images(folder: Path) -> dict[str, Path]:
     """Every image in a folder and below, sorted, by its path relative to the folder."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise EdgeError(
             f"{folder} is a file; a folder of images is needed"
-            if folder.exists()
+            if os.path.exists(folder)
             else f"there is no image folder {folder}"
         )
     return {path.relative_to(folder).as_posix(): path for path in pictures_in(folder, below=True)}
@@ -161,7 +161,7 @@ def _locate(face: Face, available: dict[str, Path], by_name: dict[str, list[Path
     written = PurePosixPath(face.image)
     if str(written) in available:
         return available[str(written)]
-    # Not Path.is_file: names too long for a file are an error to it.
+    # Not Path.is_file, for the same reason.
     if Path(face.image).is_absolute() and os.path.isfile(face.image):
         return Path(face.image)
     # The last try: "a .jpg" is the image a.jpg.

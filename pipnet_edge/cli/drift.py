@@ -51,7 +51,7 @@ def drift(
 
     limits = [parse(text, metrics.UNITS) for text in limit or ()]
     drifts.check_limits(limits, labels is not None)
-    processes, notes = _processes(jobs)
+    processes, cut = _processes(jobs)
     opened = bundles.read(bundle)
     variants = drifts.choose(opened, variant or (), reference)
     num_lms = opened.spec.num_lms
@@ -73,7 +73,7 @@ def drift(
     verdicts = drifts.judged(rows, limits)
     broken = drifts.broken_limits(rows, verdicts)
     fit = drifts.fit(against, landmarks[against], opened.spec, faces)
-    notes += [*(fit.notes() if fit else ()), *found.notes(), *drifts.overlap_note(faces, opened)]
+    notes = [*(fit.notes() if fit else ()), *cut, *found.notes(), *drifts.overlap_note(faces, opened)]
     note = f"{len(faces)} faces, against {against}; [low, high]: 95 % bootstrap interval over faces"
     return Output(
         {

@@ -220,6 +220,14 @@ def test_an_image_folder_that_is_a_file(images: Path) -> None:
         image_folder(picture(images / "a.png"))
 
 
+def test_paths_that_are_too_long_are_not_there(images: Path) -> None:
+    long = images.parent / ("a" * 300)
+    assert refusal(images, long) == f"there is no label file {'a' * 300}"
+    (images.parent / "labels.txt").write_text(f"a.png {SPACED}")
+    with pytest.raises(EdgeError, match="there is no image folder"):
+        read_labels(images.parent / "labels.txt", long)
+
+
 @pytest.mark.parametrize("content", [b"", b"text", b"\xff\xd8\xff\xe0\x00\x10JFIF", b"\x89PNG\r\n\x1a\n"])
 def test_a_picture_that_cannot_be_read_is_named_with_its_line(images: Path, content: bytes) -> None:
     picture(images / "a.png")
