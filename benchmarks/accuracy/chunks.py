@@ -49,7 +49,10 @@ def run(
     crop: gives the crop (S, S, 3) uint8 RGB of one of the `count` faces. jobs: workers at a time. progress gets the
     faces done and all of them. Raises EdgeError if a face cannot be read, and if the cache cannot be written.
     """
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise EdgeError(f"cannot write into {cache}: {e.strerror}") from e
     chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     found: dict[tuple[str, int], Landmarks | EdgeError] = {}
     meter, over = _Meter(count, len(variants), progress), threading.Event()

@@ -133,12 +133,11 @@ def test_a_chunk_that_cannot_be_written_is_one_error(null_bundle: Bundle, faces:
         measured(null_bundle, faces, tmp_path / "cache")
 
 
-def test_an_output_that_is_no_folder(null_bundle: Bundle, faces: drift.Faces, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cache", ["file", "file/below", "/proc/cache", "a" * 300])
+def test_a_cache_that_cannot_be_a_folder(null_bundle: Bundle, faces: drift.Faces, tmp_path: Path, cache: str) -> None:
     (tmp_path / "file").write_text("")
-    done = command(null_bundle, faces, "-o", tmp_path / "file")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("pipnet-edge drift: cannot write ")
-    assert "Traceback" not in done.stderr
+    with pytest.raises(EdgeError, match=f"^cannot write into .*{cache}: "):
+        measured(null_bundle, faces, tmp_path / cache)
 
 
 # --- The command.
