@@ -251,6 +251,16 @@ def test_the_command_line_names_outputs_and_says_notes(
     assert "--outputs output0,output1; five names are needed, SCORE,X,Y,NB_X,NB_Y, or the first three" in refused.stderr
 
 
+def test_convert_says_the_notes(tmp_path: Path, tiny_onnx: Write, cli: Callable[..., Any]) -> None:
+    path = tiny_onnx(tmp_path / "net.onnx", outputs=NUMBERED, maps=(3, 3, 3, 6, 6))
+    (tmp_path / "three.txt").write_text("0.2 0.3 0.8 0.3 0.5 0.7")
+    words = ("convert", path, "--meanface", tmp_path / "three.txt", "--to", "onnx", "--precision", "fp32")
+    done = cli(*words, "-o", tmp_path / "bundle", "--json")
+    assert done.returncode == 0, done.stderr
+    (note,) = json.loads(done.stdout)["result"]["notes"]
+    assert "output4 is neighbor_y" in note
+
+
 # --- Normalization in the graph.
 
 MEAN, STD = floats(0.485, 0.456, 0.406), floats(0.229, 0.224, 0.225)
