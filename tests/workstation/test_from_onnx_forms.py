@@ -252,7 +252,8 @@ def test_the_command_line_names_outputs_and_says_notes(
 
 
 def test_convert_says_the_notes(tmp_path: Path, tiny_onnx: Write, cli: Callable[..., Any]) -> None:
-    path = tiny_onnx(tmp_path / "net.onnx", outputs=NUMBERED, maps=(3, 3, 3, 6, 6))
+    pool = "features = MaxPool <kernel_shape=[16,16], strides=[16,16]> (image)"
+    path = tiny_onnx(tmp_path / "net.onnx", pool, shape=(1, 3, 64, 64), outputs=NUMBERED)
     (tmp_path / "three.txt").write_text("0.2 0.3 0.8 0.3 0.5 0.7")
     words = ("convert", path, "--meanface", tmp_path / "three.txt", "--to", "onnx", "--precision", "fp32")
     done = cli(*words, "-o", tmp_path / "bundle", "--json")
