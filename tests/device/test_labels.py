@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from pipnet_edge.benchmarks.accuracy.labels import FORMATS, Labels, image_folder, image_size, read_labels
+from pipnet_edge.benchmarks.accuracy.labels import FORMATS, Labels, image_folder, read_labels
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import Rect, crop_rect
 
