@@ -127,8 +127,9 @@ def _tiff(data: bytes) -> Size:
 
 def _netpbm(data: bytes) -> Size:
     """pbm(5), pgm(5), ppm(5) and pfm: width and height after the magic number, with white space and comments."""
-    found = re.match(rb"P[1-6Ff](?:\s|#[^\r\n]*[\r\n]){1,99}(\d{1,9})(?:\s|#[^\r\n]*[\r\n]){1,99}(\d{1,9})\s", data)
-    return _numbers(found)
+    # A comment right after a number is refused: decoders disagree on where it begins.
+    gap = rb"\s(?:\s|#[^\r\n]*[\r\n]){0,99}"
+    return _numbers(re.match(rb"P[1-6Ff]" + gap + rb"(\d{1,9})" + gap + rb"(\d{1,9})\s", data))
 
 
 def _pam(data: bytes) -> Size:
