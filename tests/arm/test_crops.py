@@ -8,8 +8,8 @@ import sys
 
 from pipnet_edge.targets.emulated.emulator import Emulator
 
-# Prints a hash of many crops. The pictures end where memory ends: reading on would kill the process. OpenCV's own resize
-# does, for the first of these rectangles.
+# Prints a hash of many crops. The pictures end where memory ends: reading on would kill the process, as OpenCV's own
+# resize does for the first of these rectangles.
 CROPS = """
 import ctypes, hashlib, mmap, platform
 import numpy as np
