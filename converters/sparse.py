@@ -22,7 +22,7 @@ def split(net: nn.Module, num_lms: int) -> tuple[fx.GraphModule, Heads]:
     source, (score, *offsets) = _source(graph), outputs(graph)
     if source is None:
         raise EdgeError(
-            "--heads sparse, the default, needs 1x1 convolutions of the same features as heads; take --heads dense"
+            "--heads sparse, the default, needs 1x1 convolutions of the same features as offset heads; take --heads dense"
         )
     layers = [graph.get_submodule(str(node.target)) for node in offsets]
     output(graph).args = ((score, source),)
@@ -39,9 +39,9 @@ def write(heads: Heads, precision: str, folder: Path) -> None:
 
 
 def _source(graph: fx.GraphModule) -> fx.Node | None:
-    """The node that all heads read. None if one of them is not a plain 1x1 convolution of it."""
+    """The node that all offset heads read. None if one of them is not a plain 1x1 convolution of it."""
     sources = set()
-    for node in outputs(graph):
+    for node in outputs(graph)[1:]:
         layer = module(graph, node)
         if not isinstance(layer, nn.Conv2d):
             return None
