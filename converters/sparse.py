@@ -22,7 +22,7 @@ def split(net: nn.Module, num_lms: int) -> tuple[fx.GraphModule, Heads]:
     source, (score, *offsets) = _source(graph), outputs(graph)
     if source is None:
         raise EdgeError(
-            "--heads sparse, the default, needs 1x1 convolutions of the same features as offset heads; take --heads dense"
+            "--heads sparse, the default, needs 1x1 convolutions of the same features as heads; take --heads dense"
         )
     layers = [graph.get_submodule(str(node.target)) for node in offsets]
     output(graph).args = ((score, source),)
