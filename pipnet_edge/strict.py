@@ -101,7 +101,7 @@ def _read_fields(kind: Any, data: dict[str, Any], where: str) -> object:
 def _need(kind: type[Kind], data: object, where: str) -> Kind:
     if type(data) is not kind:
         raise EdgeError(f"{where} is {shown(data)}, {kind.__name__} is needed")
-    if type(data) is int and abs(data) > LARGEST:
+    if isinstance(data, int) and abs(data) > LARGEST:
         raise EdgeError(f"{where} is {shown(data)}, a number up to {LARGEST} is needed")
     return data
 
