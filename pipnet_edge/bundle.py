@@ -131,6 +131,15 @@ class Bundle(Manifest):
         arrays = npz.read(self.golden.verified(self.folder), forms)
         return arrays["crops"], Maps(**{name: arrays[name] for name in shapes})
 
+    def damaged(self) -> dict[str, list[str]]:
+        """Variant name -> what is wrong with its files; no entry for a whole one. The golden cases are "golden"."""
+        parts = {"golden": (self.golden,), **{variant.name: variant.files for variant in self.variants}}
+        found = {
+            name: [f"{file.path} {fault}" for file in listed if (fault := file.fault(self.folder))]
+            for name, listed in parts.items()
+        }
+        return {name: faults for name, faults in found.items() if faults}
+
     @property
     def sha256(self) -> str:
         """One hash of all that the bundle holds, from the manifest without tuning, which changes only how it is run."""

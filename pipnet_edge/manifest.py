@@ -61,18 +61,29 @@ class File:
         path = folder / self.path
         if not path.exists() or path.is_dir():
             raise EdgeError(f"bundle {folder} lacks {self.path}")
+        fault = self.fault(folder)
+        if fault:
+            raise EdgeError(f"{self.path} in bundle {folder} {fault}")
+        return path
+
+    def fault(self, folder: Path) -> str | None:
+        """What is wrong with the file in `folder`, "is missing" for example; None if it is the one hashed.
+
+        Only a regular file of the right size is read.
+        """
+        path = folder / self.path
+        if not path.exists():
+            return "is missing"
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise EdgeError(f"{self.path} in bundle {folder} is a link that leaves the bundle")
+            return "is a link that leaves the bundle"
         if not path.is_file():
-            raise EdgeError(f"{self.path} in bundle {folder} is no regular file")
+            return "is no regular file"
         size = path.stat().st_size
         if size != self.size:
-            raise EdgeError(
-                f"{self.path} in bundle {folder} was changed after it was written ({size} bytes, not {self.size})"
-            )
+            return f"was changed after it was written ({size} bytes, not {self.size})"
         if files.file_sha256(path) != self.sha256:
-            raise EdgeError(f"{self.path} in bundle {folder} was changed after it was written (sha256 differs)")
-        return path
+            return "was changed after it was written (sha256 differs)"
+        return None
 
 
 @dataclass(frozen=True)
