@@ -61,7 +61,5 @@ def _bundle(path: Path) -> Output:
             *(f"damaged: {fault}" for fault in faults),
         ),
         code=USER_ERROR if faults else 0,
-        error=f"{path} is damaged: {faults[0]}{f' (and {len(faults) - 1} more)' if faults[1:] else ''}"
-        if faults
-        else None,
+        error=f"{path} is damaged: {faults[0]}{more}" if faults else None,
     )
