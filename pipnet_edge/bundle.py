@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pipnet_edge import folders, npz, runtimes
 from pipnet_edge import manifest as manifests
-from pipnet_edge.decode import Decoder, Heads, Maps, map_shapes
+from pipnet_edge.decode import Decoder, Heads, Maps, map_names, map_shapes
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.manifest import (
     CONV,
@@ -127,9 +127,12 @@ class Bundle(Manifest):
         """The golden crops (n, S, S, 3) uint8 RGB and the float network's maps, batch axis first."""
         side, shapes = self.spec.input_size, map_shapes(self.spec)
         forms = {"crops": Form(("n", side, side, 3), (np.uint8,))}
-        forms |= {name: Form(("n", *shape)) for name, shape in shapes.items()}
+        forms |= {name: Form(("n", *shapes[name])) for name in map_names(self.spec.num_nb)}
         arrays = npz.read(self.golden.verified(self.folder), forms)
-        return arrays["crops"], Maps(**{name: arrays[name] for name in shapes})
+        crops = arrays.pop("crops")
+        # Maps of neighbours, where there are none, are not in the file.
+        empty = {name: np.zeros((len(crops), *shape), np.float32) for name, shape in shapes.items() if 0 in shape}
+        return crops, Maps(**empty, **arrays)
 
     def damaged(self) -> dict[str, list[str]]:
         """Variant name -> what is wrong with its files; no entry for a whole one. The golden cases are "golden"."""

@@ -30,7 +30,7 @@ MOST = 100.0
 LEAST = 1e-3
 
 # Layers that work channel by channel and commute with a positive factor.
-TRANSPARENT = (nn.ReLU, nn.ReLU6, nn.Identity, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Dropout)
+TRANSPARENT = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Dropout)
 
 
 @dataclass(frozen=True)

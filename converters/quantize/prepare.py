@@ -115,6 +115,8 @@ def prepare(network: Network, faces: Calibration, options: Options, progress: Pr
 def _key(network: Network, faces: Calibration, options: Options) -> str:
     spec = network.spec
     digest = hashlib.sha256(json.dumps([METHOD, asdict(options), faces.sha256, spec.mean, spec.std]).encode())
+    # Two networks may have the same weights and differ in their activations, which this text names.
+    digest.update(str(network.net).encode())
     for name, tensor in network.net.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
