@@ -154,13 +154,19 @@ def disk(folder: Path, size: int) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def killed(place: Place, count: int, to: str, chance: random.Random) -> Iterator[Trial]:
-    """Trials that are killed at a random moment of the time that a conversion takes."""
+def first(place: Place, to: str) -> float:
+    """Makes the bundle that trials begin with, and returns the seconds that it took."""
     start = time.monotonic()
-    _, stderr = (program := place.convert(SIDES[0], to)).communicate()
+    program = place.convert(SIDES[0], to)
+    _, stderr = program.communicate()
     if program.returncode:
         raise EdgeError(f"nothing can be converted here: {stderr.strip()}")
-    takes = time.monotonic() - start
+    return time.monotonic() - start
+
+
+def killed(place: Place, count: int, to: str, chance: random.Random) -> Iterator[Trial]:
+    """Trials that are killed at a random moment of the time that a conversion takes."""
+    takes = first(place, to)
     for _ in range(count):
         after = chance.uniform(0, 1.05 * takes)
         made = trial(place, f"SIGKILL after {after:.1f} s, {to}", SIDES[1], to, after)
@@ -169,7 +175,7 @@ def killed(place: Place, count: int, to: str, chance: random.Random) -> Iterator
 
 def full(place: Place, count: int, to: str, chance: random.Random) -> Iterator[Trial]:
     """Trials on disks of random size, beside a bundle that takes a part of them."""
-    place.convert(SIDES[0], to).communicate()
+    first(place, to)
     with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as kept:
         shutil.copytree(place.bundle, Path(kept, "bundle"))
         taken = sum(path.stat().st_size for path in place.bundle.rglob("*"))
