@@ -90,7 +90,7 @@ def _hard_sigmoid(op: Op) -> fx.Node:
     return op.net.call(torch.clamp, op.net.call(operator.add, scaled, beta), 0.0, 1.0)
 
 
-def _arithmetic(function: Callable[[Any, Any], Any]) -> Operator:
+def _arithmetic(function: Callable[[Any, Any], Any]) -> Callable[[Op], fx.Node]:
     def handle(op: Op) -> fx.Node:
         left, right = op.inputs
         for x, other in ((left, right), (right, left)):
@@ -115,14 +115,12 @@ def _prelu(op: Op) -> fx.Node:
 def _scaled(value: fx.Node) -> tuple[float, fx.Node]:
     """A value as a number times a node."""
     number, node = 1.0, unreshaped(value)
-    while node.target in (operator.mul, operator.truediv) and len(node.all_input_nodes) == 1:
-        left, right = node.args
-        if isinstance(right, float | int) and (node.target is operator.mul or right):
-            number, node = number * right if node.target is operator.mul else number / right, unreshaped(left)
-        elif isinstance(left, float | int) and node.target is operator.mul:
-            number, node = number * left, unreshaped(right)
-        else:
+    while node.target in (operator.mul, operator.truediv):
+        constants = [arg for arg in node.args if isinstance(arg, float | int)]
+        if len(constants) != 1 or (node.target is operator.truediv and node.args[1] in (0, *node.all_input_nodes)):
             break
+        number = number * constants[0] if node.target is operator.mul else number / constants[0]
+        node = unreshaped(node.all_input_nodes[0])
     return number, node
 
 
@@ -163,7 +161,8 @@ def _product(function: Callable[[Any, Any], Any]) -> Operator:
     def handle(op: Op) -> fx.Node:
         made = _arithmetic(function)(op)
         number, node = _scaled(made)
-        factors = [_scaled(factor) for factor in node.all_input_nodes] if node.target is operator.mul else [(1.0, node)]
+        args = node.args if node.target is operator.mul else (node,)
+        factors = [_scaled(arg) for arg in args if isinstance(arg, fx.Node)]
         number *= math.prod(scale for scale, _ in factors)
         nodes = [factor for _, factor in factors]
         for *others, last in (nodes, nodes[::-1]):

@@ -48,6 +48,8 @@ WEIGHTS = {
     "DeconvolutionDepthWise": CONV,
     "InnerProduct": Weights(outputs=0, bias=1, size=2),
 }
+# This kind keeps as many slopes as its first parameter says.
+SLOPES = "PReLU"
 # The files do not say whether any other kind keeps weights, so the list has to be explicit.
 WEIGHTLESS = frozenset(
     {"BinaryOp", "Clip", "Concat", "Crop", "Dropout", "ELU", "Eltwise", "Flatten", "HardSigmoid", "HardSwish"}
@@ -237,16 +239,16 @@ def _parse(line: str) -> Layer:
     if end == first or (first == 4) != (words[0] == "Input"):
         raise EdgeError("has no output, or only Input has no input")
     layer = Layer(words[0], words[1], tuple(words[4:first]), tuple(words[first:end]), params)
-    if layer.kind not in (*WEIGHTLESS, *WEIGHTS, "PReLU"):
+    if layer.kind not in (*WEIGHTLESS, *WEIGHTS, SLOPES):
         raise EdgeError(
-            f"layers of kind {layer.kind!r} are not known; known: {', '.join([*WEIGHTS, *sorted({*WEIGHTLESS, 'PReLU'})])}"
+            f"layers of kind {layer.kind!r} are not known; known: {', '.join([*WEIGHTS, SLOPES, *sorted(WEIGHTLESS)])}"
         )
     return layer
 
 
 def _layout(layer: Layer) -> list[tuple[str, int]]:
     """What the .bin holds for a layer: names and counts of values, in order."""
-    if layer.kind == "PReLU":
+    if layer.kind == SLOPES:
         return [("slope", layer.integer(0))]
     at = WEIGHTS.get(layer.kind)
     if at is None:
