@@ -55,7 +55,7 @@ def output(graph: fx.GraphModule) -> fx.Node:
 
 
 def outputs(graph: fx.GraphModule) -> list[fx.Node]:
-    """The nodes whose values the network returns, in order: those of the five maps, in the order of HEAD_KEYS."""
+    """The nodes whose values the network returns, in order: those of the maps, in the order of HEAD_KEYS."""
     returned = output(graph).args[0]
     assert isinstance(returned, tuple | list)
     return [node for node in returned if isinstance(node, fx.Node)]

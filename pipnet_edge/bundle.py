@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from pipnet_edge import manifest as manifests
 from pipnet_edge import runtimes
-from pipnet_edge.decode import MAP_NAMES, Decoder, Heads, Maps, map_shapes
+from pipnet_edge.decode import Decoder, Heads, Maps, map_names, map_shapes
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.manifest import (
     CONV,
@@ -136,13 +136,15 @@ class Bundle(Manifest):
         """The golden crops (n, S, S, 3) uint8 RGB and the float network's maps, batch axis first."""
         path = self.golden.verified(self.folder)
         with _arrays(path) as arrays:
-            crops, maps = arrays["crops"], Maps(**{name: arrays[name] for name in MAP_NAMES})
+            crops, maps = arrays["crops"], {name: arrays[name] for name in map_names(self.spec.num_nb)}
         side = self.spec.input_size
         count = len(crops) if crops.ndim else 0
         _check_array(path, "crops", crops, np.uint8, (count, side, side, 3))
-        for name, shape in map_shapes(self.spec).items():
-            _check_array(path, name, getattr(maps, name), np.float32, (count, *shape))
-        return crops, maps
+        shapes = map_shapes(self.spec)
+        for name, values in maps.items():
+            _check_array(path, name, values, np.float32, (count, *shapes[name]))
+        empty = {name: np.zeros((count, *shape), np.float32) for name, shape in shapes.items() if name not in maps}
+        return crops, Maps(**maps, **empty)
 
     @property
     def sha256(self) -> str:
