@@ -31,6 +31,9 @@ def head_keys(state: Collection[str]) -> dict[str, str]:
     return {name: HEAD_KEYS[name] for name in map_names(int(has_neighbours))}
 
 
+MOST_CHANNELS = 8192  # between two layers; the widest of the known backbones has 2048
+
+
 class Pipnet(nn.Module):
     """Backbone and five 1x1 heads, or three: a network without neighbours returns the first three maps.
 
@@ -84,6 +87,7 @@ class Weights:
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
         self._used: set[str] = set()
+        self.keys: dict[nn.Module, str] = {}  # of the layers made of it
 
     def take(self, key: str) -> Tensor:
         """One tensor. Raises EdgeError naming the key when the checkpoint lacks it."""
@@ -101,42 +105,95 @@ class Weights:
 
     def conv(self, key: str, norm: str | None = None, stride: int = 1, groups: int = 1) -> nn.Conv2d:
         """A convolution with "same" padding for odd kernels, with the BatchNorm at `norm` folded in (in float64)."""
-        weight = self.take(f"{key}.weight").double()
-        if weight.ndim == 2:
-            weight = weight[:, :, None, None]
-        bias = self.take(f"{key}.bias").double() if self.has(f"{key}.bias") else weight.new_zeros(weight.shape[0])
-        scale, shift = self._norm(norm, weight.shape[0])
+        weight = self._kernel(f"{key}.weight")
         out, inner, kernel, _ = weight.shape
+        bias = self._vector(f"{key}.bias", out) if self.has(f"{key}.bias") else weight.new_zeros(out)
+        scale, shift = self._norm(norm, out)
         layer = nn.Conv2d(inner * groups, out, kernel, stride, kernel // 2, groups=groups)
+        self.keys[layer] = f"{key}.weight"
         return _filled(layer, weight * scale[:, None, None, None], bias * scale + shift)
 
     def deconv(self, key: str, norm: str) -> nn.ConvTranspose2d:
         """The stride-16 head's 4x4 stride-2 transposed convolution, BatchNorm folded in."""
-        weight = self.take(f"{key}.weight").double()
+        weight = self._kernel(f"{key}.weight", 4)
         inner, out = weight.shape[:2]
         scale, shift = self._norm(norm, out)
         layer = nn.ConvTranspose2d(inner, out, 4, 2, 1)
+        self.keys[layer] = f"{key}.weight"
         return _filled(layer, weight * scale[None, :, None, None], shift)
+
+    def rows(self, key: str) -> int:
+        """The first size of a kernel: output channels."""
+        return self._kernel(key).shape[0]
+
+    def _kernel(self, key: str, side: int | None = None) -> Tensor:
+        """A kernel (out, in, K, K) in float64; (out, in) is one of 1x1. K is odd, or `side`."""
+        weight = self.take(key).double()
+        if weight.ndim == 2:
+            weight = weight[:, :, None, None]
+        if weight.ndim != 4 or not weight.numel() or weight.shape[2] != weight.shape[3]:
+            raise _misshapen(key, weight, "(out, in, K, K)")
+        if weight.shape[2] != side if side else weight.shape[2] % 2 == 0:
+            raise _misshapen(key, weight, f"(out, in, {side or 'odd'}, {side or 'odd'})")
+        return weight
+
+    def _vector(self, key: str, size: int) -> Tensor:
+        vector = self.take(key).double()
+        if vector.shape != (size,):
+            raise _misshapen(key, vector, f"({size},)")
+        return vector
 
     def _norm(self, key: str | None, channels: int) -> tuple[Tensor, Tensor]:
         if key is None:
             return torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
         gain, bias, mean, var = (
-            self.take(f"{key}.{part}").double() for part in ("weight", "bias", "running_mean", "running_var")
+            self._vector(f"{key}.{part}", channels) for part in ("weight", "bias", "running_mean", "running_var")
         )
-        scale = gain / torch.sqrt(var + nn.BatchNorm2d(1).eps)
+        var = var + nn.BatchNorm2d(1).eps
+        if not (var > 0).all():
+            raise EdgeError(f"checkpoint tensor {f'{key}.running_var'!r} holds negative variances")
+        scale = gain / torch.sqrt(var)
         return scale, bias - mean * scale
+
+
+def _misshapen(key: str, tensor: Tensor, needed: str) -> EdgeError:
+    return EdgeError(f"checkpoint tensor {key!r} is {tuple(tensor.shape)}; {needed} is needed")
 
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.ConvTranspose2d)
 
 
 def _filled(layer: Layer, weight: Tensor, bias: Tensor) -> Layer:
-    if layer.weight.shape != weight.shape:
-        raise EdgeError(f"checkpoint weight is {tuple(weight.shape)}, this backbone needs {tuple(layer.weight.shape)}")
     layer.weight = nn.Parameter(weight.float(), requires_grad=False)
     layer.bias = nn.Parameter(bias.float(), requires_grad=False)
     return layer
+
+
+def _flow(module: nn.Module, channels: int, keys: Mapping[nn.Module, str]) -> int:
+    """The channels that a module makes of so many. Raises EdgeError that names the kernel where they do not fit."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        if module.in_channels != channels or module.out_channels > MOST_CHANNELS:
+            raise EdgeError(
+                f"checkpoint tensor {keys[module]!r} takes {module.in_channels} channels and gives "
+                f"{module.out_channels}; needed are {channels}, and at most {MOST_CHANNELS}"
+            )
+        return module.out_channels
+    if isinstance(module, nn.Sequential):
+        for part in module:
+            channels = _flow(part, channels, keys)
+    elif isinstance(module, Residual):
+        added, channels = _flow(module.shortcut, channels, keys), _flow(module.body, channels, keys)
+        if added != channels:
+            raise EdgeError(f"checkpoint tensor {_last_key(module.body, keys)!r} gives {channels} channels, not {added}")
+    elif isinstance(module, SqueezeExcite):
+        gates = _flow(module.expand, _flow(module.reduce, channels, keys), keys)
+        if gates != channels:
+            raise EdgeError(f"checkpoint tensor {keys[module.expand]!r} gives {gates} channels, not {channels}")
+    return channels
+
+
+def _last_key(body: nn.Module, keys: Mapping[nn.Module, str]) -> str:
+    return [keys[layer] for layer in body.modules() if layer in keys][-1]
 
 
 def _chain(**layers: nn.Module) -> nn.Sequential:
@@ -251,7 +308,7 @@ def _inverted_residual_v2(weights: Weights, key: str, stride: int) -> nn.Module:
     if weights.has(f"{key}.1.0.weight"):
         layers |= {"expand": weights.conv(f"{key}.0.0", f"{key}.0.1"), "relu0": nn.ReLU6()}
         depthwise = 1
-    channels = weights.take(f"{key}.{depthwise}.0.weight").shape[0]
+    channels = weights.rows(f"{key}.{depthwise}.0.weight")
     layers |= {
         "depthwise": weights.conv(f"{key}.{depthwise}.0", f"{key}.{depthwise}.1", stride, channels),
         "relu1": nn.ReLU6(),
@@ -293,7 +350,7 @@ def _inverted_residual_v3(weights: Weights, key: str, stride: int, swish: bool) 
     depthwise, gate, project = (3, 5, 7) if expands else (0, 3, 4)
     if expands:
         layers |= {"expand": weights.conv(f"{key}.0", f"{key}.1"), "act0": activation()}
-    channels = weights.take(f"{key}.{depthwise}.weight").shape[0]
+    channels = weights.rows(f"{key}.{depthwise}.weight")
     layers["depthwise"] = weights.conv(f"{key}.{depthwise}", f"{key}.{depthwise + 1}", stride, channels)
     excite: dict[str, nn.Module] = (
         {"excite": SqueezeExcite(weights.conv(f"{key}.{gate}.fc.0"), weights.conv(f"{key}.{gate}.fc.2"))}
@@ -323,7 +380,12 @@ def build(state: Mapping[str, Tensor]) -> tuple[str, int, Pipnet]:
         raise EdgeError(
             f"no known backbone in these {len(state)} keys: ResNet18/50/101, MobileNetV2 and MobileNetV3 are supported"
         )
+    channels = _flow(module, 3, weights.keys)
     net = Pipnet(module, {name: weights.conv(key) for name, key in head_keys(state).items()})
+    for head in net.heads.values():
+        if head.kernel_size != (1, 1) or head.in_channels != channels:
+            shape = tuple(head.weight.shape)
+            raise EdgeError(f"checkpoint tensor {weights.keys[head]!r} is {shape}; (out, {channels}, 1, 1) is needed")
     leftover = weights.leftover()
     if leftover:
         raise EdgeError(

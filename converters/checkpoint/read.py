@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +13,6 @@ from pipnet_edge.converters.checkpoint import from_onnx, nets
 from pipnet_edge.converters.checkpoint.network import Network
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import IMAGENET_MEAN, IMAGENET_STD, MeanFace, ModelSpec, mean_faces
-
-# Where training scripts put the state_dict when they save more than that.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
 Channels = tuple[float, float, float]
 
@@ -70,10 +64,10 @@ def read(path: Path, input_size: int | None = None, trust_pickle: bool = False) 
     if path.suffix.lower() == ".onnx":
         onnx = from_onnx.read(path, input_size)
         return Found("onnx", onnx.num_lms, onnx.num_nb, onnx.net_stride, onnx.input_size, onnx.net.eval())
-    state = _state_dict(path, trust_pickle)
+    state, notes = state_dict.read(path, what is Kind.SAFETENSORS, trust_pickle, weights)
     num_lms, num_nb = _heads(path, state)
     backbone, stride, net = nets.build(state)
-    return Found(backbone, num_lms, num_nb, stride, input_size or 256, net)
+    return Found(backbone, num_lms, num_nb, stride, input_size or 256, net, notes)
 
 
 def load(path: Path, options: Options) -> Network:
@@ -133,69 +127,13 @@ def read_mean_face(path: Path) -> MeanFace:
     return MeanFace(path.stem, tuple(zip(numbers[::2], numbers[1::2], strict=True)))
 
 
-def _state_dict(path: Path, trust_pickle: bool) -> dict[str, Tensor]:
-    loaded = _unpickle(path, trust_pickle)
-    if isinstance(loaded, nn.Module):
-        loaded = loaded.state_dict()
-    for wrapper in WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping | nn.Module):
-            inner = loaded[wrapper]
-            loaded = inner.state_dict() if isinstance(inner, nn.Module) else inner
-            break
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        what = (
-            f"a {type(loaded).__name__}"
-            if not isinstance(loaded, Mapping)
-            else f"a dict of {', '.join(map(str, loaded))[:100]}"
-        )
-        raise EdgeError(f"{path} holds {what}, not a state_dict, bare or under {', '.join(WRAPPERS)}")
-    state = {str(key).removeprefix("module."): value for key, value in loaded.items()}
-    for key, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise EdgeError(f"{path}: tensor {key!r} holds NaN or infinity")
-    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-
-
-def _unpickle(path: Path, trust_pickle: bool) -> object:
-    try:
-        with warnings.catch_warnings():
-            # Files that torch warns about here are refused below.
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
-    except OSError as e:
-        raise EdgeError(f"cannot read {path}: {e.strerror}") from e
-    except pickle.UnpicklingError as e:
-        # torch refuses anything but tensors with these words. For a file that is no pickle it says "invalid load key".
-        if "Unsupported" in str(e) and "GLOBAL" in str(e):
-            raise EdgeError(
-                f"{path} is a pickled module, which runs code when it is loaded; save its state_dict() instead, or "
-                "give --trust-pickle if you trust whoever made the file"
-            ) from e
-        raise EdgeError(f"{path} is not a PyTorch checkpoint") from e
-    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, ImportError, zipfile.BadZipFile) as e:
-        if "TorchScript" in str(e):
-            raise EdgeError(f"{path} is a TorchScript archive; a state_dict or a five-map ONNX file is needed") from e
-        if isinstance(e, AttributeError | ImportError):
-            raise EdgeError(f"{path} needs code that is not installed here: {e}") from e
-        raise EdgeError(f"{path} is not a PyTorch checkpoint, or a truncated one") from e
-
-
 def _heads(path: Path, state: Mapping[str, Tensor]) -> tuple[int, int]:
     """(landmarks, neighbours) from the head shapes."""
-    rows = {}
-    for key in nets.head_keys(state).values():
-        weight = state.get(f"{key}.weight")
-        if weight is None:
-            like = (
-                "a classifier's state_dict"
-                if {"fc.weight", "classifier.1.weight", "classifier.weight"} & set(state)
-                else "other keys"
-            )
-            raise EdgeError(f"{path} has no PIPNet head {key!r}.weight (it has {like})".replace("'.weight", ".weight'"))
-        rows[key] = weight.shape[0]
+    weights = nets.Weights(state)
+    rows = {key: weights.rows(f"{key}.weight") for key in nets.head_keys(state).values()}
     num_lms, *own = list(rows.values())[:3]
     near = list(rows.values())[3:]
-    num_nb = near[0] // max(num_lms, 1) if near else 0
+    num_nb = near[0] // num_lms if near else 0
     if own != [num_lms] * 2 or any(size != num_lms * num_nb or not size for size in near):
         raise EdgeError(f"{path}: head sizes {rows} do not fit each other (L, L, L, L*N, L*N are needed)")
     return num_lms, num_nb
