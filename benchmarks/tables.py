@@ -39,14 +39,19 @@ def network(spec: ModelSpec, source: Source) -> Table:
 
 
 def checkpoint(found: Mapping[str, Any]) -> Table:
-    """A checkpoint's network (the fields of converters.checkpoint.read.Found)."""
+    """A checkpoint's network (the fields of converters.checkpoint.read.Found, and how its input is normalised)."""
     datasets = " or ".join(found["datasets"]) or "no known dataset: convert with --meanface"
     return _facts(
         ("backbone", found["backbone"]),
         ("landmarks", f"{found['num_lms']} ({datasets}), {_neighbours(found['num_nb'])}"),
         ("input", _input(found["input_size"], found["net_stride"])),
+        ("normalization", f"mean {_listed(found['mean'])}, std {_listed(found['std'])}"),
         ("parameters", f"{found['parameters'] / 1e6:.2f} M"),
     )
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ",".join(f"{number:.6g}" for number in numbers)
 
 
 def _neighbours(num_nb: int) -> str:

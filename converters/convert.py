@@ -33,12 +33,13 @@ def convert(
     step: Step = lambda *_: None,
     simplify: bool = True,
     quantize: Quantize | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Makes a bundle at `out` from a checkpoint or five-map ONNX file.
 
     `verify` gets the written bundle and returns each variant's parity for the manifest. It raises if a variant fails.
     After this or any other failure, nothing new is at `out`, and an older bundle there stays. `step` is told what is
-    done.
+    done, `note` what reading the source left aside or took for granted.
     """
     if plan.quantizes and not quantize:
         raise EdgeError("quantized variants need faces to calibrate with: give a folder of them with --calibrate")
@@ -57,6 +58,8 @@ def convert(
         from pipnet_edge.converters.within_budget import Ranking
 
         network = checkpoints.load(source, options)
+        for line in network.notes:
+            note(line)
 
         step("export", 1, total)
         # Faces are read before the export, so that nobody has to wait for it to see a typing error.

@@ -138,7 +138,7 @@ def _arrays(outputs: Mapping[str, NDArray[np.generic]], shapes: Mapping[str, tup
     """Outputs by name, contiguous, float32 and in these shapes. Raises EdgeError naming one that does not fit."""
     found = {}
     for name, shape in shapes.items():
-        if name not in outputs and math.prod(shape):
+        if name not in outputs and 0 not in shape:
             raise EdgeError(f"the model has no output {name!r}, only {', '.join(sorted(outputs))}")
         try:
             # A network of three maps has no output for the two empty ones.

@@ -72,7 +72,8 @@ class ModelSpec:
                 f"{len(self.mean_face.points)}"
             )
         check_sizes(self.num_lms, self.num_nb, self.net_stride, self.input_size)
-        check_normalization(self.mean, self.std)
+        check_normalization("mean", self.mean)
+        check_normalization("std", self.std)
         if self.crop not in CROPS:
             raise EdgeError(f"crop policy {self.crop!r}; allowed: {', '.join(CROPS)}")
 
@@ -96,19 +97,18 @@ def check_sizes(num_lms: int, num_nb: int, net_stride: int, input_size: int) -> 
         )
 
 
-def check_normalization(mean: Sequence[float], std: Sequence[float], option: str = "") -> None:
-    """Raises EdgeError unless both are three numbers in [0, 1], std above 0. option: put before their names ("--")."""
-    for name, values in ((f"{option}mean", mean), (f"{option}std", std)):
-        given = f"{name} {_listed(values)}"
-        if len(values) != 3 or not all(map(math.isfinite, values)):
-            raise EdgeError(f"{given}: three finite numbers are needed")
-        if values is std and min(values) <= 0:
-            raise EdgeError(f"{given}: std above 0 and up to 1 is needed")
-        if not all(0 <= value <= 1 for value in values):
-            scaled = [value / 255 for value in values]
-            advice = f"; given in pixels? that would be {name} {_listed(scaled)}"
-            is_in_pixels = 0 <= min(scaled) <= max(scaled) <= 1
-            raise EdgeError(f"{given}: numbers from 0 to 1 are needed{advice if is_in_pixels else ''}")
+def check_normalization(name: str, values: Sequence[float]) -> None:
+    """Raises EdgeError unless a mean or std is three numbers in [0, 1], std above 0. name: "mean", "std", "--mean" …"""
+    given = f"{name} {_listed(values)}"
+    if len(values) != 3 or not all(map(math.isfinite, values)):
+        raise EdgeError(f"{given}: three finite numbers are needed")
+    if name.endswith("std") and min(values) <= 0:
+        raise EdgeError(f"{given}: numbers above 0 and up to 1 are needed")
+    if not all(0 <= value <= 1 for value in values):
+        scaled = [value / 255 for value in values]
+        advice = f"; given in pixels? that would be {name} {_listed(scaled)}"
+        is_in_pixels = 0 <= min(scaled) <= max(scaled) <= 1
+        raise EdgeError(f"{given}: numbers from 0 to 1 are needed{advice if is_in_pixels else ''}")
 
 
 def _listed(numbers: Sequence[float]) -> str:

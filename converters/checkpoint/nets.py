@@ -184,7 +184,9 @@ def _flow(module: nn.Module, channels: int, keys: Mapping[nn.Module, str]) -> in
     elif isinstance(module, Residual):
         added, channels = _flow(module.shortcut, channels, keys), _flow(module.body, channels, keys)
         if added != channels:
-            raise EdgeError(f"checkpoint tensor {_last_key(module.body, keys)!r} gives {channels} channels, not {added}")
+            raise EdgeError(
+                f"checkpoint tensor {_last_key(module.body, keys)!r} gives {channels} channels, not {added}"
+            )
     elif isinstance(module, SqueezeExcite):
         gates = _flow(module.expand, _flow(module.reduce, channels, keys), keys)
         if gates != channels:

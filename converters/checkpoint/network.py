@@ -15,11 +15,12 @@ from pipnet_edge.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Network:
-    """A network and its spec, which has the mean face and the normalization too."""
+    """A network and its spec, which has the mean face and the normalization too. notes: what reading it left aside."""
 
     spec: ModelSpec
     net: nn.Module
     parameters: int
+    notes: tuple[str, ...] = ()
 
 
 def normalise(crops: NDArray[np.uint8], spec: ModelSpec) -> torch.Tensor:

@@ -10,7 +10,9 @@ import onnx
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 
+from pipnet_edge.converters.checkpoint.onnx_form import LARGEST_TENSOR
 from pipnet_edge.errors import EdgeError
 
 T = TypeVar("T")
@@ -31,18 +33,20 @@ def tensor_of(tensor: onnx.TensorProto) -> Tensor:
 
 
 class Net:
-    """A torch.fx graph under construction. Each node's `meta["sample"]` is its value for the sample input."""
+    """A torch.fx graph under construction. Each node's `meta["sample"]` is a tensor without data that has its shape."""
 
-    def __init__(self, sample: Tensor) -> None:
+    def __init__(self, shape: Sequence[int]) -> None:
         self.graph = fx.Graph()
         self.root = fx.GraphModule({}, fx.Graph(), "Pipnet")  # gets its layers in the order they run
         self.names: set[str] = set()
-        self.image = self._computed(self.graph.placeholder("image"), sample)
+        self.image = self._computed(self.graph.placeholder("image"), torch.empty(shape, device="meta"))
 
     def layer(self, name: str, module: nn.Module, x: fx.Node) -> fx.Node:
         name = self._free(name)
         self.root.add_submodule(name, module.eval().requires_grad_(False))
-        return self._computed(self.graph.call_module(name, (x,)), module(x.meta["sample"]))
+        state = {key: value.to("meta") for key, value in module.state_dict().items()}
+        sample = functional_call(module, state, (x.meta["sample"],))
+        return self._computed(self.graph.call_module(name, (x,)), sample)
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         node = self.graph.call_function(function, args, kwargs)
@@ -54,7 +58,7 @@ class Net:
             return value
         name = self._free(f"constant_{len(self.names)}")
         self.root.register_buffer(name, value)
-        return self._computed(self.graph.get_attr(name), value)
+        return self._computed(self.graph.get_attr(name), None if value is None else value.to("meta"))
 
     def module(self, value: Value) -> nn.Module | None:
         """The layer that computes a value."""
@@ -88,6 +92,8 @@ class Net:
 
     @staticmethod
     def _computed(node: fx.Node, sample: Any) -> fx.Node:
+        if isinstance(sample, Tensor) and sample.numel() > LARGEST_TENSOR:
+            raise EdgeError(f"its layer {node.name!r} gives {sample.numel()} numbers; allowed are {LARGEST_TENSOR}")
         node.meta["sample"] = sample
         return node
 

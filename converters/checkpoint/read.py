@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from pipnet_edge.converters.checkpoint import from_onnx, nets
+from pipnet_edge.converters.checkpoint import from_onnx, kind, nets, state_dict
+from pipnet_edge.converters.checkpoint.kind import Kind
+from pipnet_edge.converters.checkpoint.mean_face import choose_mean_face
 from pipnet_edge.converters.checkpoint.network import Network
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.spec import IMAGENET_MEAN, IMAGENET_STD, MeanFace, ModelSpec, mean_faces
+from pipnet_edge.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, check_sizes, mean_faces
 
 Channels = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a file cannot say about itself: the dataset's name or a mean-face file, sizes and normalization."""
+    """What a file cannot say about itself: the dataset's name or a mean-face file, sizes and normalization.
+
+    outputs: the names of an ONNX file's maps in the order of nets.HEAD_KEYS, if others than those that are known.
+    weights: which network of a checkpoint that holds several.
+    """
 
     data: str | None = None
     meanface: Path | None = None
@@ -27,6 +32,8 @@ class Options:
     mean: Channels = IMAGENET_MEAN
     std: Channels = IMAGENET_STD
     trust_pickle: bool = False
+    outputs: tuple[str, ...] = ()
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class Found:
     """What a file says about itself: sizes, read from keys and shapes, and the torch network.
 
     net takes (1, 3, S, S) float32 normalised RGB, S = input_size, and returns five or three maps (nets.HEAD_KEYS).
+    notes: what was left aside or taken for granted, a line each.
     """
 
     backbone: str
@@ -42,6 +50,10 @@ class Found:
     net_stride: int
     input_size: int
     net: nn.Module
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_sizes(self.num_lms, self.num_nb, self.net_stride, self.input_size)
 
     @property
     def parameters(self) -> int:
@@ -53,17 +65,30 @@ class Found:
         return [face.name for face in mean_faces().values() if len(face.points) == self.num_lms]
 
 
-def read(path: Path, input_size: int | None = None, trust_pickle: bool = False) -> Found:
-    """Reads a state_dict (bare or wrapped) or a five-map ONNX file; input_size is 256 or the ONNX file's if not given.
+def read(
+    path: Path,
+    input_size: int | None = None,
+    trust_pickle: bool = False,
+    outputs: Sequence[str] = (),
+    weights: str | None = None,
+) -> Found:
+    """Reads a state_dict, wherever it lies in a file, or an ONNX file; input_size is 256 or the ONNX file's if not given.
 
-    Raises EdgeError, one line, for files that are none of these, other architectures, NaN weights, and for pickled
-    modules unless they are trusted.
+    weights names one network where a checkpoint holds several. Raises EdgeError, one line, for files that are none of
+    these, other architectures, NaN weights, and for pickled modules unless they are trusted.
     """
     if not path.is_file():
         raise EdgeError(f"there is no file {path}")
-    if path.suffix.lower() == ".onnx":
-        onnx = from_onnx.read(path, input_size)
-        return Found("onnx", onnx.num_lms, onnx.num_nb, onnx.net_stride, onnx.input_size, onnx.net.eval())
+    what = kind.of(path)
+    if what not in (None, Kind.ONNX, Kind.TORCH, Kind.SAFETENSORS):
+        raise kind.refusal(path, what)
+    if what is Kind.ONNX or (what is None and path.suffix.lower() == ".onnx"):
+        if weights is not None:
+            raise EdgeError(f"--weights is for checkpoints; {path} is an ONNX file")
+        onnx = from_onnx.read(path, input_size, outputs)
+        return Found("onnx", onnx.num_lms, onnx.num_nb, onnx.net_stride, onnx.input_size, onnx.net.eval(), onnx.notes)
+    if outputs:
+        raise EdgeError(f"--outputs is for ONNX files; {path} is {what or 'none'}")
     state, notes = state_dict.read(path, what is Kind.SAFETENSORS, trust_pickle, weights)
     num_lms, num_nb = _heads(path, state)
     backbone, stride, net = nets.build(state)
@@ -72,7 +97,7 @@ def read(path: Path, input_size: int | None = None, trust_pickle: bool = False) 
 
 def load(path: Path, options: Options) -> Network:
     """Reads a network and completes its spec. Raises EdgeError as `read` does, and if the options do not fit."""
-    found = read(path, options.input_size, options.trust_pickle)
+    found = read(path, options.input_size, options.trust_pickle, options.outputs, options.weights)
     spec = ModelSpec(
         backbone=found.backbone,
         num_lms=found.num_lms,
@@ -83,48 +108,7 @@ def load(path: Path, options: Options) -> Network:
         mean=options.mean,
         std=options.std,
     )
-    return Network(spec, found.net, found.parameters)
-
-
-def choose_mean_face(num_lms: int, data: str | None, file: Path | None) -> MeanFace:
-    """The mean face by file, by dataset name, or by the landmark count if only one dataset has it.
-
-    Raises EdgeError if the count is ambiguous (68) or unknown, and if it contradicts what was given.
-    """
-    if file is not None:
-        if data is not None:
-            raise EdgeError("--data and --meanface exclude each other")
-        face = read_mean_face(file)
-    elif data is not None:
-        name = data.lower().removeprefix("data_").replace("_", "-")
-        if name not in mean_faces():
-            raise EdgeError(f"--data {data}; allowed: {', '.join(mean_faces())}")
-        face = mean_faces()[name]
-    else:
-        fitting = [face for face in mean_faces().values() if len(face.points) == num_lms]
-        if len(fitting) != 1:
-            known = (
-                f"several datasets have {num_lms} landmarks" if fitting else f"no known dataset has {num_lms} landmarks"
-            )
-            choice = f"--data {' or '.join(f.name for f in fitting)}" if fitting else "--meanface FILE"
-            raise EdgeError(f"{known}: say which with {choice}")
-        face = fitting[0]
-    if len(face.points) != num_lms:
-        raise EdgeError(f"the checkpoint has {num_lms} landmarks, {face.name} has {len(face.points)}")
-    return face
-
-
-def read_mean_face(path: Path) -> MeanFace:
-    """A mean face from text: x0 y0 x1 y1 …, separated by spaces, commas or lines, like the reference's meanface.txt."""
-    try:
-        numbers = [float(word) for word in path.read_text().replace(",", " ").split()]
-    except OSError as e:
-        raise EdgeError(f"cannot read the mean face {path}: {e.strerror}") from e
-    except ValueError as e:
-        raise EdgeError(f"mean face {path} is not a list of numbers: {e}") from e
-    if len(numbers) % 2:
-        raise EdgeError(f"mean face {path} has {len(numbers)} numbers, an even count is needed (x y pairs)")
-    return MeanFace(path.stem, tuple(zip(numbers[::2], numbers[1::2], strict=True)))
+    return Network(spec, found.net, found.parameters, found.notes)
 
 
 def _heads(path: Path, state: Mapping[str, Tensor]) -> tuple[int, int]:

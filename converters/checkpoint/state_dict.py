@@ -76,7 +76,9 @@ def read(
         notes.append(f"left aside: thop's {' and '.join(THOP)}, {counted(len(counters), 'tensor')}")
     beside = [key for key in candidate.group.tensors if not key.startswith(candidate.prefix)]
     if beside:
-        notes.append(f"left aside: {counted(len(beside), 'tensor')} beside {candidate.prefix}*, such as {beside[0]!r:.80}")
+        notes.append(
+            f"left aside: {counted(len(beside), 'tensor')} beside {candidate.prefix}*, such as {beside[0]!r:.80}"
+        )
     used = {key: weight for key, weight in weights.items() if key not in counters and not _is_step_counter(key)}
     for key, weight in used.items():
         if fault := weight.fault():

@@ -134,7 +134,9 @@ class Loaded:
     def fault(self) -> str | None:
         tensor = self.tensor
         if tensor.is_quantized or tensor.is_meta or tensor.layout is not torch.strided or tensor.is_nested:
-            kind = "quantized" if tensor.is_quantized else "on the meta device" if tensor.is_meta else "sparse or nested"
+            kind = (
+                "quantized" if tensor.is_quantized else "on the meta device" if tensor.is_meta else "sparse or nested"
+            )
             return f"is {kind}"
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype not in WEIGHTS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,13 +16,18 @@ from pipnet_edge.cli.options import (
     CalibrateLabels,
     CheckpointFile,
     Dataset,
+    Mean,
     MeanFaceFile,
+    Outputs,
     Ranges,
     Rounding,
     Seed,
+    Std,
+    Weights,
     faces_in,
-    floats,
     listed,
+    normalization,
+    output_names,
 )
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.output import Output
@@ -64,8 +69,10 @@ def convert(
     input_size: Annotated[
         int | None, typer.Option(help="Side of the crop in pixels, a multiple of the stride (256).")
     ] = None,
-    mean: Annotated[str | None, typer.Option(help="Mean of R,G,B in [0, 1], if not ImageNet's.")] = None,
-    std: Annotated[str | None, typer.Option(help="Standard deviation of R,G,B, if not ImageNet's.")] = None,
+    weights: Weights = None,
+    outputs: Outputs = None,
+    mean: Mean = None,
+    std: Std = None,
     simplify: Annotated[bool, typer.Option(help="Simplify the ONNX graph.")] = True,
     trust_pickle: Annotated[
         bool,
@@ -94,13 +101,18 @@ def convert(
     for option, value in (("--calibrate-labels", calibrate_labels), ("--max-drift", max_drift)):
         if value is not None and not calibrate:
             raise EdgeError(f"{option} {value} says nothing without --calibrate FOLDER")
+    chosen = normalization(mean, std)
     budget = budgets.parse(max_drift) if max_drift is not None else None
     from pipnet_edge.converters.checkpoint import read as checkpoints
 
-    given = {"mean": mean, "std": std}
-    chosen: dict[str, Any] = {name: floats(name, text, 3) for name, text in given.items() if text is not None}
     options = checkpoints.Options(
-        data=data, meanface=meanface, input_size=input_size, trust_pickle=trust_pickle, **chosen
+        data=data,
+        meanface=meanface,
+        input_size=input_size,
+        trust_pickle=trust_pickle,
+        outputs=output_names(outputs),
+        weights=weights,
+        **chosen,
     )
     progress = render.Progress()
     quantize, notes = None, list[str]()
@@ -108,7 +120,9 @@ def convert(
         if calibrate:
             faces, notes = faces_in(calibrate, calibrate_labels)
             quantize = converters.Quantize(faces, calibrate_count, seed, ranges, rounding, budget, judge)
-        bundle = converters.convert(checkpoint, output, plan, options, parity.verify, progress.step, simplify, quantize)
+        bundle = converters.convert(
+            checkpoint, output, plan, options, parity.verify, progress.step, simplify, quantize, notes.append
+        )
     return Output(
         {"bundle": str(output), "notes": notes, **bundle.to_json()},
         (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +28,15 @@ Host = Annotated[str | None, typer.Option(help="Where ssh finds the target: USER
 Emulate = Annotated[bool, typer.Option("--emulate", help="Emulate the target's core on this machine.")]
 # For commands that quantize.
 CheckpointFile = Annotated[Path, typer.Argument(help="A PIPNet state_dict (.pth) or a five-map ONNX file.")]
+Mean = Annotated[str | None, typer.Option(help="Mean of R,G,B in [0, 1], if not ImageNet's.")]
+Std = Annotated[str | None, typer.Option(help="Standard deviation of R,G,B in [0, 1], if not ImageNet's.")]
+Weights = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Which network of a checkpoint that holds several, such as ema.")
+]
+Outputs = Annotated[
+    str | None,
+    typer.Option(help="An ONNX file's maps by name, if it has other names: SCORE,X,Y,NB_X,NB_Y, or the first three."),
+]
 Dataset = Annotated[
     str | None, typer.Option(help="Dataset: aflw, cofw, wflw, lapa, 300w, 300w-celeba, 300w-cofw-wflw.")
 ]
@@ -52,6 +61,28 @@ def thread_count(given: int) -> int:
 def listed(text: str) -> tuple[str, ...]:
     """The words that commas separate."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def normalization(mean: str | None, std: str | None) -> dict[str, Any]:
+    """--mean and --std where they are given, as checkpoint.read.Options takes them.
+
+    Raises EdgeError for what is no three numbers in [0, 1].
+    """
+    from pipnet_edge.spec import check_normalization
+
+    given = {"mean": mean, "std": std}
+    chosen = {name: floats(name, text, 3) for name, text in given.items() if text is not None}
+    for name, values in chosen.items():
+        check_normalization(f"--{name}", values)
+    return chosen
+
+
+def output_names(text: str | None) -> tuple[str, ...]:
+    """The names in --outputs. Raises EdgeError unless there are five, or three of a network without neighbours."""
+    names = listed(text or "")
+    if text is not None and (len(names) not in (3, 5) or len(set(names)) != len(names)):
+        raise EdgeError(f"--outputs {text}; five names are needed, SCORE,X,Y,NB_X,NB_Y, or the first three")
+    return names
 
 
 def floats(name: str, text: str, count: int) -> tuple[float, ...]:

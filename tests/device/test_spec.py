@@ -92,8 +92,8 @@ def test_a_spec_does_not_change() -> None:
         ({"std": (0.5, 0.5)}, "three finite numbers are needed"),
         ({"std": ()}, "three finite numbers are needed"),
         ({"std": (0.5, 0.5, 0.5, 0.5)}, "three finite numbers are needed"),
-        ({"std": (0.5, 0.5, 0.0)}, "std above 0"),
-        ({"std": (0.5, 0.5, -0.1)}, "std above 0"),
+        ({"std": (0.5, 0.5, 0.0)}, "numbers above 0 and up to 1 are needed"),
+        ({"std": (0.5, 0.5, -0.1)}, "numbers above 0 and up to 1 are needed"),
         ({"std": (0.5, 0.5, math.inf)}, "three finite numbers are needed"),
         ({"mean": (0.5,), "std": (0.5,)}, "three finite numbers are needed"),
         (

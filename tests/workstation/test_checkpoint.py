@@ -83,7 +83,7 @@ def test_custom_mean_face(tmp_path, save_checkpoint):
         (Options(data="300w", input_size=250), "input size 250 is not a multiple of the net stride 64"),
         (Options(data="300w", meanface=Path("x.txt")), "exclude each other"),
         (Options(meanface=Path("missing.txt")), "cannot read the mean face missing.txt"),
-        (Options(data="300w", std=(0.0, 1.0, 1.0)), "std above 0"),
+        (Options(data="300w", std=(0.0, 1.0, 1.0)), "std 0,1,1: numbers above 0"),
     ],
 )
 def test_options_that_do_not_fit(save_checkpoint, options, message):
