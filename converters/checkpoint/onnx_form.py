@@ -73,9 +73,7 @@ def image_input(graph: onnx.GraphProto, input_size: int | None) -> Image:
     allowed = f"{given}; needed is float (1, 3, S, S) or (1, S, S, 3), S up to {LARGEST_SIDE}"
     if tensor.elem_type not in FLOATS or len(shape) != 4:
         raise EdgeError(allowed)
-    is_last = shape[1] != CHANNELS and (
-        shape[3] == CHANNELS or (shape[1:] == [None] * 3 and _is_turned(graph, images[0].name))
-    )
+    is_last = shape[1] != CHANNELS and (shape[3] == CHANNELS or (shape[1:] == [None] * 3 and _is_turned(graph, images[0].name)))
     channels = shape[3] if is_last else shape[1]
     sizes = {n for n in (shape[1:3] if is_last else shape[2:]) if n is not None}
     if channels not in (CHANNELS, None) or len(sizes) > 1 or max(sizes, default=1) > LARGEST_SIDE:
@@ -85,9 +83,7 @@ def image_input(graph: onnx.GraphProto, input_size: int | None) -> Image:
         raise EdgeError(f"{given}; allowed: a batch of up to {MOST_BATCH} images")
     if not sizes and not (input_size and 0 < input_size <= LARGEST_SIDE):
         got = "" if input_size is None else f", not {input_size}"
-        raise EdgeError(
-            f"{given}, of any size: give the one it was trained for as --input-size, up to {LARGEST_SIDE}{got}"
-        )
+        raise EdgeError(f"{given}, of any size: give the one it was trained for as --input-size, up to {LARGEST_SIDE}{got}")
     size = min(sizes or {input_size or 0})
     if input_size not in (None, size):
         raise EdgeError(f"{given}, --input-size is {input_size}; allowed: {size}, or leaving the option out")
@@ -119,7 +115,9 @@ def bound_outputs(found: Sequence[str], asked: Sequence[str]) -> tuple[str, ...]
         return tuple(names[0] for names in bound.values() if names)
     if any(counts):
         allowed = "; ".join(", ".join(names) for names in OUTPUT_NAMES.values())
-        raise EdgeError(f"its outputs are {', '.join(found)}; needed is exactly one of each of: {allowed}; {NAME_THEM}")
+        raise EdgeError(
+            f"its outputs are {', '.join(found)}; needed is exactly one of each of: {allowed}; {NAME_THEM}"
+        )
     return ()
 
 
@@ -239,9 +237,7 @@ def simplified(model: onnx.ModelProto, image: Image, names: Sequence[str], is_la
 def _one_image(graph: onnx.GraphProto, batch: int) -> None:
     """Where a constant shape begins with the batch, it takes the batch of what is reshaped instead (0), in place."""
     shapes = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
-    constants = {
-        n.output[0]: a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"
-    }
+    constants = {n.output[0]: a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"}
     for name, tensor in [*constants.items(), *((t.name, t) for t in graph.initializer)]:
         if name in shapes:
             value = numpy_helper.to_array(tensor).copy()
@@ -277,7 +273,7 @@ def normalization(graph: onnx.GraphProto) -> list[str]:
                 break
             scale, shift = scale * step[0], shift * step[0] + step[1]
         at = node.output[0]
-    if ((scale == 1).all() and (shift == 0).all()) or not scale.all():
+    if (scale == 1).all() and (shift == 0).all() or not scale.all():
         return []
     mean, std = -shift / scale, 1 / scale
     is_pixels = bool(max(np.abs(mean).max(), np.abs(std).max()) > 2)

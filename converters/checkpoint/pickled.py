@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickletools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -68,83 +69,21 @@ class _Machine:
 
     def do(self, step: str, argument: Any) -> None:
         """Does one step, by its name in pickletools."""
-        stack = self.stack
-        match step:
-            case "BINPUT" | "LONG_BINPUT" | "PUT":
-                self.memo[argument] = stack[-1]
-            case "MEMOIZE":
-                self.memo[len(self.memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET" | "GET":
-                stack.append(self.memo[argument])
-            case "MARK":
-                stack.append(_MARK)
-            case "NONE" | "NEXT_BUFFER":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(step == "NEWTRUE")
-            case "EMPTY_LIST" | "EMPTY_SET":
-                stack.append([])
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                self._tuple(int(step[-1]))
-            case "TUPLE":
-                stack.append(tuple(self._marked()))
-            case "LIST" | "FROZENSET":
-                stack.append(self._marked())
-            case "DICT":
-                pairs = self._marked()
-                stack.append({})
-                self._set(pairs)
-            case "APPEND":
-                self._extend([stack.pop()])
-            case "APPENDS" | "ADDITEMS":
-                self._extend(self._marked())
-            case "SETITEM":
-                value = stack.pop()
-                self._set([stack.pop(), value])
-            case "SETITEMS":
-                self._set(self._marked())
-            case "GLOBAL":
-                stack.append(Name(argument.replace(" ", ".", 1)))
-            case "STACK_GLOBAL":
-                name, module = stack.pop(), stack.pop()
-                stack.append(Name(f"{module}.{name}" if type(module) is type(name) is str else ""))
-            case "EXT1" | "EXT2" | "EXT4":
-                stack.append(Name(f"extension {argument}"))
-            case "REDUCE" | "NEWOBJ":
-                self._make(stack.pop())
-            case "NEWOBJ_EX":
-                stack.pop()  # arguments by name
-                self._make(stack.pop())
-            case "INST":
-                arguments = self._marked()
-                stack.append(Made(Name(argument.replace(" ", ".", 1)), tuple(arguments)))
-            case "OBJ":
-                maker, *arguments = self._marked()
-                stack.append(Made(maker, tuple(arguments)))
-            case "BUILD":
-                state = stack.pop()
-                if isinstance(stack[-1], Made):
-                    stack[-1].state = state
-            case "BINPERSID":
-                stack.append(Reference(stack.pop()))
-            case "PERSID":
-                stack.append(Reference(argument))
-            case "POP":
-                stack.pop()
-            case "POP_MARK":
-                self._marked()
-            case "DUP":
-                stack.append(stack[-1])
-            case "PROTO" | "FRAME" | "READONLY_BUFFER" | "STOP":
-                pass
-            case _:  # all that is left puts its argument on the stack: numbers, texts, bytes
-                stack.append(argument)
+        if step in _STEPS:
+            _STEPS[step](self, argument)
+        elif step not in _NOTHING_TO_DO:  # all that is left gives its argument: numbers, texts, bytes
+            self.stack.append(argument)
 
-    def _marked(self) -> list[Any]:
+    def push(self, value: object) -> None:
+        self.stack.append(value)
+
+    def pop(self) -> Any:
+        return self.stack.pop()
+
+    def remember(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+    def marked(self) -> list[Any]:
         """Takes what was put on the stack after the last mark, and the mark."""
         start = len(self.stack) - 1
         while start >= 0 and self.stack[start] is not _MARK:
@@ -155,22 +94,81 @@ class _Machine:
         del self.stack[start:]
         return found
 
-    def _tuple(self, count: int) -> None:
+    def tuple_of(self, count: int) -> None:
         if len(self.stack) < count:
             raise IndexError
         self.stack[-count:] = [tuple(self.stack[-count:])]
 
-    def _make(self, arguments: object) -> None:
-        self.stack.append(Made(self.stack.pop(), arguments))
+    def make(self, arguments: object) -> None:
+        self.push(Made(self.pop(), arguments))
 
-    def _extend(self, members: list[Any]) -> None:
+    def make_of(self, maker: object, *arguments: object) -> None:
+        self.push(Made(maker, arguments))
+
+    def build(self, state: object) -> None:
+        if isinstance(self.stack[-1], Made):
+            self.stack[-1].state = state
+
+    def extend(self, members: list[Any]) -> None:
         target = self.stack[-1]
         (target.members if isinstance(target, Made) else target).extend(members)
 
-    def _set(self, pairs: list[Any]) -> None:
+    def set(self, pairs: list[Any]) -> None:
         target = self.stack[-1]
         items = target.items if isinstance(target, Made) else target
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             # Keys of other types are no names of weights, and a file could choose such that take hours to hash.
             if type(key) is str or (type(key) is int and abs(key) < 2**63):
                 items[str(key)] = value
+
+    def set_one(self, value: object) -> None:
+        self.set([self.pop(), value])
+
+    def dict_of(self, pairs: list[Any]) -> None:
+        self.push({})
+        self.set(pairs)
+
+    def name(self, name: object) -> None:
+        self.push(Name(f"{self.pop()}.{name}" if type(self.stack[-1]) is type(name) is str else ""))
+
+
+def _named(argument: str) -> Name:
+    return Name(argument.replace(" ", ".", 1))
+
+
+_NOTHING_TO_DO = {"PROTO", "FRAME", "READONLY_BUFFER", "STOP"}
+_STEPS: dict[str, Callable[[_Machine, Any], object]] = {
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), lambda m, index: m.remember(index)),
+    "MEMOIZE": lambda m, _: m.remember(len(m.memo)),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, index: m.push(m.memo[index])),
+    "MARK": lambda m, _: m.push(_MARK),
+    "POP": lambda m, _: m.pop(),
+    "POP_MARK": lambda m, _: m.marked(),
+    "DUP": lambda m, _: m.push(m.stack[-1]),
+    **dict.fromkeys(("NONE", "NEXT_BUFFER"), lambda m, _: m.push(None)),
+    "NEWTRUE": lambda m, _: m.push(True),
+    "NEWFALSE": lambda m, _: m.push(False),
+    **dict.fromkeys(("EMPTY_LIST", "EMPTY_SET"), lambda m, _: m.push([])),
+    **dict.fromkeys(("LIST", "FROZENSET"), lambda m, _: m.push(m.marked())),
+    "APPEND": lambda m, _: m.extend([m.pop()]),
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda m, _: m.extend(m.marked())),
+    "EMPTY_TUPLE": lambda m, _: m.push(()),
+    "TUPLE1": lambda m, _: m.tuple_of(1),
+    "TUPLE2": lambda m, _: m.tuple_of(2),
+    "TUPLE3": lambda m, _: m.tuple_of(3),
+    "TUPLE": lambda m, _: m.push(tuple(m.marked())),
+    "EMPTY_DICT": lambda m, _: m.push({}),
+    "DICT": lambda m, _: m.dict_of(m.marked()),
+    "SETITEM": lambda m, _: m.set_one(m.pop()),
+    "SETITEMS": lambda m, _: m.set(m.marked()),
+    "GLOBAL": lambda m, names: m.push(_named(names)),
+    "STACK_GLOBAL": lambda m, _: m.name(m.pop()),
+    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), lambda m, code: m.push(Name(f"extension {code}"))),
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda m, _: m.make(m.pop())),
+    "NEWOBJ_EX": lambda m, _: m.make([m.pop(), m.pop()][1]),  # arguments by name are left out
+    "INST": lambda m, names: m.make_of(_named(names), *m.marked()),
+    "OBJ": lambda m, _: m.make_of(*m.marked()),
+    "BUILD": lambda m, _: m.build(m.pop()),
+    "PERSID": lambda m, to: m.push(Reference(to)),
+    "BINPERSID": lambda m, _: m.push(Reference(m.pop())),
+}

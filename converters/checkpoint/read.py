@@ -12,6 +12,7 @@ from pipnet_edge.converters.checkpoint import from_onnx, kind, nets, state_dict
 from pipnet_edge.converters.checkpoint.kind import Kind
 from pipnet_edge.converters.checkpoint.mean_face import choose_mean_face
 from pipnet_edge.converters.checkpoint.network import Network
+from pipnet_edge.converters.checkpoint.weights import Weights
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, check_sizes, mean_faces
 
@@ -72,7 +73,7 @@ def read(
     outputs: Sequence[str] = (),
     weights: str | None = None,
 ) -> Found:
-    """Reads a state_dict, wherever it lies in a file, or an ONNX file; input_size is 256 or the ONNX file's if not given.
+    """Reads a state_dict, wherever it lies in a file, or an ONNX file. input_size: else 256, or the ONNX file's.
 
     weights names one network where a checkpoint holds several. Raises EdgeError, one line, for files that are none of
     these, other architectures, NaN weights, and for pickled modules unless they are trusted.
@@ -90,9 +91,12 @@ def read(
     if outputs:
         raise EdgeError(f"--outputs is for ONNX files; {path} is {what or 'none'}")
     state, notes = state_dict.read(path, what is Kind.SAFETENSORS, trust_pickle, weights)
-    num_lms, num_nb = _heads(path, state)
-    backbone, stride, net = nets.build(state)
-    return Found(backbone, num_lms, num_nb, stride, input_size or 256, net, notes)
+    try:
+        num_lms, num_nb = _heads(state)
+        backbone, stride, net = nets.build(state)
+        return Found(backbone, num_lms, num_nb, stride, input_size or 256, net, notes)
+    except EdgeError as e:
+        raise EdgeError(f"{path}: {e}", e.code) from e
 
 
 def load(path: Path, options: Options) -> Network:
@@ -111,13 +115,13 @@ def load(path: Path, options: Options) -> Network:
     return Network(spec, found.net, found.parameters, found.notes)
 
 
-def _heads(path: Path, state: Mapping[str, Tensor]) -> tuple[int, int]:
+def _heads(state: Mapping[str, Tensor]) -> tuple[int, int]:
     """(landmarks, neighbours) from the head shapes."""
-    weights = nets.Weights(state)
-    rows = {key: weights.rows(f"{key}.weight") for key in nets.head_keys(state).values()}
+    tensors = Weights(state)
+    rows = {key: tensors.rows(f"{key}.weight") for key in nets.head_keys(state).values()}
     num_lms, *own = list(rows.values())[:3]
     near = list(rows.values())[3:]
     num_nb = near[0] // num_lms if near else 0
     if own != [num_lms] * 2 or any(size != num_lms * num_nb or not size for size in near):
-        raise EdgeError(f"{path}: head sizes {rows} do not fit each other (L, L, L, L*N, L*N are needed)")
+        raise EdgeError(f"head sizes {rows} do not fit each other (L, L, L, L*N, L*N are needed)")
     return num_lms, num_nb

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipnet_edge.converters.checkpoint import archive, nets
+from pipnet_edge.converters.checkpoint.archive import Archive
 from pipnet_edge.converters.checkpoint.pickled import Made
 from pipnet_edge.converters.checkpoint.stored import Loaded, Span, Stored, Weight, stored
 from pipnet_edge.errors import EdgeError
@@ -61,15 +62,12 @@ def read(
     name: which network, where a file holds several. trust_pickle lets the file run code, which pickled modules need.
     Raises EdgeError, one line, for files without a network or with several, and for tensors that are no weights.
     """
-    if trust_pickle and not is_safetensors:
-        spans, root = {}, _unpickle(path)
-    else:
-        found = archive.read(path, is_safetensors)
-        spans, root = found.spans, found.root
-    groups, modules = _search(root, spans)
+    is_run = trust_pickle and not is_safetensors
+    found = Archive(_unpickle(path), {}) if is_run else archive.read(path, is_safetensors)
+    groups, modules = _search(found.root, found.spans)
     candidate = _choose(path, _candidates(groups), name)
     if candidate is None:
-        raise _refusal(path, root, groups, modules)
+        raise _refusal(path, found.root, groups, modules)
     weights, notes = candidate.weights(), []
     counters = [key for key in weights if key.rpartition(".")[2] in THOP]
     if counters:
@@ -82,7 +80,7 @@ def read(
     used = {key: weight for key, weight in weights.items() if key not in counters and not _is_step_counter(key)}
     for key, weight in used.items():
         if fault := weight.fault():
-            raise EdgeError(f"{path}: tensor {key!r:.120} {fault}; dense floating-point numbers are needed")
+            raise EdgeError(f"{path}: tensor {key!r:.120} {fault}")
     return {key: _finite(path, key, weight.load(path)) for key, weight in used.items()}, tuple(notes)
 
 
@@ -99,8 +97,8 @@ def _finite(path: Path, key: str, tensor: Tensor) -> Tensor:
 
 def _search(root: object, spans: Mapping[str, Span]) -> tuple[list[Group], list[str]]:
     """The groups of tensors in an object, the nearest first; and the classes of pickled modules, which stay closed."""
-    groups, modules, seen, left = list[Group](), list[str](), set[int](), deque([((), root)])
-    queue: deque[tuple[tuple[str, ...], object]] = left
+    groups, modules, seen = list[Group](), list[str](), set[int]()
+    queue = deque[tuple[tuple[str, ...], object]]([((), root)])
     while queue and len(seen) < MOST_NODES:
         path, node = queue.popleft()
         if id(node) in seen or len(path) > DEEPEST:
@@ -129,8 +127,7 @@ def _items(node: Any) -> Iterator[tuple[str, object]]:
         yield from _items(node.state)
         yield from _items(node.members)
         # Python 2 made an OrderedDict of a list of pairs.
-        for pair in _pairs(node.arguments):
-            yield pair
+        yield from _pairs(node.arguments)
     elif isinstance(node, Mapping):
         yield from ((str(key), value) for key, value in node.items())
     elif isinstance(node, list | tuple):

