@@ -142,6 +142,8 @@ def _of_header(about: _Header, data: int, end: int) -> Stored:
     start, stop = about.data_offsets
     if not 0 <= start <= stop <= end - data:
         raise EdgeError(f"bytes {start} to {stop} of its tensors do not lie in it")
-    strides = tuple(math.prod(about.shape[axis + 1 :]) for axis in range(min(len(about.shape), MOST_AXES + 1)))
+    if len(about.shape) > MOST_AXES or any(not 0 <= n < 2**63 for n in about.shape):
+        raise EdgeError(f"a tensor has a shape of {len(about.shape)} axes that torch does not have")
+    strides = tuple(math.prod(about.shape[axis:]) for axis in range(1, len(about.shape) + 1))
     dtype = SAFETENSORS.get(about.dtype, about.dtype[:20])
     return Stored("", dtype, about.shape, strides, 0, Span(data + start, stop - start))

@@ -7,7 +7,7 @@ import pickle
 import warnings
 import zipfile
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,8 @@ def read(
         notes.append(f"left aside: thop's {' and '.join(THOP)}, {counted(len(counters), 'tensor')}")
     beside = [key for key in candidate.group.tensors if not key.startswith(candidate.prefix)]
     if beside:
-        notes.append(
-            f"left aside: {counted(len(beside), 'tensor')} beside {candidate.prefix}*, such as {beside[0]!r:.80}"
-        )
+        others = f"{counted(len(beside), 'tensor')} outside of {candidate.prefix}*"
+        notes.append(f"left aside: {others}, such as {beside[0]!r:.80}")
     used = {key: weight for key, weight in weights.items() if key not in counters and not _is_step_counter(key)}
     for key, weight in used.items():
         if fault := weight.fault():
@@ -111,7 +110,7 @@ def _search(root: object, spans: Mapping[str, Span]) -> tuple[list[Group], list[
         for key, value in _items(node):
             if weight := _weight(value, spans):
                 tensors[key] = weight
-            elif isinstance(value, Made | Mapping | list | tuple | nn.Module):
+            elif isinstance(value, Made | Mapping | list | tuple | nn.Module) and len(queue) < MOST_NODES:
                 queue.append(((*path, key), value))
         if tensors:
             groups.append(Group(path, tensors))
@@ -124,7 +123,8 @@ def _items(node: Any) -> Iterator[tuple[str, object]]:
         node = node.state_dict()
     if isinstance(node, Made):
         yield from node.items.items()
-        yield from _items(node.state)
+        if isinstance(node.state, dict):
+            yield from node.state.items()
         yield from _items(node.members)
         # Python 2 made an OrderedDict of a list of pairs.
         yield from _pairs(node.arguments)
@@ -156,13 +156,19 @@ def _is_module(made: Made) -> bool:
 def _candidates(groups: list[Group]) -> list[Candidate]:
     """The networks: where all heads lie under one prefix. Of two that share all tensors, the first."""
     found = list[Candidate]()
-    scores = ((group, key.removesuffix(SCORE)) for group in groups for key in group.tensors if key.endswith(SCORE))
-    for group, prefix in itertools.islice(scores, MOST_NETWORKS):
+    prefixed = ((group, prefix) for group in groups for prefix in _prefixes(group.tensors))
+    for group, prefix in itertools.islice(prefixed, MOST_NETWORKS):
         candidate = Candidate(group, prefix)
         weights = candidate.weights()
-        if prefix[-1:] in ("", ".") and not _lacks(weights) and all(weights != other.weights() for other in found):
+        if not _lacks(weights) and all(weights != other.weights() for other in found):
             found.append(candidate)
     return found
+
+
+def _prefixes(keys: Iterable[str]) -> Iterator[str]:
+    """What stands before the score head's key: nothing, or names with a dot after each."""
+    prefixes = (key.removesuffix(SCORE) for key in keys if key.endswith(SCORE))
+    return (prefix for prefix in prefixes if prefix[-1:] in ("", "."))
 
 
 def _lacks(weights: Mapping[str, Weight]) -> str | None:
@@ -194,7 +200,7 @@ def _refusal(path: Path, root: object, groups: list[Group], modules: list[str]) 
     if not named:
         return EdgeError(f"{path} holds {_what(root)}, not a state_dict of a PIPNet")
     tensors = max((group.tensors for group in named), key=len)  # the network, if there is one
-    prefix = next((key.removesuffix(SCORE) for key in tensors if key.endswith(SCORE)), "")
+    prefix = next(_prefixes(tensors), "")
     lacks = _lacks({key.removeprefix(prefix): value for key, value in tensors.items()})
     keys = ", ".join(repr(key) for key in itertools.islice(tensors, 3))
     like = "a classifier's state_dict" if any(key in tensors for key in CLASSIFIERS) else f"keys such as {keys:.150}"
@@ -202,6 +208,8 @@ def _refusal(path: Path, root: object, groups: list[Group], modules: list[str]) 
 
 
 def _what(root: object) -> str:
+    if _weight(root, {}):
+        return "a tensor"
     if isinstance(root, Made):
         return f"a {root.kind!r:.80}".replace("'", "")
     if isinstance(root, Mapping):

@@ -27,6 +27,8 @@ WEIGHTS = {dtype: (getattr(torch, dtype), size) for dtype, size in list(STORAGES
 NEEDED = f"dense numbers are needed, {', '.join(WEIGHTS)}"
 MOST_AXES = 8
 
+MOST_WRAPPERS = 3  # a parameter, of a class, around a tensor
+
 # The functions with which torch makes tensors from a pickle, and what it is if not numbers side by side in a storage.
 DENSE = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
 WRAPPED = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
@@ -155,11 +157,14 @@ class Loaded:
 
 def stored(made: Made, spans: Mapping[str, Span]) -> Stored | None:
     """The tensor that torch would make here; None if it is something else. spans: the file's storages by key."""
-    kind, arguments = made.kind, made.arguments if isinstance(made.arguments, tuple) else ()
-    if kind in WRAPPED and arguments and isinstance(arguments[0], Made):
-        return stored(arguments[0], spans) if arguments[0].kind not in WRAPPED else None
-    if kind == TYPED and len(arguments) > 2 and isinstance(arguments[0], Name) and arguments[0].text != TYPED:
-        return stored(Made(arguments[0], arguments[2]), spans)
+    kind, arguments = made.kind, made.arguments
+    for _ in range(MOST_WRAPPERS):
+        if not isinstance(arguments, tuple):
+            break
+        if kind in WRAPPED and arguments and isinstance(arguments[0], Made):
+            kind, arguments = arguments[0].kind, arguments[0].arguments
+        elif kind == TYPED and len(arguments) > 2 and isinstance(arguments[0], Name):
+            kind, arguments = arguments[0].text, arguments[2]
     if kind in ODD:
         return Stored(ODD[kind])
     if kind not in DENSE:
@@ -176,28 +181,31 @@ def storage(reference: object) -> tuple[str, str, int, int] | None:
     # Files of 2017 and before may refer to a part of a storage: its key, first number and length.
     view = to[5] if len(to) > 5 else None
     first = view[1] if isinstance(view, tuple) and len(view) == 3 else 0
-    if type(to[2]) not in (str, int) or type(first) is not int or not dtype:
+    if not (isinstance(to[2], str) or _whole((to[2],))) or not dtype or not isinstance(first, int):
         return None
     return str(to[2]), dtype, size, first
 
 
-def _dense(arguments: tuple[object, ...], spans: Mapping[str, Span]) -> Stored | None:
-    if len(arguments) < 4:
+def _dense(arguments: object, spans: Mapping[str, Span]) -> Stored | None:
+    if not isinstance(arguments, tuple) or len(arguments) < 4:
         return None
     reference, offset, shape, strides = arguments[:4]
     found, sizes, steps = storage(reference), _whole(shape), _whole(strides)
-    if found is None or type(offset) is not int or sizes is None or steps is None:
+    if found is None or sizes is None or steps is None:
         return None
     key, dtype, _, first = found
+    starts = _whole((offset, first))
+    if starts is None:
+        return None
     if len(arguments) > 6 and isinstance(arguments[6], Name):  # bytes, whose type is said here
         dtype = arguments[6].text.removeprefix("torch.")
     flags = arguments[-1] if isinstance(arguments[-1], dict) else {}
     what = "a view that is conjugated or negated" if flags.get("conj") or flags.get("neg") else ""
-    return Stored(what, dtype, sizes, steps, offset + first, spans.get(key))
+    return Stored(what, dtype, sizes, steps, sum(starts), spans.get(key))
 
 
 def _whole(numbers: object) -> tuple[int, ...] | None:
-    """Whole numbers as a tuple: of a tuple, a list or torch.Size. None for anything else."""
+    """Whole numbers of 64 bits as a tuple: of a tuple, a list or torch.Size. None for anything else."""
     if isinstance(numbers, Made) and isinstance(numbers.arguments, tuple) and numbers.arguments:
         numbers = numbers.arguments[0]
     if not isinstance(numbers, tuple | list) or not all(type(n) is int and abs(n) < 2**63 for n in numbers):
