@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from pipnet_edge.errors import EdgeError
 
-MOST_STEPS = 4_000_000  # a trained PIPNet takes a few thousand; so many take less than 10 s
+MOST_STEPS = 2_000_000  # a trained PIPNet takes a few thousand; so many take less than 10 s
 _MARK = object()
 
 

@@ -94,7 +94,7 @@ def read(
     try:
         num_lms, num_nb = _heads(state)
         backbone, stride, net = nets.build(state)
-        return Found(backbone, num_lms, num_nb, stride, input_size or 256, net, notes)
+        return Found(backbone, num_lms, num_nb, stride, 256 if input_size is None else input_size, net, notes)
     except EdgeError as e:
         raise EdgeError(f"{path}: {e}", e.code) from e
 

@@ -18,6 +18,7 @@ from pipnet_edge.cli.options import (
     Ranges,
     Rounding,
     Seed,
+    Weights,
     faces_in,
 )
 from pipnet_edge.errors import EdgeError
@@ -32,6 +33,7 @@ def sensitivity(
     calibrate: Annotated[Path, typer.Option(help="Faces to quantize with; a fifth of them, held out, to judge by.")],
     data: Dataset = None,
     meanface: MeanFaceFile = None,
+    weights: Weights = None,
     precision: Annotated[str, typer.Option(help="int8, or int8-full: the heads too.")] = "int8",
     calibrate_labels: CalibrateLabels = None,
     calibrate_count: CalibrateCount = 256,
@@ -48,7 +50,7 @@ def sensitivity(
     from pipnet_edge.converters.checkpoint import read as checkpoints
 
     _check_picture(output)
-    options = checkpoints.Options(data=data, meanface=meanface)
+    options = checkpoints.Options(data=data, meanface=meanface, weights=weights)
     progress = render.Progress()
     with progress.shown():
         found_faces, notes = faces_in(calibrate, calibrate_labels)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from pipnet_edge.converters.checkpoint import mean_face
 from pipnet_edge.converters.checkpoint import read as checkpoints
 from pipnet_edge.converters.checkpoint.read import Options
 from pipnet_edge.errors import EdgeError
@@ -91,15 +90,6 @@ def test_options_that_do_not_fit(save_checkpoint, options, message):
     with pytest.raises(EdgeError) as refusal:
         checkpoints.load(save_checkpoint("300w_resnet18_s64"), options)
     assert message in str(refusal.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"), [("1 2 3", "3 numbers"), ("1 two", "not a list of numbers"), ("1 2", "at least two")]
-)
-def test_mean_face_files_that_are_none(tmp_path, text, message):
-    (tmp_path / "face.txt").write_text(text)
-    with pytest.raises(EdgeError, match=message):
-        mean_face.read_mean_face(tmp_path / "face.txt")
 
 
 def without_heads(state):
