@@ -21,6 +21,7 @@ from pipnet_edge import strict
 from pipnet_edge.converters import tool
 from pipnet_edge.converters.checkpoint import onnx_file
 from pipnet_edge.converters.checkpoint.onnx_file import ANSWER, MAPS, NETWORK, Answer
+from pipnet_edge.converters.checkpoint.onnx_form import first_line
 from pipnet_edge.converters.checkpoint.onnx_graph import Net, Op, Value, tensor_of
 from pipnet_edge.converters.checkpoint.onnx_ops import OPS
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
@@ -116,7 +117,7 @@ def _build(graph: onnx.GraphProto, shape: Sequence[int]) -> fx.GraphModule:
         try:
             values[node.output[0]] = OPS[op.type](op)
         except (RuntimeError, ValueError, IndexError, TypeError) as e:  # numbers that torch does not take
-            raise op.refuse(f"cannot be built in torch: {onnx_file.onnx_form.first_line(e)}") from e
+            raise op.refuse(f"cannot be built in torch: {first_line(e)}") from e
     return net.finished([net.node(values[output.name]) for output in graph.output])
 
 

@@ -18,9 +18,10 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
+from onnx import inliner
 
-from pipnet_edge.converters.checkpoint import onnx_data, onnx_form
-from pipnet_edge.converters.checkpoint.onnx_form import Image
+from pipnet_edge.converters.checkpoint import onnx_data, onnx_form, onnx_normalization
+from pipnet_edge.converters.checkpoint.onnx_form import Image, first_line
 from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.errors import CHECK_FAILED, USER_ERROR, EdgeError
 from pipnet_edge.strict import printable
@@ -94,7 +95,7 @@ def _read(path: Path, folder: Path, input_size: int | None, asked: Sequence[str]
         onnx_data.to_float32(model)
         notes.append("read as float32; its own numbers are of half precision")
     simple = onnx_form.simplified(model, image, names, is_last)
-    notes += onnx_form.normalization(simple.graph)
+    notes += onnx_normalization.notes(simple.graph)
     onnx.save(simple, folder / NETWORK)
     np.savez(folder / MAPS, sample, *maps)
     tolerance = HALF_TOLERANCE if is_half else TOLERANCE
@@ -109,7 +110,7 @@ def _load(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load_model_from_string(path.read_bytes())
     except Exception as e:  # protobuf's errors share no base class
-        raise EdgeError(f"not a readable ONNX file: {onnx_form.first_line(e)}") from e
+        raise EdgeError(f"not a readable ONNX file: {first_line(e)}") from e
     outside = onnx_data.outside(model, path.parent)
     _limit_memory(size + sum(file.stat().st_size for file in {file for _, file in outside}))
     for tensor, file in outside:
@@ -118,11 +119,11 @@ def _load(path: Path) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(model)
     except Exception as e:  # and so do the checker's
-        raise EdgeError(f"not a readable ONNX file: {onnx_form.first_line(e)}") from e
+        raise EdgeError(f"not a readable ONNX file: {first_line(e)}") from e
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
     if opset < OLDEST_OPSET:
         raise EdgeError(f"its opset is {opset}; allowed: {OLDEST_OPSET} and newer")
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
+    return inliner.inline_local_functions(model) if model.functions else model
 
 
 def _limit_memory(size: int) -> None:
@@ -143,7 +144,7 @@ def _computed(model: onnx.ModelProto, image: Image, sample: Array) -> dict[str, 
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         values = session.run(names, {image.name: np.moveaxis(given, 1, -1) if image.is_last else given})
     except Exception as e:  # onnxruntime's errors share no base class
-        raise EdgeError(f"ONNX Runtime cannot run it: {onnx_form.first_line(e)}") from e
+        raise EdgeError(f"ONNX Runtime cannot run it: {first_line(e)}") from e
     arrays = {name: value for name, value in zip(names, values, strict=True) if isinstance(value, np.ndarray)}
     return {name: value[:1].astype(np.float32) if value.ndim else value for name, value in arrays.items()}
 
@@ -175,4 +176,6 @@ def _layout(shapes: Mapping[str, tuple[int, ...]], size: int) -> tuple[int, int,
 
 
 if __name__ == "__main__":
+    # onnxsim imports them where they are installed, for what nobody calls here: seconds, and half a gigabyte.
+    sys.modules |= dict.fromkeys(("torch", "sympy"))  # type: ignore[assignment]
     main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if sys.argv[3] else None, sys.argv[4:])

@@ -1,4 +1,4 @@
-"""Brings a foreign ONNX network into one form: which input and outputs it has, their layout, and its simplified graph."""
+"""A foreign ONNX network in one form: its input and outputs, their layout, and its graph, simplified."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
-import numpy as np
 import onnx
-import onnxsim
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pipnet_edge.converters.checkpoint.onnx_data import messages
@@ -73,7 +69,9 @@ def image_input(graph: onnx.GraphProto, input_size: int | None) -> Image:
     allowed = f"{given}; needed is float (1, 3, S, S) or (1, S, S, 3), S up to {LARGEST_SIDE}"
     if tensor.elem_type not in FLOATS or len(shape) != 4:
         raise EdgeError(allowed)
-    is_last = shape[1] != CHANNELS and (shape[3] == CHANNELS or (shape[1:] == [None] * 3 and _is_turned(graph, images[0].name)))
+    is_last = shape[1] != CHANNELS and (
+        shape[3] == CHANNELS or (shape[1:] == [None] * 3 and _is_turned(graph, images[0].name))
+    )
     channels = shape[3] if is_last else shape[1]
     sizes = {n for n in (shape[1:3] if is_last else shape[2:]) if n is not None}
     if channels not in (CHANNELS, None) or len(sizes) > 1 or max(sizes, default=1) > LARGEST_SIDE:
@@ -83,7 +81,9 @@ def image_input(graph: onnx.GraphProto, input_size: int | None) -> Image:
         raise EdgeError(f"{given}; allowed: a batch of up to {MOST_BATCH} images")
     if not sizes and not (input_size and 0 < input_size <= LARGEST_SIDE):
         got = "" if input_size is None else f", not {input_size}"
-        raise EdgeError(f"{given}, of any size: give the one it was trained for as --input-size, up to {LARGEST_SIDE}{got}")
+        raise EdgeError(
+            f"{given}, of any size: give the one it was trained for as --input-size, up to {LARGEST_SIDE}{got}"
+        )
     size = min(sizes or {input_size or 0})
     if input_size not in (None, size):
         raise EdgeError(f"{given}, --input-size is {input_size}; allowed: {size}, or leaving the option out")
@@ -93,10 +93,11 @@ def image_input(graph: onnx.GraphProto, input_size: int | None) -> Image:
 def _is_turned(graph: onnx.GraphProto, image: str) -> bool:
     """Whether all that reads the image first moves its last axis to the second place."""
     readers = [node for node in graph.node if image in node.input]
-    return bool(readers) and all(_perm(node) == [0, 3, 1, 2] for node in readers)
+    return bool(readers) and all(perm(node) == [0, 3, 1, 2] for node in readers)
 
 
-def _perm(node: onnx.NodeProto) -> list[int]:
+def perm(node: onnx.NodeProto) -> list[int]:
+    """How a Transpose node orders the axes; empty for other nodes."""
     return next((list(a.ints) for a in node.attribute if a.name == "perm" and node.op_type == "Transpose"), [])
 
 
@@ -115,9 +116,7 @@ def bound_outputs(found: Sequence[str], asked: Sequence[str]) -> tuple[str, ...]
         return tuple(names[0] for names in bound.values() if names)
     if any(counts):
         allowed = "; ".join(", ".join(names) for names in OUTPUT_NAMES.values())
-        raise EdgeError(
-            f"its outputs are {', '.join(found)}; needed is exactly one of each of: {allowed}; {NAME_THEM}"
-        )
+        raise EdgeError(f"its outputs are {', '.join(found)}; needed is exactly one of each of: {allowed}; {NAME_THEM}")
     return ()
 
 
@@ -225,8 +224,10 @@ def simplified(model: onnx.ModelProto, image: Image, names: Sequence[str], is_la
             graph.node.append(helper.make_node("Transpose", [name], [output], perm=[0, 3, 1, 2]))
     del graph.output[:]
     graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 4) for name in outputs)
+    import onnxsim  # takes most of a second, which a file that is refused need not wait for
+
     try:
-        simple, _ = onnxsim.simplify(model)
+        simple: onnx.ModelProto = onnxsim.simplify(model)[0]
     except Exception as e:  # its C++ core may raise anything
         raise EdgeError(f"onnxsim cannot simplify it for an input of {shape}: {first_line(e)}") from e
     if len(simple.graph.node) > MOST_NODES:
@@ -237,7 +238,9 @@ def simplified(model: onnx.ModelProto, image: Image, names: Sequence[str], is_la
 def _one_image(graph: onnx.GraphProto, batch: int) -> None:
     """Where a constant shape begins with the batch, it takes the batch of what is reshaped instead (0), in place."""
     shapes = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
-    constants = {n.output[0]: a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"}
+    constants = {
+        n.output[0]: a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"
+    }
     for name, tensor in [*constants.items(), *((t.name, t) for t in graph.initializer)]:
         if name in shapes:
             value = numpy_helper.to_array(tensor).copy()
@@ -251,61 +254,3 @@ def _unused(graph: onnx.GraphProto, name: str) -> str:
     while name in taken:
         name += "_"
     return name
-
-
-def normalization(graph: onnx.GraphProto) -> list[str]:
-    """A note if a simplified network begins with a normalization of its own."""
-    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    weights = {t.name for t in graph.initializer}
-    at = next(v.name for v in graph.input if v.name not in weights)
-    scale, shift, axis = np.ones(CHANNELS), np.zeros(CHANNELS), 1  # what has been done to the input so far
-    while len(readers.get(at, ())) == 1:
-        node = readers[at][0]
-        if perm := _perm(node):
-            axis = perm.index(axis)
-        else:
-            step = _affine(node, at, constants, axis)
-            if step is None:
-                break
-            scale, shift = scale * step[0], shift * step[0] + step[1]
-        at = node.output[0]
-    if (scale == 1).all() and (shift == 0).all() or not scale.all():
-        return []
-    mean, std = -shift / scale, 1 / scale
-    is_pixels = bool(max(np.abs(mean).max(), np.abs(std).max()) > 2)
-    right = "--mean 0,0,0 --std " + (",".join([f"{1 / 255:.8f}"] * 3) if is_pixels else "1,1,1")
-    return [
-        f"its graph normalises by itself, (x - {_numbers(mean)}) / {_numbers(std)}, as for pixels in "
-        f"[0, {255 if is_pixels else 1}]; with {right} nothing is done twice"
-    ]
-
-
-def _affine(
-    node: onnx.NodeProto, at: str, constants: Mapping[str, NDArray[Any]], axis: int
-) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """(scale, shift) by channel of a node that scales or shifts the image `at`, None for other nodes."""
-    if node.op_type not in ("Add", "Sub", "Mul", "Div"):
-        return None
-    is_left = node.input[0] == at
-    value = constants.get(node.input[1] if is_left else node.input[0])
-    if value is None or value.size not in (1, CHANNELS) or value.ndim > 4:
-        return None
-    if value.size == CHANNELS and value.reshape((1,) * (4 - value.ndim) + value.shape).shape[axis] != CHANNELS:
-        return None
-    by = np.broadcast_to(value.reshape(-1).astype(np.float64), CHANNELS)
-    one = np.ones(CHANNELS)
-    if node.op_type == "Add":
-        return one, by
-    if node.op_type == "Sub":
-        return (one, -by) if is_left else (-one, by)
-    if node.op_type == "Mul":
-        return by, 0 * one
-    return (1 / by, 0 * one) if is_left and by.all() else None
-
-
-def _numbers(values: NDArray[Any]) -> str:
-    return ",".join(f"{value:.4g}" for value in values)
