@@ -83,10 +83,13 @@ class SqueezeExcite(nn.Module):
 def _flow(module: nn.Module, channels: int, keys: Mapping[nn.Module, str]) -> int:
     """The channels that a module makes of so many. Raises EdgeError that names the kernel where they do not fit."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        if module.in_channels != channels or module.out_channels > MOST_CHANNELS:
+        if module.in_channels != channels:
             raise EdgeError(
-                f"checkpoint tensor {keys[module]!r} takes {module.in_channels} channels and gives "
-                f"{module.out_channels}; needed are {channels}, and at most {MOST_CHANNELS}"
+                f"checkpoint tensor {keys[module]!r} takes {module.in_channels} channels, it gets {channels}"
+            )
+        if module.out_channels > MOST_CHANNELS:
+            raise EdgeError(
+                f"checkpoint tensor {keys[module]!r} gives {module.out_channels} channels; allowed: {MOST_CHANNELS}"
             )
         return module.out_channels
     if isinstance(module, nn.Sequential):
