@@ -80,7 +80,7 @@ def _answer(path: Path, folder: Path, input_size: int | None, outputs: Sequence[
         size = path.stat().st_size
     except OSError as e:
         raise EdgeError(f"cannot be read: {e.strerror}") from e
-    task = [str(path.absolute()), str(folder), str(input_size or ""), *outputs]
+    task = [str(path.absolute()), str(folder), "" if input_size is None else str(input_size), *outputs]
     command = [*tool.PYTHON, "-m", onnx_file.__name__, *task]
     found = folder / ANSWER
     try:

@@ -112,7 +112,7 @@ def _stated(tensor: onnx.TensorProto) -> dict[str, str]:
 def _beside(folder: Path, location: str, tensor: str) -> Path:
     """The data file at a path that the ONNX file states."""
     path = folder / location
-    what = f"its tensor {tensor!r} lies in another file, {location!r}"
+    what = f"its tensor {tensor!r} lies in another file, {location[:100]!r}"
     if not location or "\\" in location or Path(location).is_absolute() or ".." in Path(location).parts:
         raise EdgeError(f"{what}; allowed: a file in the same folder")
     try:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -94,8 +95,9 @@ def _read(path: Path, folder: Path, input_size: int | None, asked: Sequence[str]
     if is_half:
         onnx_data.to_float32(model)
         notes.append("read as float32; its own numbers are of half precision")
+    # Before the graph is simplified, which moves a scale into the first convolution.
+    notes += onnx_normalization.notes(graph, image.name, axis=3 if image.is_last else 1)
     simple = onnx_form.simplified(model, image, names, is_last)
-    notes += onnx_normalization.notes(simple.graph)
     onnx.save(simple, folder / NETWORK)
     np.savez(folder / MAPS, sample, *maps)
     tolerance = HALF_TOLERANCE if is_half else TOLERANCE
@@ -177,5 +179,6 @@ def _layout(shapes: Mapping[str, tuple[int, ...]], size: int) -> tuple[int, int,
 
 if __name__ == "__main__":
     # onnxsim imports them where they are installed, for what nobody calls here: seconds, and half a gigabyte.
-    sys.modules |= dict.fromkeys(("torch", "sympy"))  # type: ignore[assignment]
+    absent: dict[str, Any] = dict.fromkeys(("torch", "sympy"))
+    sys.modules.update(absent)
     main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if sys.argv[3] else None, sys.argv[4:])

@@ -50,7 +50,7 @@ class Image:
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def image_input(graph: onnx.GraphProto, input_size: int | None) -> Image:

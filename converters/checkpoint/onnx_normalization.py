@@ -16,20 +16,23 @@ from pipnet_edge.converters.checkpoint.onnx_form import CHANNELS
 Array = NDArray[Any]
 
 
-def notes(graph: onnx.GraphProto) -> list[str]:
-    """A note if a simplified network begins with a normalization of its own."""
+def notes(graph: onnx.GraphProto, image: str, axis: int) -> list[str]:
+    """A note if a network begins with a normalization of its own. image: its input; axis: that of its channels."""
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    at = graph.input[0].name
-    scale, shift, axis = np.ones(CHANNELS), np.zeros(CHANNELS), 1  # what has been done to the input so far
+    at = image
+    scale, shift = np.ones(CHANNELS), np.zeros(CHANNELS)  # what has been done to the image so far
     while len(readers.get(at, ())) == 1:
         node = readers[at][0]
         if order := onnx_form.perm(node):
             axis = order.index(axis)
-        else:
+        elif node.op_type not in ("Identity", "Cast"):
             step = _affine(node, at, constants, axis)
             if step is None:
                 break
@@ -37,7 +40,7 @@ def notes(graph: onnx.GraphProto) -> list[str]:
         at = node.output[0]
     if not scale.all() or ((scale == 1).all() and not shift.any()):
         return []
-    mean, std = -shift / scale, 1 / scale
+    mean, std = -shift / scale + 0.0, 1 / scale  # no minus zero
     is_pixels = bool(max(np.abs(mean).max(), np.abs(std).max()) > 2)
     right = "--mean 0,0,0 --std " + (",".join([f"{1 / 255:.8f}"] * 3) if is_pixels else "1,1,1")
     return [
