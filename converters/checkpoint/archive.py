@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import math
 import struct
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from pipnet_edge import strict
-from pipnet_edge.converters.checkpoint import pickled
+from pipnet_edge.converters.checkpoint import pickled, zips
 from pipnet_edge.converters.checkpoint.pickled import Made
 from pipnet_edge.converters.checkpoint.stored import MOST_AXES, Span, Stored, storage
 from pipnet_edge.errors import EdgeError
@@ -53,21 +52,22 @@ def read(path: Path, is_safetensors: bool) -> Archive:
         raise EdgeError(f"cannot read {path}: {e.strerror}") from e
     except EdgeError as e:
         raise EdgeError(str(e) if str(path) in str(e) else f"{path}: {e}") from e
-    except (ValueError, LookupError, NotImplementedError, struct.error, zipfile.BadZipFile) as e:
+    except (ValueError, LookupError, struct.error) as e:
         raise EdgeError(f"{path} is not a PyTorch checkpoint, or a truncated one") from e
 
 
 def _zip(path: Path, file: IO[bytes]) -> Archive:
     """Archives as torch writes them: FOLDER/data.pkl, and each storage as FOLDER/data/KEY, not compressed."""
     size = path.stat().st_size
-    with zipfile.ZipFile(file) as archive:
-        entries = {entry.filename: entry for entry in archive.infolist()}
+    entries = {entry.filename: entry for entry in zips.entries(file)}
     name = next((name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")), "")
     folder = name.removesuffix("data.pkl")
     if any(entry.compress_type or entry.compress_size != entry.file_size for entry in entries.values()):
         raise EdgeError("it is compressed inside, as torch does not write it; load it in torch and save it again")
     if sum(entry.file_size for entry in entries.values()) > size:
         raise EdgeError("its parts are larger than the file")
+    if not all(0 <= entry.header_offset < size for entry in entries.values()):
+        raise ValueError
     spans: dict[str, Span] = {}
     for entry_name, entry in entries.items():
         if entry_name.startswith((f"{folder}data/", f"{folder}byteorder", name)):

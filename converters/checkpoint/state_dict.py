@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import pickle
 import warnings
-import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ MOST_NODES, DEEPEST, MOST_NETWORKS = 200_000, 8, 50  # how much of a file is sea
 THOP = ("total_ops", "total_params")  # counters that thop.profile puts into a network
 SCORE = f"{nets.HEAD_KEYS['score']}.weight"
 CLASSIFIERS = ("fc.weight", "classifier.1.weight", "classifier.weight")
+# What torch raises for a damaged file, depending on the place.
+TORN = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AssertionError, BadZipFile)
 ROOT = "."  # the name of what a file holds bare
 
 
@@ -228,5 +230,5 @@ def _unpickle(path: Path) -> object:
         raise EdgeError(f"cannot read {path}: {e.strerror}") from e
     except (AttributeError, ImportError) as e:
         raise EdgeError(f"{path} needs code that is not installed here: {one_line(e)}") from e
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, zipfile.BadZipFile) as e:
+    except TORN as e:
         raise EdgeError(f"{path} is not a PyTorch checkpoint, or a truncated one") from e

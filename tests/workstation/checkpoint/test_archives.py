@@ -129,6 +129,19 @@ def test_parts_that_overlap_are_refused(tmp_path, refusal):
     assert "its parts are larger than the file" in refusal(path)
 
 
+@pytest.mark.parametrize("is_64", [False, True])
+def test_a_directory_of_a_million_entries(tmp_path, refusal, is_64):
+    entry = b"PK\1\2" + bytes(24) + struct.pack("<H", 8) + bytes(16) + b"data.pkl"
+    local, directory = b"PK\3\4" + bytes(22) + struct.pack("<HH", 8, 0) + b"data.pkl", entry * 1_000_000
+    end_64 = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 10**6, 10**6, len(directory), len(local))
+    end_64 += struct.pack("<4sIQI", b"PK\6\7", 0, len(local + directory), 1)
+    size = 16 if is_64 else len(directory)
+    end = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 1, 1, size, len(local), 0)
+    path = tmp_path / "net.pth"
+    path.write_bytes(local + directory + (end_64 if is_64 else b"") + end)
+    assert "is not a PyTorch checkpoint, or a truncated one" in refusal(path)
+
+
 def test_damaged_numbers_are_noticed(saved, state, refusal):
     path = saved(state)
     content = bytearray(path.read_bytes())

@@ -90,9 +90,7 @@ def test_what_is_no_file(tmp_path):
         (("--mean", "-1,0,0"), "--mean -1,0,0: numbers from 0 to 1 are needed"),
     ],
 )
-def test_normalization_in_pixels_is_refused(
-    saved, state, tmp_path, say, command, options, message
-):
+def test_normalization_in_pixels_is_refused(saved, state, tmp_path, say, command, options, message):
     output = ("-o", tmp_path / "bundle") if command == "convert" else ()
     status, out, err = say(command, saved(state), *options, *output)
     assert (status, out) == (1, "")
