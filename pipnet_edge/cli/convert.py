@@ -24,6 +24,7 @@ from pipnet_edge.cli.options import (
     Seed,
     Std,
     Weights,
+    calibration_count,
     faces_in,
     listed,
     normalization,
@@ -55,7 +56,7 @@ def convert(
     ] = "sparse",
     calibrate: Calibrate = None,
     calibrate_labels: CalibrateLabels = None,
-    calibrate_count: CalibrateCount = 256,
+    calibrate_count: CalibrateCount = None,
     seed: Seed = 0,
     ranges: Ranges = "mse",
     rounding: Rounding = "sequential",
@@ -98,10 +99,12 @@ def convert(
             f"--calibrate FOLDER and a quantized --precision go together; given: --precision {precision}"
             + (f" --calibrate {calibrate}" if calibrate else " and no --calibrate")
         )
-    for option, value in (("--calibrate-labels", calibrate_labels), ("--max-drift", max_drift)):
+    needing = {"--calibrate-labels": calibrate_labels, "--calibrate-count": calibrate_count, "--max-drift": max_drift}
+    for option, value in needing.items():
         if value is not None and not calibrate:
             raise EdgeError(f"{option} {value} says nothing without --calibrate FOLDER")
     chosen = normalization(mean, std)
+    count = calibration_count(calibrate_count)
     budget = budgets.parse(max_drift) if max_drift is not None else None
     from pipnet_edge.converters.checkpoint import read as checkpoints
 
@@ -119,7 +122,7 @@ def convert(
     with progress.shown():
         if calibrate:
             faces, notes = faces_in(calibrate, calibrate_labels)
-            quantize = converters.Quantize(faces, calibrate_count, seed, ranges, rounding, budget, judge)
+            quantize = converters.Quantize(faces, count, seed, ranges, rounding, budget, judge)
         bundle = converters.convert(
             checkpoint, output, plan, options, parity.verify, progress.step, simplify, quantize, notes.append
         )

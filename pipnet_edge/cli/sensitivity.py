@@ -19,6 +19,7 @@ from pipnet_edge.cli.options import (
     Rounding,
     Seed,
     Weights,
+    calibration_count,
     faces_in,
 )
 from pipnet_edge.errors import EdgeError
@@ -36,7 +37,7 @@ def sensitivity(
     weights: Weights = None,
     precision: Annotated[str, typer.Option(help="int8, or int8-full: the heads too.")] = "int8",
     calibrate_labels: CalibrateLabels = None,
-    calibrate_count: CalibrateCount = 256,
+    calibrate_count: CalibrateCount = None,
     seed: Seed = 0,
     ranges: Ranges = "mse",
     rounding: Rounding = "sequential",
@@ -50,11 +51,12 @@ def sensitivity(
     from pipnet_edge.converters.checkpoint import read as checkpoints
 
     _check_picture(output)
+    count = calibration_count(calibrate_count)
     options = checkpoints.Options(data=data, meanface=meanface, weights=weights)
     progress = render.Progress()
     with progress.shown():
         found_faces, notes = faces_in(calibrate, calibrate_labels)
-        quantize = converters.Quantize(found_faces, calibrate_count, seed, ranges, rounding)
+        quantize = converters.Quantize(found_faces, count, seed, ranges, rounding)
         rows = converters.sensitivities(checkpoint, options, quantize, precision, faces, progress.step)
     found = [row.to_json() for row in rows]
     draw.write_picture(output, layers.picture(found, f"{checkpoint.name}, {precision}, {counted(faces, 'face')}"))
