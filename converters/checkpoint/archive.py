@@ -50,8 +50,6 @@ def read(path: Path, is_safetensors: bool) -> Archive:
             return _zip(path, file) if file.read(4) == b"PK\x03\x04" else _legacy(path, file)
     except OSError as e:
         raise EdgeError(f"cannot read {path}: {e.strerror}") from e
-    except EdgeError as e:
-        raise EdgeError(str(e) if str(path) in str(e) else f"{path}: {e}") from e
     except (ValueError, LookupError, struct.error) as e:
         raise EdgeError(f"{path} is not a PyTorch checkpoint, or a truncated one") from e
 
@@ -63,9 +61,9 @@ def _zip(path: Path, file: IO[bytes]) -> Archive:
     name = next((name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")), "")
     folder = name.removesuffix("data.pkl")
     if any(entry.compress_type or entry.compress_size != entry.file_size for entry in entries.values()):
-        raise EdgeError("it is compressed inside, as torch does not write it; load it in torch and save it again")
+        raise EdgeError(f"{path} is compressed inside, as torch does not write it; load it in torch and save it again")
     if sum(entry.file_size for entry in entries.values()) > size:
-        raise EdgeError("its parts are larger than the file")
+        raise EdgeError(f"{path}: its parts are larger than the file")
     if not all(0 <= entry.header_offset < size for entry in entries.values()):
         raise ValueError
     spans: dict[str, Span] = {}
@@ -77,11 +75,11 @@ def _zip(path: Path, file: IO[bytes]) -> Archive:
             # torch can be told to leave checksums out; they are 0 then.
             spans[entry_name] = Span(start, entry.file_size, entry.CRC or None)
     if f"{folder}byteorder" in spans and spans[f"{folder}byteorder"].read(path) != b"little":
-        raise EdgeError("it was written by a big-endian machine; save it again on another")
+        raise EdgeError(f"{path} was written by a big-endian machine; save it again on another")
     if spans[name].size > LARGEST_PICKLE:
-        raise EdgeError(f"it holds {spans[name].size:,} bytes beside its tensors; allowed: {LARGEST_PICKLE:,}")
+        raise EdgeError(f"{path} holds {spans[name].size:,} bytes beside its tensors; allowed: {LARGEST_PICKLE:,}")
     start = f"{folder}data/"
-    root = pickled.read(io.BytesIO(spans[name].read(path)))
+    root = pickled.read(io.BytesIO(spans[name].read(path)), str(path))
     return Archive(root, {name.removeprefix(start): span for name, span in spans.items() if name.startswith(start)})
 
 
@@ -89,10 +87,12 @@ def _legacy(path: Path, file: IO[bytes]) -> Archive:
     """Files of torch before 1.6: five pickles (the fourth is the object), then the storages, each after its length."""
     file.seek(0)
     head = io.BytesIO(file.read(LARGEST_PICKLE))
-    if pickled.read(head) != MAGIC or pickled.read(head) != VERSION:
+    if pickled.read(head, str(path)) != MAGIC or pickled.read(head, str(path)) != VERSION:
         raise ValueError
-    about, root, keys = (pickled.read(head) for _ in range(3))
+    about, root, keys = (pickled.read(head, str(path)) for _ in range(3))
     if not isinstance(about, dict) or about.get("little_endian") is not True or not isinstance(keys, list):
+        raise ValueError
+    if not all(type(key) in (str, int) for key in keys):
         raise ValueError
     sizes = _item_sizes(root)
     end, position, spans = path.stat().st_size, head.tell(), {}
@@ -132,18 +132,18 @@ def _safetensors(path: Path, file: IO[bytes]) -> Archive:
     end = path.stat().st_size
     if length > min(LARGEST_HEADER, end):
         raise ValueError
-    header = strict.json_object(file.read(length).decode(), "its header")
+    header = strict.json_object(file.read(length).decode(), f"{path}: its header")
     header.pop("__metadata__", None)
-    tensors = {name: strict.read(_Header, about, f"tensor {name[:60]!r}") for name, about in header.items()}
-    return Archive({name: _of_header(about, 8 + length, end) for name, about in tensors.items()}, {})
+    tensors = {name: strict.read(_Header, about, f"{path}: tensor {name[:60]!r}") for name, about in header.items()}
+    return Archive({name: _of_header(path, about, 8 + length, end) for name, about in tensors.items()}, {})
 
 
-def _of_header(about: _Header, data: int, end: int) -> Stored:
+def _of_header(path: Path, about: _Header, data: int, end: int) -> Stored:
     start, stop = about.data_offsets
     if not 0 <= start <= stop <= end - data:
-        raise EdgeError(f"bytes {start} to {stop} of its tensors do not lie in it")
+        raise EdgeError(f"{path}: bytes {start} to {stop} of its tensors do not lie in it")
     if len(about.shape) > MOST_AXES or any(not 0 <= n < 2**63 for n in about.shape):
-        raise EdgeError(f"a tensor has a shape of {len(about.shape)} axes that torch does not have")
+        raise EdgeError(f"{path}: a tensor has a shape of {len(about.shape)} axes that torch does not have")
     strides = tuple(math.prod(about.shape[axis:]) for axis in range(1, len(about.shape) + 1))
     dtype = SAFETENSORS.get(about.dtype, about.dtype[:20])
     return Stored("", dtype, about.shape, strides, 0, Span(data + start, stop - start))

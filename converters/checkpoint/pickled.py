@@ -43,16 +43,16 @@ class Made:
         return self.maker.text if isinstance(self.maker, Name) else ""
 
 
-def read(file: IO[bytes]) -> object:
+def read(file: IO[bytes], what: str) -> object:
     """The object in the next pickle of a file: Python's plain data, Name, Reference and Made.
 
     Sets are lists. Of dicts, the items under texts and whole numbers are kept, under str. Raises EdgeError for more
-    than MOST_STEPS steps, ValueError for what is no pickle or a truncated one.
+    than MOST_STEPS steps (`what` names the file in its message), ValueError for what is no pickle or a truncated one.
     """
     machine = _Machine()
     for count, (step, argument, _) in enumerate(pickletools.genops(file)):
         if count > MOST_STEPS:
-            raise EdgeError(f"it describes more than {MOST_STEPS // 1_000_000} million things")
+            raise EdgeError(f"{what} describes more than {MOST_STEPS // 1_000_000} million things")
         try:
             machine.do(step.name, argument)
         except (LookupError, TypeError, AttributeError) as e:

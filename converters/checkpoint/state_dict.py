@@ -71,7 +71,7 @@ def read(
     if candidate is None:
         raise _refusal(path, found.root, groups, modules)
     weights, notes = candidate.weights(), []
-    counters = [key for key in weights if key.rpartition(".")[2] in THOP]
+    counters = {key for key in weights if key.rpartition(".")[2] in THOP}
     if counters:
         notes.append(f"left aside: thop's {' and '.join(THOP)}, {counted(len(counters), 'tensor')}")
     beside = [key for key in candidate.group.tensors if not key.startswith(candidate.prefix)]

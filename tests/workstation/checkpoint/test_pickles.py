@@ -67,6 +67,12 @@ def test_pickles_made_to_harm(tmp_path, refusal, content):
     assert len(refusal(tmp_path / "net.pth")) < 400
 
 
+def test_storages_that_a_legacy_file_names_by_no_text(tmp_path, refusal):
+    keys = b"]N" + b"\x85" * 100_000 + b"a."
+    (tmp_path / "net.pth").write_bytes(LEGACY + pickle.dumps({}, 2) + keys)
+    assert "is not a PyTorch checkpoint" in refusal(tmp_path / "net.pth")
+
+
 @pytest.mark.parametrize("steps", HASTY, ids=range(len(HASTY)))
 def test_pickles_that_take_what_is_not_there(tmp_path, refusal, steps):
     (tmp_path / "net.pth").write_bytes(LEGACY + steps + b"." + pickle.dumps([], 2))
@@ -81,7 +87,7 @@ def test_a_pickle_larger_than_allowed(saved, state, refusal):
 def test_plain_data_comes_as_it_is():
     plain = {"a": [1, -1.5, "x", None, True, (1, 2, 3, 4), {}], "0": 2**80}
     for protocol in range(6):
-        assert pickled.read(io.BytesIO(pickle.dumps(plain, protocol))) == plain
-    made = pickled.read(io.BytesIO(pickle.dumps({1, 2}, 2)))
+        assert pickled.read(io.BytesIO(pickle.dumps(plain, protocol)), "it") == plain
+    made = pickled.read(io.BytesIO(pickle.dumps({1, 2}, 2)), "it")
     assert isinstance(made, pickled.Made)
     assert made.kind == "__builtin__.set"
