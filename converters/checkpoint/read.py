@@ -79,7 +79,7 @@ def read(
     these, other architectures, NaN weights, and for pickled modules unless they are trusted.
     """
     if not path.is_file():
-        raise EdgeError(f"there is no file {path}")
+        raise EdgeError(f"{path} is a folder, no checkpoint" if path.is_dir() else f"there is no file {path}")
     what = kind.of(path)
     if what not in (None, Kind.ONNX, Kind.TORCH, Kind.SAFETENSORS):
         raise kind.refusal(path, what)
