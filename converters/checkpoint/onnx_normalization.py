@@ -20,8 +20,9 @@ def notes(graph: onnx.GraphProto, image: str, axis: int) -> list[str]:
     """A note if a network begins with a normalization of its own. image: its input; axis: that of its channels."""
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+        for value in node.attribute if node.op_type == "Constant" else ():
+            if value.name == "value":
+                constants[node.output[0]] = numpy_helper.to_array(value.t)
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:

@@ -132,7 +132,7 @@ def test_quantize_knows_graphs_crops_and_numbers(module: str) -> None:
 
 @pytest.mark.parametrize("module", in_room("checkpoint"))
 def test_checkpoint_knows_neither_quantize_nor_destinations(module: str) -> None:
-    own = [f"{CONVERTERS}.{name}" for name in ("checkpoint", "graph")]
+    own = [f"{CONVERTERS}.{name}" for name in ("checkpoint", "graph", "tool")]
     assert [name for name in imports(module) if below(name, CONVERTERS) and not below(name, *own)] == []
 
 

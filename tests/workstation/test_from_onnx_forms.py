@@ -251,6 +251,17 @@ def test_the_command_line_names_outputs_and_says_notes(
     assert "--outputs output0,output1; five names are needed, SCORE,X,Y,NB_X,NB_Y, or the first three" in refused.stderr
 
 
+def test_convert_says_the_notes(tmp_path: Path, tiny_onnx: Write, cli: Callable[..., Any]) -> None:
+    pool = "features = MaxPool <kernel_shape=[16,16], strides=[16,16]> (image)"
+    path = tiny_onnx(tmp_path / "net.onnx", pool, shape=(1, 3, 64, 64), outputs=NUMBERED)
+    (tmp_path / "three.txt").write_text("0.2 0.3 0.8 0.3 0.5 0.7")
+    words = ("convert", path, "--meanface", tmp_path / "three.txt", "--to", "onnx", "--precision", "fp32")
+    done = cli(*words, "-o", tmp_path / "bundle", "--json")
+    assert done.returncode == 0, done.stderr
+    (note,) = json.loads(done.stdout)["result"]["notes"]
+    assert "output4 is neighbor_y" in note
+
+
 # --- Normalization in the graph.
 
 MEAN, STD = floats(0.485, 0.456, 0.406), floats(0.229, 0.224, 0.225)
@@ -268,8 +279,8 @@ PIXELS = "with --mean 0,0,0 --std 0.00392157,0.00392157,0.00392157 nothing is do
         ),
         (
             "a = Mul (image, k)\nb = Sub (a, m)\nd = Mul (b, r)",
-            {"k": floats(1 / 255), "m": MEAN.reshape(3, 1, 1), "r": (1 / STD).reshape(3, 1, 1)},
-            f"(x - 123.7,116.3,103.5) / 58.39,57.12,57.38, as for pixels in [0, 255]; {PIXELS}",
+            {"k": floats(1 / 255), "m": MEAN.reshape(3, 1, 1), "r": floats(5, 4, 2).reshape(3, 1, 1)},
+            f"(x - 123.7,116.3,103.5) / 51,63.75,127.5, as for pixels in [0, 255]; {PIXELS}",
         ),
         ("d = Div (image, k)", {"k": floats(255)}, f"(x - 0,0,0) / 255,255,255, as for pixels in [0, 255]; {PIXELS}"),
         (
