@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NET_STRIDES = (16, 32, 64, 128)
 CROPS = ("test", "demo")
+MOST_LANDMARKS = 1000
+LARGEST_INPUT = 4096  # pixels
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class MeanFace:
     def __post_init__(self) -> None:
         if not self.name.isprintable():
             raise EdgeError(f"mean face {self.name!r:.60} has a name that cannot be printed")
+        if len(self.points) > MOST_LANDMARKS:
+            raise EdgeError(f"mean face {self.name!r} has {len(self.points)} points; allowed: 2 to {MOST_LANDMARKS}")
         if len(self.points) < 2 or any(len(p) != 2 or not all(map(math.isfinite, p)) for p in self.points):
             raise EdgeError(f"mean face {self.name!r} needs at least two finite (x, y) points")
         if self.nme_pair and not all(0 <= i < len(self.points) for i in self.nme_pair):
@@ -45,9 +50,8 @@ class ModelSpec:
     """A trained PIPNet's shape and conventions. Contradictions are refused when it is built (EdgeError).
 
     num_lms L landmarks, num_nb N neighbours each, 0 for a network of three maps; input_size S pixels square, maps of
-    S / net_stride cells square.
-    mean and std are per RGB channel, for values in [0, 1]. crop names the crop policy the network was trained for.
-    clamp limits landmarks to the crop, which the reference does not do.
+    S / net_stride cells square. mean and std are per RGB channel, in [0, 1] as the picture's values are. crop names the
+    crop policy the network was trained for. clamp limits landmarks to the crop, which the reference does not do.
     """
 
     backbone: str
@@ -67,20 +71,9 @@ class ModelSpec:
                 f"the network predicts {self.num_lms} landmarks, mean face {self.mean_face.name!r} has "
                 f"{len(self.mean_face.points)}"
             )
-        if not 0 <= self.num_nb < self.num_lms:
-            raise EdgeError(f"{self.num_nb} neighbours of {self.num_lms} landmarks; allowed: 0 to {self.num_lms - 1}")
-        if self.net_stride not in NET_STRIDES:
-            raise EdgeError(f"net stride {self.net_stride}; allowed: {', '.join(map(str, NET_STRIDES))}")
-        if not self.net_stride <= self.input_size <= 4096 or self.input_size % self.net_stride:
-            raise EdgeError(
-                f"input size {self.input_size} is not a multiple of the net stride {self.net_stride} up to 4096"
-            )
-        if (
-            (len(self.mean), len(self.std)) != (3, 3)
-            or not all(map(math.isfinite, (*self.mean, *self.std)))
-            or min(self.std) <= 0
-        ):
-            raise EdgeError(f"mean {self.mean} and std {self.std} need three finite numbers each, std above 0")
+        check_sizes(self.num_lms, self.num_nb, self.net_stride, self.input_size)
+        check_normalization("mean", self.mean)
+        check_normalization("std", self.std)
         if self.crop not in CROPS:
             raise EdgeError(f"crop policy {self.crop!r}; allowed: {', '.join(CROPS)}")
 
@@ -88,6 +81,38 @@ class ModelSpec:
     def grid(self) -> int:
         """Cells along one side of every map."""
         return self.input_size // self.net_stride
+
+
+def check_sizes(num_lms: int, num_nb: int, net_stride: int, input_size: int) -> None:
+    """Raises EdgeError if no network has these sizes."""
+    if not 2 <= num_lms <= MOST_LANDMARKS:
+        raise EdgeError(f"{num_lms} landmarks; allowed: 2 to {MOST_LANDMARKS}")
+    if not 0 <= num_nb < num_lms:
+        raise EdgeError(f"{num_nb} neighbours of {num_lms} landmarks; allowed: 0 to {num_lms - 1}")
+    if net_stride not in NET_STRIDES:
+        raise EdgeError(f"net stride {net_stride}; allowed: {', '.join(map(str, NET_STRIDES))}")
+    if not net_stride <= input_size <= LARGEST_INPUT or input_size % net_stride:
+        raise EdgeError(
+            f"input size {input_size} is not a multiple of the net stride {net_stride} up to {LARGEST_INPUT}"
+        )
+
+
+def check_normalization(name: str, values: Sequence[float]) -> None:
+    """Raises EdgeError unless a mean or std is three numbers in [0, 1], std above 0. name: "mean", "std", "--mean" …"""
+    given = f"{name} {_listed(values)}"
+    if len(values) != 3 or not all(map(math.isfinite, values)):
+        raise EdgeError(f"{given}: three finite numbers are needed")
+    if name.endswith("std") and min(values) <= 0:
+        raise EdgeError(f"{given}: numbers above 0 and up to 1 are needed")
+    if not all(0 <= value <= 1 for value in values):
+        scaled = [value / 255 for value in values]
+        advice = f"; given in pixels? that would be {name} {_listed(scaled)}"
+        is_in_pixels = 0 <= min(scaled) <= max(scaled) <= 1
+        raise EdgeError(f"{given}: numbers from 0 to 1 are needed{advice if is_in_pixels else ''}")
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ",".join(f"{number:.6g}" for number in numbers)
 
 
 @lru_cache(maxsize=1)

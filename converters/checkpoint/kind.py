@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import IO
 
+from pipnet_edge.converters.checkpoint import zips
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.words import one_line
 
@@ -107,9 +107,8 @@ def _head(head: bytes) -> Kind | None:
 
 def _zip(file: IO[bytes]) -> Kind:
     try:
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, LookupError, RuntimeError, NotImplementedError):
+        names = [entry.filename for entry in zips.entries(file)]
+    except ValueError:
         return Kind.TORCH  # a truncated one most likely; its reader says so
     return _archive([name.partition("/")[2] or name for name in names])
 

@@ -7,11 +7,10 @@ next to the original code. Layouts follow jhb86253817/PIPNet, lib/networks.py an
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
+from pipnet_edge.converters.checkpoint.weights import Weights
 from pipnet_edge.decode import map_names
 from pipnet_edge.errors import EdgeError
 
@@ -29,6 +28,9 @@ def head_keys(state: Collection[str]) -> dict[str, str]:
     """HEAD_KEYS, or its first three if a checkpoint with these keys has neither neighbour head."""
     has_neighbours = any(f"{HEAD_KEYS[name]}.weight" in state for name in ("neighbor_x", "neighbor_y"))
     return {name: HEAD_KEYS[name] for name in map_names(int(has_neighbours))}
+
+
+MOST_CHANNELS = 8192  # between two layers; the widest of the known backbones has 2048
 
 
 class Pipnet(nn.Module):
@@ -78,65 +80,31 @@ class SqueezeExcite(nn.Module):
         return x * gate
 
 
-class Weights:
-    """A state_dict from which layers are taken; remembers what was used, so that leftovers can be refused."""
-
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self._state = state
-        self._used: set[str] = set()
-
-    def take(self, key: str) -> Tensor:
-        """One tensor. Raises EdgeError naming the key when the checkpoint lacks it."""
-        if key not in self._state:
-            raise EdgeError(f"checkpoint has no {key!r}, which this backbone needs")
-        self._used.add(key)
-        return self._state[key]
-
-    def has(self, key: str) -> bool:
-        return key in self._state
-
-    def leftover(self) -> list[str]:
-        """Keys that no layer took, except BatchNorm's step counters."""
-        return sorted(k for k in self._state if k not in self._used and not k.endswith("num_batches_tracked"))
-
-    def conv(self, key: str, norm: str | None = None, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-        """A convolution with "same" padding for odd kernels, with the BatchNorm at `norm` folded in (in float64)."""
-        weight = self.take(f"{key}.weight").double()
-        if weight.ndim == 2:
-            weight = weight[:, :, None, None]
-        bias = self.take(f"{key}.bias").double() if self.has(f"{key}.bias") else weight.new_zeros(weight.shape[0])
-        scale, shift = self._norm(norm, weight.shape[0])
-        out, inner, kernel, _ = weight.shape
-        layer = nn.Conv2d(inner * groups, out, kernel, stride, kernel // 2, groups=groups)
-        return _filled(layer, weight * scale[:, None, None, None], bias * scale + shift)
-
-    def deconv(self, key: str, norm: str) -> nn.ConvTranspose2d:
-        """The stride-16 head's 4x4 stride-2 transposed convolution, BatchNorm folded in."""
-        weight = self.take(f"{key}.weight").double()
-        inner, out = weight.shape[:2]
-        scale, shift = self._norm(norm, out)
-        layer = nn.ConvTranspose2d(inner, out, 4, 2, 1)
-        return _filled(layer, weight * scale[None, :, None, None], shift)
-
-    def _norm(self, key: str | None, channels: int) -> tuple[Tensor, Tensor]:
-        if key is None:
-            return torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
-        gain, bias, mean, var = (
-            self.take(f"{key}.{part}").double() for part in ("weight", "bias", "running_mean", "running_var")
-        )
-        scale = gain / torch.sqrt(var + nn.BatchNorm2d(1).eps)
-        return scale, bias - mean * scale
-
-
-Layer = TypeVar("Layer", nn.Conv2d, nn.ConvTranspose2d)
-
-
-def _filled(layer: Layer, weight: Tensor, bias: Tensor) -> Layer:
-    if layer.weight.shape != weight.shape:
-        raise EdgeError(f"checkpoint weight is {tuple(weight.shape)}, this backbone needs {tuple(layer.weight.shape)}")
-    layer.weight = nn.Parameter(weight.float(), requires_grad=False)
-    layer.bias = nn.Parameter(bias.float(), requires_grad=False)
-    return layer
+def _flow(module: nn.Module, channels: int, keys: Mapping[nn.Module, str]) -> int:
+    """The channels that a module makes of so many. Raises EdgeError that names the kernel where they do not fit."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        if module.in_channels != channels:
+            raise EdgeError(
+                f"checkpoint tensor {keys[module]!r} takes {module.in_channels} channels, it gets {channels}"
+            )
+        if module.out_channels > MOST_CHANNELS:
+            raise EdgeError(
+                f"checkpoint tensor {keys[module]!r} gives {module.out_channels} channels; allowed: {MOST_CHANNELS}"
+            )
+        return module.out_channels
+    if isinstance(module, nn.Sequential):
+        for part in module:
+            channels = _flow(part, channels, keys)
+    elif isinstance(module, Residual):
+        added, channels = _flow(module.shortcut, channels, keys), _flow(module.body, channels, keys)
+        if added != channels:
+            last = [keys[layer] for layer in module.body.modules() if layer in keys][-1]
+            raise EdgeError(f"checkpoint tensor {last!r} gives {channels} channels, not {added}")
+    elif isinstance(module, SqueezeExcite):
+        gates = _flow(module.expand, _flow(module.reduce, channels, keys), keys)
+        if gates != channels:
+            raise EdgeError(f"checkpoint tensor {keys[module.expand]!r} gives {gates} channels, not {channels}")
+    return channels
 
 
 def _chain(**layers: nn.Module) -> nn.Sequential:
@@ -251,7 +219,7 @@ def _inverted_residual_v2(weights: Weights, key: str, stride: int) -> nn.Module:
     if weights.has(f"{key}.1.0.weight"):
         layers |= {"expand": weights.conv(f"{key}.0.0", f"{key}.0.1"), "relu0": nn.ReLU6()}
         depthwise = 1
-    channels = weights.take(f"{key}.{depthwise}.0.weight").shape[0]
+    channels = weights.rows(f"{key}.{depthwise}.0.weight")
     layers |= {
         "depthwise": weights.conv(f"{key}.{depthwise}.0", f"{key}.{depthwise}.1", stride, channels),
         "relu1": nn.ReLU6(),
@@ -293,7 +261,7 @@ def _inverted_residual_v3(weights: Weights, key: str, stride: int, swish: bool) 
     depthwise, gate, project = (3, 5, 7) if expands else (0, 3, 4)
     if expands:
         layers |= {"expand": weights.conv(f"{key}.0", f"{key}.1"), "act0": activation()}
-    channels = weights.take(f"{key}.{depthwise}.weight").shape[0]
+    channels = weights.rows(f"{key}.{depthwise}.weight")
     layers["depthwise"] = weights.conv(f"{key}.{depthwise}", f"{key}.{depthwise + 1}", stride, channels)
     excite: dict[str, nn.Module] = (
         {"excite": SqueezeExcite(weights.conv(f"{key}.{gate}.fc.0"), weights.conv(f"{key}.{gate}.fc.2"))}
@@ -323,10 +291,16 @@ def build(state: Mapping[str, Tensor]) -> tuple[str, int, Pipnet]:
         raise EdgeError(
             f"no known backbone in these {len(state)} keys: ResNet18/50/101, MobileNetV2 and MobileNetV3 are supported"
         )
-    net = Pipnet(module, {name: weights.conv(key) for name, key in head_keys(state).items()})
+    channels = _flow(module, 3, weights.keys)
+    heads = {name: weights.conv(key) for name, key in head_keys(state).items()}
+    for head in heads.values():
+        if (head.in_channels, *head.kernel_size) != (channels, 1, 1):
+            shape = tuple(head.weight.shape)
+            raise EdgeError(f"checkpoint tensor {weights.keys[head]!r} is {shape}; (out, {channels}, 1, 1) is needed")
     leftover = weights.leftover()
     if leftover:
         raise EdgeError(
-            f"{backbone} does not use {len(leftover)} of the checkpoint's tensors: {', '.join(leftover[:3])} …"
+            f"{backbone} does not use {len(leftover)} of the checkpoint's tensors: "
+            f"{', '.join(f'{key!r:.80}' for key in leftover[:3])} …"
         )
-    return backbone, stride, net.eval()
+    return backbone, stride, Pipnet(module, heads).eval()

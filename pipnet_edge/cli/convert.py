@@ -23,6 +23,7 @@ from pipnet_edge.cli.options import (
     Rounding,
     Seed,
     Std,
+    Weights,
     calibration_count,
     faces_in,
     listed,
@@ -69,6 +70,7 @@ def convert(
     input_size: Annotated[
         int | None, typer.Option(help="Side of the crop in pixels, a multiple of the stride (256).")
     ] = None,
+    weights: Weights = None,
     outputs: Outputs = None,
     mean: Mean = None,
     std: Std = None,
@@ -101,6 +103,7 @@ def convert(
     for option, value in needing.items():
         if value is not None and not calibrate:
             raise EdgeError(f"{option} {value} says nothing without --calibrate FOLDER")
+    chosen = normalization(mean, std)
     count = calibration_count(calibrate_count)
     budget = budgets.parse(max_drift) if max_drift is not None else None
     from pipnet_edge.converters.checkpoint import read as checkpoints
@@ -111,7 +114,8 @@ def convert(
         input_size=input_size,
         trust_pickle=trust_pickle,
         outputs=output_names(outputs),
-        **normalization(mean, std),
+        weights=weights,
+        **chosen,
     )
     progress = render.Progress()
     quantize, notes = None, list[str]()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipnet_edge.cli.command import command
-from pipnet_edge.cli.options import Mean, Outputs, Std, normalization, output_names
+from pipnet_edge.cli.options import Mean, Outputs, Std, Weights, normalization, output_names
 from pipnet_edge.errors import USER_ERROR
 from pipnet_edge.output import Output, Table
 
@@ -17,6 +17,7 @@ from pipnet_edge.output import Output, Table
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="CHECKPOINT|BUNDLE", help="A checkpoint, five-map ONNX or bundle.")],
     input_size: Annotated[int | None, typer.Option(help="Side of the crop, for ONNX files that leave it open.")] = None,
+    weights: Weights = None,
     outputs: Outputs = None,
     mean: Mean = None,
     std: Std = None,
@@ -29,9 +30,13 @@ def inspect(
     from pipnet_edge.converters.checkpoint import read as checkpoints
 
     options = checkpoints.Options(
-        input_size=input_size, trust_pickle=trust_pickle, outputs=output_names(outputs), **normalization(mean, std)
+        input_size=input_size,
+        trust_pickle=trust_pickle,
+        outputs=output_names(outputs),
+        weights=weights,
+        **normalization(mean, std),
     )
-    found = checkpoints.read(path, options.input_size, options.trust_pickle, options.outputs)
+    found = checkpoints.read(path, options.input_size, options.trust_pickle, options.outputs, options.weights)
     data = {
         "backbone": found.backbone,
         "num_lms": found.num_lms,

@@ -29,7 +29,10 @@ Emulate = Annotated[bool, typer.Option("--emulate", help="Emulate the target's c
 # For commands that quantize.
 CheckpointFile = Annotated[Path, typer.Argument(help="A PIPNet state_dict (.pth) or a five-map ONNX file.")]
 Mean = Annotated[str | None, typer.Option(help="Mean of R,G,B in [0, 1], if not ImageNet's.")]
-Std = Annotated[str | None, typer.Option(help="Standard deviation of R,G,B, if not ImageNet's.")]
+Std = Annotated[str | None, typer.Option(help="Standard deviation of R,G,B in [0, 1], if not ImageNet's.")]
+Weights = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Which network of a checkpoint that holds several, such as ema.")
+]
 Outputs = Annotated[
     str | None,
     typer.Option(help="An ONNX file's maps by name, if it has other names: SCORE,X,Y,NB_X,NB_Y, or the first three."),
@@ -78,9 +81,17 @@ def listed(text: str) -> tuple[str, ...]:
 
 
 def normalization(mean: str | None, std: str | None) -> dict[str, Any]:
-    """--mean and --std where they are given, three numbers each, as checkpoint.read.Options takes them."""
+    """--mean and --std where they are given, as checkpoint.read.Options takes them.
+
+    Raises EdgeError for what is no three numbers in [0, 1].
+    """
+    from pipnet_edge.spec import check_normalization
+
     given = {"mean": mean, "std": std}
-    return {name: floats(name, text, 3) for name, text in given.items() if text is not None}
+    chosen = {name: floats(name, text, 3) for name, text in given.items() if text is not None}
+    for name, values in chosen.items():
+        check_normalization(f"--{name}", values)
+    return chosen
 
 
 def output_names(text: str | None) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from pipnet_edge.cli.options import (
     Ranges,
     Rounding,
     Seed,
+    Weights,
     calibration_count,
     faces_in,
 )
@@ -33,6 +34,7 @@ def sensitivity(
     calibrate: Annotated[Path, typer.Option(help="Faces to quantize with; a fifth of them, held out, to judge by.")],
     data: Dataset = None,
     meanface: MeanFaceFile = None,
+    weights: Weights = None,
     precision: Annotated[str, typer.Option(help="int8, or int8-full: the heads too.")] = "int8",
     calibrate_labels: CalibrateLabels = None,
     calibrate_count: CalibrateCount = None,
@@ -50,7 +52,7 @@ def sensitivity(
 
     _check_picture(output)
     count = calibration_count(calibrate_count)
-    options = checkpoints.Options(data=data, meanface=meanface)
+    options = checkpoints.Options(data=data, meanface=meanface, weights=weights)
     progress = render.Progress()
     with progress.shown():
         found_faces, notes = faces_in(calibrate, calibrate_labels)

@@ -20,7 +20,8 @@ SPEC = ModelSpec("resnet18", num_lms=4, num_nb=2, net_stride=32, input_size=256,
 
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
-POSITIVE = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
+SHARE = st.floats(min_value=0, max_value=1)
+POSITIVE = st.floats(min_value=0, max_value=1, exclude_min=True)
 
 
 @st.composite
@@ -35,7 +36,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
         net_stride=stride,
         input_size=stride * draw(st.integers(1, 4096 // stride)),
         mean_face=MeanFace(draw(st.text().filter(str.isprintable)), points, draw(st.none() | st.tuples(index, index))),
-        mean=draw(st.tuples(FINITE, FINITE, FINITE)),
+        mean=draw(st.tuples(SHARE, SHARE, SHARE)),
         std=draw(st.tuples(*[POSITIVE] * 3)),
         crop=draw(st.sampled_from(CROPS)),
         clamp=draw(st.booleans()),
@@ -84,17 +85,26 @@ def test_a_spec_does_not_change() -> None:
         ({"input_size": -256}, "input size -256 is not"),
         ({"input_size": 4128}, "input size 4128 is not"),
         ({"net_stride": 128, "input_size": 64}, "input size 64 is not a multiple of the net stride 128"),
-        ({"mean": (0.5, 0.5)}, r"mean \(0.5, 0.5\) and std .* need three finite numbers each"),
-        ({"mean": (0.5, 0.5, 0.5, 0.5)}, "need three finite numbers each"),
-        ({"mean": (0.5, 0.5, math.nan)}, "need three finite numbers each"),
-        ({"mean": ()}, "need three finite numbers each"),
-        ({"std": (0.5, 0.5)}, "need three finite numbers each"),
-        ({"std": ()}, "need three finite numbers each"),
-        ({"std": (0.5, 0.5, 0.5, 0.5)}, "need three finite numbers each"),
-        ({"std": (0.5, 0.5, 0.0)}, "std above 0"),
-        ({"std": (0.5, 0.5, -0.1)}, "std above 0"),
-        ({"std": (0.5, 0.5, math.inf)}, "need three finite numbers each"),
-        ({"mean": (0.5,), "std": (0.5,)}, "need three finite numbers each"),
+        ({"mean": (0.5, 0.5)}, "^mean 0.5,0.5: three finite numbers are needed$"),
+        ({"mean": (0.5, 0.5, 0.5, 0.5)}, "three finite numbers are needed"),
+        ({"mean": (0.5, 0.5, math.nan)}, "three finite numbers are needed"),
+        ({"mean": ()}, "three finite numbers are needed"),
+        ({"std": (0.5, 0.5)}, "three finite numbers are needed"),
+        ({"std": ()}, "three finite numbers are needed"),
+        ({"std": (0.5, 0.5, 0.5, 0.5)}, "three finite numbers are needed"),
+        ({"std": (0.5, 0.5, 0.0)}, "numbers above 0 and up to 1 are needed"),
+        ({"std": (0.5, 0.5, -0.1)}, "numbers above 0 and up to 1 are needed"),
+        ({"std": (0.5, 0.5, math.inf)}, "three finite numbers are needed"),
+        ({"mean": (0.5,), "std": (0.5,)}, "three finite numbers are needed"),
+        (
+            {"mean": (123.675, 116.28, 103.53)},
+            "^mean 123.675,116.28,103.53: numbers from 0 to 1 are needed; given in pixels"
+            r"\? that would be mean 0.485,0.456,0.406$",
+        ),
+        ({"std": (58.395, 57.12, 57.375)}, "that would be std 0.229,0.224,0.225$"),
+        ({"mean": (0.5, 0.5, -0.5)}, "^mean 0.5,0.5,-0.5: numbers from 0 to 1 are needed$"),
+        ({"mean": (0.5, 0.5, 256.0)}, "numbers from 0 to 1 are needed$"),
+        ({"std": (0.5, 0.5, 1.001)}, "^std 0.5,0.5,1.001: numbers from 0 to 1 are needed"),
         ({"crop": "tight"}, "crop policy 'tight'; allowed: test, demo"),
         ({"crop": ""}, "crop policy ''; allowed: test, demo"),
     ],
@@ -104,6 +114,18 @@ def test_contradictions_are_refused(change: dict[str, Any], message: str) -> Non
         replace(SPEC, **change)
     assert caught.value.code == USER_ERROR
     assert "\n" not in str(caught.value)
+
+
+def test_the_limits_of_the_normalization_are_allowed() -> None:
+    replace(SPEC, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    replace(SPEC, mean=(1.0, 1.0, 1.0), std=(1 / 255, 1 / 255, 1 / 255))
+
+
+def test_so_many_landmarks_are_allowed() -> None:
+    points = tuple((index / 1000, 0.5) for index in range(1001))
+    replace(SPEC, num_lms=1000, mean_face=MeanFace("many", points[:1000]))
+    with pytest.raises(EdgeError, match="mean face 'many' has 1001 points; allowed: 2 to 1000"):
+        MeanFace("many", points)
 
 
 @pytest.mark.parametrize("size", [32, 4096])

@@ -83,22 +83,13 @@ def test_custom_mean_face(tmp_path, save_checkpoint):
         (Options(data="300w", input_size=250), "input size 250 is not a multiple of the net stride 64"),
         (Options(data="300w", meanface=Path("x.txt")), "exclude each other"),
         (Options(meanface=Path("missing.txt")), "cannot read the mean face missing.txt"),
-        (Options(data="300w", std=(0.0, 1.0, 1.0)), "std above 0"),
+        (Options(data="300w", std=(0.0, 1.0, 1.0)), "std 0,1,1: numbers above 0"),
     ],
 )
 def test_options_that_do_not_fit(save_checkpoint, options, message):
     with pytest.raises(EdgeError) as refusal:
         checkpoints.load(save_checkpoint("300w_resnet18_s64"), options)
     assert message in str(refusal.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"), [("1 2 3", "3 numbers"), ("1 two", "not a list of numbers"), ("1 2", "at least two")]
-)
-def test_mean_face_files_that_are_none(tmp_path, text, message):
-    (tmp_path / "face.txt").write_text(text)
-    with pytest.raises(EdgeError, match=message):
-        checkpoints.read_mean_face(tmp_path / "face.txt")
 
 
 def without_heads(state):
@@ -135,7 +126,7 @@ def test_other_contents(tmp_path, cases, content, message):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("size", [0, 3, 1000, 100_000, -1000])
+@pytest.mark.parametrize("size", [3, 1000, 100_000, -1000])
 def test_truncated(tmp_path, save_checkpoint, size):
     content = save_checkpoint(R18).read_bytes()
     (tmp_path / "net.pth").write_bytes(content[:size])
