@@ -26,7 +26,7 @@ from pipnet_edge.decode import MAP_NAMES, WINNER_NAMES, Landmarks, Maps, Winners
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import write_array
 from pipnet_edge.words import one_line
-from pipnet_edge.worker import protocol
+from pipnet_edge.worker import limits, protocol
 from pipnet_edge.worker.protocol import LONGEST, Answer, Error, Event, Infer, Job
 
 Listen = Callable[[Event], None]
@@ -34,10 +34,15 @@ Listen = Callable[[Event], None]
 WORKER = ("-P", "-m", "pipnet_edge.worker")
 # Bytes of all arrays together. No worker writes so many.
 LARGEST = 1 << 30
+SAID = 1 << 16  # bytes at the end of stderr in which the last line is looked for
 
 
 class Lost(EdgeError):
     """The connection to the target broke; nothing more can be done there."""
+
+
+class Died(EdgeError):
+    """The worker died: its runtime crashed or ended it."""
 
 
 def ignore(_: Event) -> None:
@@ -47,8 +52,8 @@ def ignore(_: Event) -> None:
 class Call(Protocol):
     """Gives one job to a worker and returns its answer.
 
-    `listen` gets every event before the answer, as it comes. Raises EdgeError with the worker's own message, or, if
-    the worker died, with a message that says how it died.
+    `listen` gets every event before the answer, as it comes. Raises EdgeError with the worker's own message, and when
+    it takes longer or tells more than its job allows (limits.py); Died, which says how, if it died.
     """
 
     def __call__(self, job: Job[Answer], listen: Listen = ignore) -> Answer: ...
@@ -66,14 +71,14 @@ class Workers:
     """
 
     def __init__(self) -> None:
-        self._started = list[subprocess.Popen[str]]()
+        self._started = list[subprocess.Popen[bytes]]()
         self._lock, self._is_over = threading.Lock(), False
 
     def call(self, job: Job[Answer], listen: Listen = ignore) -> Answer:
         """A Call. Raises EdgeError after the end of the block."""
         return start([sys.executable, *WORKER], job, listen, started=self._keep)
 
-    def _keep(self, worker: subprocess.Popen[str]) -> None:
+    def _keep(self, worker: subprocess.Popen[bytes]) -> None:
         with self._lock:
             self._started.append(worker)
         if self._is_over:
@@ -94,76 +99,108 @@ def start(
     job: Job[Answer],
     listen: Listen = ignore,
     environment: Mapping[str, str] | None = None,
-    started: Callable[[subprocess.Popen[str]], None] = lambda _: None,
+    started: Callable[[subprocess.Popen[bytes]], None] = lambda _: None,
+    slowness: float = 1.0,
 ) -> Answer:
     """A Call to the worker that `command` starts. The worker is killed if this is interrupted.
 
-    `started` gets the worker's process.
+    `started` gets the worker's process. slowness: as in limits.of.
     """
-    with tempfile.TemporaryFile("w+", errors="replace") as stderr:
+    allowed, is_late = limits.of(job, slowness), threading.Event()
+    with tempfile.TemporaryFile() as stderr:
         # The worker has a session of its own: only this process acts on Ctrl-C. The worker ends when its stdin does.
         worker = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            encoding="utf-8",
-            errors="replace",
             env=environment,
             start_new_session=True,
         )
         assert worker.stdin is not None
         assert worker.stdout is not None
+
+        def give_up() -> None:
+            is_late.set()
+            _kill(worker)
+
+        timer = threading.Timer(allowed.seconds, give_up)
+        timer.daemon = True
         try:
             started(worker)
+            timer.start()
             # A worker that dies at once closes the pipe; its exit status tells more than the broken pipe.
             with contextlib.suppress(BrokenPipeError):
-                worker.stdin.write(protocol.write_job(job))
+                worker.stdin.write(protocol.write_job(job).encode())
                 worker.stdin.flush()
-            answer = follow(_lines(worker.stdout), job, listen)
+            answer = follow(_lines(worker.stdout), job, listen, allowed.lines)
             worker.wait()
         finally:
+            timer.cancel()
             _kill(worker)
             worker.wait()
             with contextlib.suppress(BrokenPipeError):
                 worker.stdin.close()
             worker.stdout.close()
+        if is_late.is_set():
+            raise EdgeError(too_late(job, allowed))
         if worker.returncode or answer is None:
-            stderr.seek(0)
-            raise EdgeError(how_it_died(worker.returncode, stderr.read()))
+            stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - SAID))
+            raise Died(how_it_died(worker.returncode, stderr.read().decode(errors="replace")))
     return answer
 
 
-def _kill(worker: subprocess.Popen[str]) -> None:
-    """Kills a worker and all that it started, if it still runs."""
-    if worker.poll() is None:
+def _kill(worker: subprocess.Popen[bytes]) -> None:
+    """Kills a worker and all that it started, unless its end was seen."""
+    if worker.returncode is None:  # not poll(): what it started may outlive it, and hold its stdout
         with contextlib.suppress(ProcessLookupError):  # another thread was faster
             os.killpg(worker.pid, signal.SIGKILL)
 
 
-def follow(lines: Iterable[str], job: Job[Answer], listen: Listen = ignore) -> Answer | None:
+def follow(
+    lines: Iterable[str], job: Job[Answer], listen: Listen = ignore, most: int = limits.LINES
+) -> Answer | None:
     """Reads all that a worker writes and returns its answer; None if it gave none.
 
-    `listen` gets the events. Raises EdgeError as soon as the worker reports an error or writes a line that is no event.
+    `listen` gets the events. Raises EdgeError as soon as the worker reports an error, writes a line that is no event,
+    or has written more than `most` characters.
     """
     answer: Answer | None = None
+    told = 0
     for line in lines:
-        told = protocol.read_event(line, job)
-        if isinstance(told, Error):
-            raise EdgeError(told.message, told.code)
-        if isinstance(told, Event):
-            listen(told)
+        told += len(line)
+        if told > most:
+            raise EdgeError(f"the worker wrote more than {most} characters for {str(job)!r}")
+        if answer is not None:
+            raise EdgeError(f"the worker went on after its answer to {str(job)!r}")
+        event = protocol.read_event(line, job)
+        if isinstance(event, Error):
+            raise EdgeError(event.message, event.code)
+        if isinstance(event, Event):
+            listen(event)
         else:
-            answer = told
+            answer = event
     return answer
 
 
-def _lines(stdout: IO[str]) -> Iterator[str]:
-    while (line := stdout.readline(LONGEST)).endswith("\n"):
-        yield line
+def _lines(stdout: IO[bytes]) -> Iterator[str]:
+    while (line := stdout.readline(LONGEST)).endswith(b"\n"):
+        yield text_of(line, "the worker")
     if len(line) == LONGEST:
-        raise EdgeError(f"the worker wrote a line of more than {LONGEST} characters")
+        raise EdgeError(f"the worker wrote a line of more than {LONGEST} bytes")
     # Otherwise it was the end, or the worker died before it finished the line.
+
+
+def text_of(line: bytes, who: str) -> str:
+    """The text of a line. Raises EdgeError if it is not UTF-8."""
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        raise EdgeError(f"{who} wrote a line that is not UTF-8: {line[:40]!r}") from None
+
+
+def too_late(job: Job[Any], allowed: limits.Limits) -> str:
+    return f"{str(job)!r} did not answer within {allowed.seconds:.0f} s"
 
 
 def how_it_died(status: int, stderr: str) -> str:

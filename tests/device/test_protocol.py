@@ -115,7 +115,7 @@ def test_a_line_without_an_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     script = tmp_path / "endless"
     script.write_text("#!/bin/sh\nread job\nyes | tr -d '\\n'\n")
     script.chmod(0o755)
-    with pytest.raises(EdgeError, match=f"a line of more than {protocol.LONGEST} characters"):
+    with pytest.raises(EdgeError, match=f"a line of more than {protocol.LONGEST} bytes"):
         calls.start([str(script)], protocol.Facts())
 
 

@@ -1,0 +1,58 @@
+"""How long a worker may take, how much it may tell, and how much memory it may have: bounds that no good one meets."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipnet_edge.worker.protocol import Count, Infer, Job, Time
+
+# Seconds: for what has to answer soon, to load a network, and for each frame. The slowest boards take less.
+SOON, LOAD, FRAME = 60.0, 600.0, 10.0
+# Bytes of all lines: of any job, of the samples of a second and of a frame. 1 << 18 is 8000 frames a second.
+LINES, LINES_A_SECOND, LINES_A_FRAME = 1 << 24, 1 << 18, 64
+# Bytes of memory: of any worker and of each CPU (its threads' stacks), and how many times the model and the crops.
+MEMORY, MEMORY_A_CPU, MODELS, CROPS = 2 << 30, 32 << 20, 20, 16
+MOST_MEMORY = 1 << 40
+
+
+@dataclass(frozen=True)
+class Limits:
+    """seconds: from the start of a worker to its end. lines: bytes of all that it tells."""
+
+    seconds: float
+    lines: int
+
+
+def of(job: Job[Any], slowness: float = 1.0) -> Limits:
+    """The limits of a job. slowness: how many times as long as a board the machine takes.
+
+    Raises OSError or ValueError for a job whose crops cannot be read.
+    """
+    if isinstance(job, Time):
+        frames, seconds = job.warmup + job.count, job.seconds
+    elif isinstance(job, Infer):
+        frames, seconds = _count(job.crops), 0.0
+    elif isinstance(job, Count):
+        frames, seconds = job.frames, 0.0
+    else:
+        return Limits(SOON * slowness, LINES)
+    lines = LINES + int(LINES_A_SECOND * seconds) + LINES_A_FRAME * frames
+    return Limits(seconds + (LOAD + FRAME * frames) * slowness, lines)
+
+
+def memory(model: int, crops: str | None = None) -> int:
+    """The bytes that a worker may have of its own. model: bytes of the variant's files. crops: their .npy file."""
+    given = Path(crops).stat().st_size if crops else 0
+    return min(MEMORY + MEMORY_A_CPU * (os.cpu_count() or 1) + MODELS * model + CROPS * given, MOST_MEMORY)
+
+
+def _count(crops: str | None) -> int:
+    """How many crops a .npy file has; 0 for the golden crops, which are few."""
+    if crops is None:
+        return 0
+    import numpy as np
+
+    return int(np.load(crops, mmap_mode="r", allow_pickle=False).shape[0])
