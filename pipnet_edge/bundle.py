@@ -16,9 +16,7 @@ import json
 import os
 import shutil
 import tempfile
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import manifest as manifests
-from pipnet_edge import runtimes
-from pipnet_edge.decode import MAP_NAMES, Decoder, Heads, Maps, map_shapes
+from pipnet_edge import npz, runtimes
+from pipnet_edge.decode import Decoder, Heads, Maps, map_shapes
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.manifest import (
     CONV,
@@ -48,7 +46,7 @@ from pipnet_edge.manifest import (
     Tuned,
     Variant,
 )
-from pipnet_edge.words import one_line
+from pipnet_edge.npz import Form
 
 __all__ = [
     "CONV",
@@ -123,26 +121,18 @@ class Bundle(Manifest):
         file = self.variant(name).heads
         if file is None:
             return None
-        path = file.verified(self.folder)
-        with _arrays(path) as arrays:
-            weight, bias = arrays["weight"], arrays["bias"]
         shape = (self.spec.num_lms, 2, 1 + self.spec.num_nb)
-        kind = np.float16 if weight.dtype == np.float16 else np.float32
-        _check_array(path, "weight", weight, kind, (*shape, weight.shape[-1] if weight.ndim else 0))
-        _check_array(path, "bias", bias, np.float32, shape)
-        return Heads(weight.astype(np.float32), bias)
+        forms = {"weight": Form((*shape, "C"), (np.float32, np.float16)), "bias": Form(shape)}
+        arrays = npz.read(file.verified(self.folder), forms)
+        return Heads(arrays["weight"].astype(np.float32), arrays["bias"])
 
     def read_golden(self) -> tuple[NDArray[np.uint8], Maps]:
         """The golden crops (n, S, S, 3) uint8 RGB and the float network's maps, batch axis first."""
-        path = self.golden.verified(self.folder)
-        with _arrays(path) as arrays:
-            crops, maps = arrays["crops"], Maps(**{name: arrays[name] for name in MAP_NAMES})
-        side = self.spec.input_size
-        count = len(crops) if crops.ndim else 0
-        _check_array(path, "crops", crops, np.uint8, (count, side, side, 3))
-        for name, shape in map_shapes(self.spec).items():
-            _check_array(path, name, getattr(maps, name), np.float32, (count, *shape))
-        return crops, maps
+        side, shapes = self.spec.input_size, map_shapes(self.spec)
+        forms = {"crops": Form(("n", side, side, 3), (np.uint8,))}
+        forms |= {name: Form(("n", *shape)) for name, shape in shapes.items()}
+        arrays = npz.read(self.golden.verified(self.folder), forms)
+        return arrays["crops"], Maps(**{name: arrays[name] for name in shapes})
 
     @property
     def sha256(self) -> str:
@@ -165,22 +155,6 @@ def read(folder: Path) -> Bundle:
     Files are hashed when they are opened, not here.
     """
     return Bundle(**vars(manifests.read(folder)), folder=folder)
-
-
-@contextlib.contextmanager
-def _arrays(path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
-    """The arrays of an .npz file. Raises EdgeError when it is not one, or lacks an array that the block reads."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            yield arrays
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, TypeError, IndexError) as e:
-        raise EdgeError(f"{path} is not readable: {one_line(e)}") from e
-
-
-def _check_array(path: Path, name: str, array: NDArray[Any], kind: type, shape: tuple[int, ...]) -> None:
-    if array.dtype != kind or array.shape != shape or not array.size:
-        found = f"{array.shape} of {array.dtype}"
-        raise EdgeError(f"{path}: {name} has shape {found}, {shape} of {np.dtype(kind)} is needed")
 
 
 @contextlib.contextmanager

@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import io
 import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pipnet_edge.errors import EdgeError
 
@@ -15,6 +17,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PROGRAM = "pipnet-edge"
+
+
+@contextlib.contextmanager
+def opened(path: Path, largest: int) -> Iterator[IO[bytes]]:
+    """A regular file of at most so many bytes, to be read; a link to one is followed.
+
+    Raises EdgeError for a folder, a device or a pipe, none of which is read or waited for, and for a larger file;
+    OSError with the system's reason.
+    """
+    # Without O_NONBLOCK, a pipe is waited for until somebody writes into it.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise EdgeError(f"{path} is no regular file")
+        if found.st_size > largest:
+            raise EdgeError(f"{path} has {found.st_size} bytes; at most {largest} are read")
+        yield file
 
 
 def write(path: Path, content: bytes) -> None:
