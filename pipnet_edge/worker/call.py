@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,13 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.decode import MAP_NAMES, WINNER_NAMES, Landmarks, Maps, Winners
+from pipnet_edge import bundle as bundles
+from pipnet_edge import npz
+from pipnet_edge.decode import Landmarks, Maps, Winners, map_shapes, winner_shapes
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import write_array
-from pipnet_edge.words import one_line
+from pipnet_edge.npz import Form
+from pipnet_edge.spec import ModelSpec
 from pipnet_edge.worker import limits, protocol
 from pipnet_edge.worker.protocol import LONGEST, Answer, Error, Event, Infer, Job
 
@@ -242,35 +244,36 @@ def infer(
 
     Raises EdgeError as `call` does, and when what came back is not what was asked for.
     """
+    spec = bundles.read(bundle).spec
     with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as folder:
         given, out = Path(folder, "crops.npy"), Path(folder, "out.npz")
         write_array(given, crops)
         job = Infer(str(bundle), variant, threads, str(out), str(given), maps, tuple(cpus) or None)
         answer = call(job, listen)
-        arrays = _arrays(out)
-    try:
-        found = Landmarks(arrays["points"], arrays["score"], arrays["cell"])
-        given_maps = _maps(arrays) if maps else None
-    except KeyError as e:
-        raise EdgeError(f"the worker gave no array {e}") from None
-    if found.points.ndim != 3 or found.points.shape[::2] != (len(crops), 2):
-        raise EdgeError(f"the worker gave points {found.points.shape} for {len(crops)} crops")
-    return Inference(found, given_maps, answer.version)
+        try:
+            landmarks, found = _given(out, spec, len(crops), maps)
+        except EdgeError as e:
+            raise EdgeError(str(e).replace(str(out), "what the worker gave")) from None
+    return Inference(landmarks, found, answer.version)
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file from a worker. Their size is checked before they are read."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > LARGEST:
-            raise EdgeError(f"the worker gave arrays of {size} bytes; at most {LARGEST} are read")
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
-        raise EdgeError(f"what the worker gave is not readable: {one_line(e)}") from e
-
-
-def _maps(arrays: Mapping[str, NDArray[Any]]) -> Maps | Winners:
-    kind, names = (Winners, WINNER_NAMES) if "map_offsets" in arrays else (Maps, MAP_NAMES)
-    return kind(**{name: arrays[f"map_{name}"] for name in names})
+def _given(path: Path, spec: ModelSpec, count: int, maps: bool) -> tuple[Landmarks, Maps | Winners | None]:
+    """What a worker found in `count` crops, from its .npz file. Raises EdgeError for anything else."""
+    forms = {
+        "points": Form((count, spec.num_lms, 2)),
+        "score": Form((count, spec.num_lms)),
+        "cell": Form((count, spec.num_lms), (np.int64, np.int32)),
+    }
+    kind: type[Maps] | type[Winners] = Maps
+    shapes = map_shapes(spec)
+    if maps and "map_offsets" in npz.names(path, LARGEST):
+        kind, shapes = Winners, winner_shapes(spec)
+    asked = {f"map_{name}": Form((count, *shape)) for name, shape in shapes.items()} if maps else {}
+    arrays = npz.read(path, forms | asked, LARGEST)
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise EdgeError(f"{path}: {name} holds NaN or infinity")
+    if not ((arrays["cell"] >= 0) & (arrays["cell"] < spec.grid**2)).all():
+        raise EdgeError(f"{path}: cell names cells that the map of {spec.grid} x {spec.grid} has not")
+    landmarks = Landmarks(arrays["points"], arrays["score"], arrays["cell"])
+    return landmarks, kind(**{name: arrays[f"map_{name}"] for name in shapes}) if maps else None

@@ -9,7 +9,6 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -257,7 +256,7 @@ def serve(lines: TextIO, job: str) -> int:
 
 
 def _first_line() -> str:
-    """The first line of stdin. It is read without a buffer, because another thread would lock the buffer."""
+    """The first line of stdin. It is read without a buffer, because another process reads the rest."""
     line = bytearray()
     with contextlib.suppress(OSError):  # there is no stdin
         while not line.endswith(b"\n") and len(line) <= LONGEST and (part := os.read(0, 1 << 16)):
@@ -265,12 +264,24 @@ def _first_line() -> str:
     return line.partition(b"\n")[0].decode(errors="replace")
 
 
-def _end_with_stdin() -> None:
-    """Ends this process and all that it has started, when stdin ends."""
-    with contextlib.suppress(OSError):
-        while os.read(0, 1 << 16):
-            pass  # a sign of life
-    os.killpg(0, signal.SIGKILL)
+def _end_with_stdin(lines: TextIO) -> int:
+    """Starts a process that ends this one, with all that it has started, when stdin ends. Returns its id.
+
+    A thread would not do: a runtime that hangs may let none run. lines: what only this process writes to.
+    """
+    worker = os.getpid()
+    watcher = os.fork()
+    if watcher:
+        return watcher
+    try:
+        confined.end_with(worker)
+        os.close(lines.fileno())  # who reads it waits for the last that could write
+        with contextlib.suppress(OSError):
+            while os.read(0, 1 << 16):
+                pass  # a sign of life
+        os.killpg(0, signal.SIGKILL)
+    finally:
+        os._exit(0)
 
 
 def main() -> None:
@@ -278,12 +289,12 @@ def main() -> None:
     if not os.isatty(0):
         with contextlib.suppress(PermissionError):  # it leads one already
             os.setpgid(0, 0)
-    # A runtime that hangs in C keeps the thread below from running.
-    confined.end_with(os.getppid())
     # Some runtimes print to stdout from C; the JSON lines get a descriptor of their own and stdout goes to stderr.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as lines:
         os.dup2(2, 1)
         job = _first_line()
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
+        watcher = _end_with_stdin(lines)
         status = serve(lines, job)
+    os.kill(watcher, signal.SIGKILL)
+    os.waitpid(watcher, 0)
     sys.exit(status)
