@@ -211,6 +211,8 @@ def how_it_died(status: int, stderr: str) -> str:
     if status < 0:
         names = {number.value: number.name for number in signal.Signals}
         how = f"crashed with {names.get(-status, f'signal {-status}')}"
+    if -status == signal.SIGILL and not stderr.strip():
+        return f"the runtime {how}: its package is built for another CPU"
     return f"the runtime {how}: {last_line(stderr)}"
 
 
