@@ -31,6 +31,7 @@ from pipnet_edge.benchmarks.speed.result import (
 from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import write_array
+from pipnet_edge.host import cpu_list
 from pipnet_edge.targets import place as places
 from pipnet_edge.targets.emulated import way as emulated
 from pipnet_edge.targets.emulated.count import count
@@ -71,6 +72,15 @@ class Plan:
 
     def thread_counts(self, cores: int) -> tuple[int, ...]:
         return self.threads or tuple(count for count in THREADS if count <= cores) or (1,)
+
+
+def check_cpus(call: Call, target: str, cpus: Sequence[int]) -> tuple[Sequence[int], ...]:
+    """The groups of CPUs that a process on the target may use. Raises EdgeError if `cpus` are not all among them."""
+    groups = call(protocol.Cpus()).groups
+    allowed = sorted(cpu for group in groups for cpu in group)
+    if not set(cpus) <= set(allowed):
+        raise EdgeError(f"CPUs {cpu_list(sorted(set(cpus)))} are not all on {target}; allowed: {cpu_list(allowed)}")
+    return groups
 
 
 def sweep(call: Call, target: str, bundle: Bundle, plan: Plan, machine: Machine, step: Step) -> Iterator[Measured]:
@@ -144,6 +154,11 @@ def _measure(
         peak = call(job, listen).peak_bytes
     except EdgeError as e:
         failure, lost = " ".join(str(e).split()), isinstance(e, Lost)
+    counts = {len(taken) for taken in samples.values() if taken}
+    if len(counts) > 1:
+        failure, samples = "the worker did not time the same stages of all frames", {stage: [] for stage in STAGES}
+    elif not (counts or failure):
+        failure = "the worker timed no frame"
     run = Measured(
         target=target,
         variant=variant.name,
@@ -244,6 +259,8 @@ def run(
                     call = own.enter_context(places.calling(place, keep))
                     machine = call(protocol.Facts())
                     found.facts[place.name] = facts_of(machine.facts)
+                    if not isinstance(plan.cpus, str):
+                        check_cpus(call, place.name, plan.cpus)
                     # One by one, so that the rows before a broken connection stay.
                     for row in sweep(call, place.name, bundle, plan, machine, step):
                         rows.append(row)

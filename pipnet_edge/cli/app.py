@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -16,12 +17,13 @@ from pipnet_edge.cli import (
     emulator,
     inspect,
     parity,
+    render,
     report,
     run,
     sensitivity,
     targets,
 )
-from pipnet_edge.cli.command import INTERRUPTED
+from pipnet_edge.cli.render import INTERRUPTED
 
 __all__ = ["INTERRUPTED", "app", "main"]
 
@@ -67,4 +69,4 @@ for _function in (
 
 
 def main() -> None:
-    app(prog_name="pipnet-edge")
+    sys.exit(render.printed(lambda: app(prog_name="pipnet-edge")))

@@ -7,7 +7,7 @@ import functools
 import inspect as python_inspect
 import signal
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,10 +15,6 @@ from pipnet_edge.cli import render
 from pipnet_edge.errors import USER_ERROR, EdgeError
 from pipnet_edge.output import Output
 
-if TYPE_CHECKING:
-    pass
-
-INTERRUPTED = 130
 UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
@@ -36,7 +32,7 @@ def command(function: Callable[..., Output]) -> Callable[..., None]:
         try:
             output = function(**arguments)
         except EdgeError as e:
-            output = Output({}, code=e.code, error=" ".join(str(e).split()))
+            output = Output({}, code=e.code, error=str(e))
         except ModuleNotFoundError as e:
             if e.name not in WORKSTATION:
                 raise
@@ -48,7 +44,7 @@ def command(function: Callable[..., Output]) -> Callable[..., None]:
                 raise
             output = Output({}, code=USER_ERROR, error=f"cannot write {e.filename or 'a file'}: {e.strerror}")
         except KeyboardInterrupt:
-            output = Output({}, code=INTERRUPTED, error="interrupted; nothing half-written was left")
+            output = Output({}, code=render.INTERRUPTED, error="interrupted; nothing half-written was left")
         render.emit(name, output, json)
         raise typer.Exit(output.code)
 

@@ -159,9 +159,7 @@ def _kill(worker: subprocess.Popen[bytes]) -> None:
             os.killpg(worker.pid, signal.SIGKILL)
 
 
-def follow(
-    lines: Iterable[str], job: Job[Answer], listen: Listen = ignore, most: int = limits.LINES
-) -> Answer | None:
+def follow(lines: Iterable[str], job: Job[Answer], listen: Listen = ignore, most: int = limits.LINES) -> Answer | None:
     """Reads all that a worker writes and returns its answer; None if it gave none.
 
     `listen` gets the events. Raises EdgeError as soon as the worker reports an error, writes a line that is no event,

@@ -235,6 +235,8 @@ class Samples:
         counts = {name: len(samples) for name, samples in self.stages.items()}
         if counts["decode"] != counts["inference"] or counts["preprocess"] not in (0, counts["inference"]):
             raise EdgeError(f"samples of {counts} frames; as many of each stage are needed, or none of preprocess")
+        if not all(self.stages["inference"]):
+            raise EdgeError("a sample of inference is 0; more is needed")
 
 
 @dataclass(frozen=True)
