@@ -28,7 +28,9 @@ def command(function: Callable[..., Output]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(*, json: bool, **arguments: Any) -> None:
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             output = function(**arguments)
         except EdgeError as e:
@@ -57,7 +59,3 @@ def command(function: Callable[..., Output]) -> Callable[..., None]:
     run.__signature__ = python_inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
