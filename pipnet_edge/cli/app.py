@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -69,4 +70,9 @@ for _function in (
 
 
 def main() -> None:
-    sys.exit(render.printed(lambda: app(prog_name="pipnet-edge")))
+    status = render.printed(lambda: app(prog_name="pipnet-edge"))
+    if status == INTERRUPTED:
+        # All is cleaned up by now. Python would take seconds to free what torch holds.
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

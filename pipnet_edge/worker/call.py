@@ -29,6 +29,7 @@ from pipnet_edge.files import write_array
 from pipnet_edge.npz import Form
 from pipnet_edge.spec import ModelSpec
 from pipnet_edge.worker import limits, protocol
+from pipnet_edge.worker.limits import ANSWERS, Limits
 from pipnet_edge.worker.protocol import LONGEST, Answer, Error, Event, Infer, Job
 
 Listen = Callable[[Event], None]
@@ -135,7 +136,7 @@ def start(
             with contextlib.suppress(BrokenPipeError):
                 worker.stdin.write(protocol.write_job(job).encode())
                 worker.stdin.flush()
-            answer = follow(_lines(worker.stdout), job, listen, allowed.lines)
+            answer = follow(_lines(worker.stdout), job, listen, allowed)
             worker.wait()
         finally:
             timer.cancel()
@@ -159,18 +160,19 @@ def _kill(worker: subprocess.Popen[bytes]) -> None:
             os.killpg(worker.pid, signal.SIGKILL)
 
 
-def follow(lines: Iterable[str], job: Job[Answer], listen: Listen = ignore, most: int = limits.LINES) -> Answer | None:
+def follow(lines: Iterable[str], job: Job[Answer], listen: Listen = ignore, allowed: Limits = ANSWERS) -> Answer | None:
     """Reads all that a worker writes and returns its answer; None if it gave none.
 
     `listen` gets the events. Raises EdgeError as soon as the worker reports an error, writes a line that is no event,
-    or has written more than `most` characters.
+    goes on after its answer or tells more than is allowed.
     """
     answer: Answer | None = None
     told = 0
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         told += len(line)
-        if told > most:
-            raise EdgeError(f"the worker wrote more than {most} characters for {str(job)!r}")
+        for count, most, what in ((number, allowed.lines, "lines"), (told, allowed.text, "characters")):
+            if count > most:
+                raise EdgeError(f"the worker wrote more than {most} {what} for {str(job)!r}")
         if answer is not None:
             raise EdgeError(f"the worker went on after its answer to {str(job)!r}")
         event = protocol.read_event(line, job)
@@ -199,7 +201,7 @@ def text_of(line: bytes, who: str) -> str:
         raise EdgeError(f"{who} wrote a line that is not UTF-8: {line[:40]!r}") from None
 
 
-def too_late(job: Job[Any], allowed: limits.Limits) -> str:
+def too_late(job: Job[Any], allowed: Limits) -> str:
     return f"{str(job)!r} did not answer within {allowed.seconds:.0f} s"
 
 

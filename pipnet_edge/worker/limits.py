@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from pipnet_edge.worker.protocol import Count, Infer, Job, Time
 
 # Seconds: for what has to answer soon, to load a network, and for each frame. The slowest boards take less.
 SOON, LOAD, FRAME = 60.0, 600.0, 10.0
-# Bytes of all lines: of any job, of the samples of a second and of a frame. 1 << 18 is 8000 frames a second.
-LINES, LINES_A_SECOND, LINES_A_FRAME = 1 << 24, 1 << 18, 64
+# Lines, and characters of all lines: of any job, of the samples of a second, of a frame. 1 << 18 is 8000 frames.
+LINES, LINES_A_SECOND, LINES_A_FRAME = 1 << 12, 8, 2
+TEXT, TEXT_A_SECOND, TEXT_A_FRAME = 1 << 24, 1 << 18, 64
 # Bytes of memory: of any worker and of each CPU (its threads' stacks), and how many times the model and the crops.
 MEMORY, MEMORY_A_CPU, MODELS, CROPS = 2 << 30, 32 << 20, 20, 16
 MOST_MEMORY = 1 << 40
@@ -20,10 +21,15 @@ MOST_MEMORY = 1 << 40
 
 @dataclass(frozen=True)
 class Limits:
-    """seconds: from the start of a worker to its end. lines: bytes of all that it tells."""
+    """seconds: from the start of a worker to its end. lines: of all that it tells; text: their characters."""
 
     seconds: float
-    lines: int
+    lines: int = LINES
+    text: int = TEXT
+
+
+# Of jobs that have to answer soon.
+ANSWERS = Limits(SOON)
 
 
 def of(job: Job[Any], slowness: float = 1.0) -> Limits:
@@ -38,9 +44,12 @@ def of(job: Job[Any], slowness: float = 1.0) -> Limits:
     elif isinstance(job, Count):
         frames, seconds = job.frames, 0.0
     else:
-        return Limits(SOON * slowness, LINES)
-    lines = LINES + int(LINES_A_SECOND * seconds) + LINES_A_FRAME * frames
-    return Limits(seconds + (LOAD + FRAME * frames) * slowness, lines)
+        return replace(ANSWERS, seconds=SOON * slowness)
+    return Limits(
+        seconds + (LOAD + FRAME * frames) * slowness,
+        LINES + int(LINES_A_SECOND * seconds) + LINES_A_FRAME * frames,
+        TEXT + int(TEXT_A_SECOND * seconds) + TEXT_A_FRAME * frames,
+    )
 
 
 def memory(model: int, crops: str | None = None) -> int:

@@ -120,7 +120,7 @@ class Board:
     def _follow(self, job: Job[Answer], listen: Listen) -> Answer:
         allowed = limits.of(job)
         try:
-            answer = calls.follow(self._lines(job, allowed), job, listen, allowed.lines)
+            answer = calls.follow(self._lines(job, allowed), job, listen, allowed)
         except Lost:
             raise
         except BaseException:
@@ -186,6 +186,9 @@ def connect(
             if status and not lost:
                 reason = calls.last_line(line.said())
                 raise EdgeError(f"{host}: did not clean up ({reason}); ~/.cache/pipnet-edge may still lie there")
+        except KeyboardInterrupt:
+            line.close(wire.HURRIED)
+            raise
         finally:
             line.close()
 

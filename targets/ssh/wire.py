@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from pipnet_edge import strict
+from pipnet_edge import confined, strict
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets.ssh import far
 from pipnet_edge.worker.call import Lost, last_line, text_of
 from pipnet_edge.worker.protocol import EVENT, LONGEST
 
 BEAT, PATIENCE, CLOSING = 4.0, 30.0, 20.0  # seconds between signs of life, without one, and for the far end to go
+HURRIED = 1.0  # seconds for the far end to go after Ctrl-C; it also cleans up by itself
 REPLY = 300.0  # seconds for any reply but a worker's
+MEMORY = 1 << 30  # bytes that ssh may have
 WAITING = 64  # messages that are read ahead
 
 Request = Mapping[str, Any]
@@ -31,13 +34,16 @@ class Wire:
 
     def __init__(self, command: Sequence[str], stderr: TextIO) -> None:
         self.stderr = stderr
-        try:
-            # A session of its own: Ctrl-C reaches only this process, and ssh has no terminal to ask questions on.
-            self.ssh = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
-            )
-        except FileNotFoundError:
-            raise EdgeError("there is no ssh in PATH; install OpenSSH's client") from None
+        if not shutil.which(command[0]):
+            raise EdgeError("there is no ssh in PATH; install OpenSSH's client")
+        # A session of its own: Ctrl-C reaches only this process, and ssh has no terminal to ask questions on.
+        self.ssh = subprocess.Popen(
+            confined.command(command, MEMORY),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
+        )
         self.received: queue.Queue[Received | EdgeError | None] = queue.Queue(WAITING)
         self.writing, self.closed = threading.Lock(), threading.Event()
         self.noise = ""
@@ -92,15 +98,18 @@ class Wire:
             self.ssh.wait(CLOSING)
         return Lost(last_line(self.said() or f"ssh ended with status {self.ssh.returncode}"))
 
-    def close(self) -> int:
-        """Ends the far end, which cleans up when its stdin ends, and returns ssh's exit status."""
+    def close(self, seconds: float | None = None) -> int:
+        """Ends the far end, which cleans up when its stdin ends, and returns ssh's exit status.
+
+        After so many seconds, by default CLOSING, ssh is killed.
+        """
         assert self.ssh.stdin is not None
         assert self.ssh.stdout is not None
         self.closed.set()
         try:
             with contextlib.suppress(BrokenPipeError):
                 self.ssh.stdin.close()
-            return self.ssh.wait(CLOSING)
+            return self.ssh.wait(CLOSING if seconds is None else seconds)
         except subprocess.TimeoutExpired:
             return -1
         finally:
@@ -152,11 +161,14 @@ class Wire:
                 yield message, content
 
     def _put(self, received: Received | EdgeError | None) -> None:
-        """Waits for room, unless nobody reads any more."""
-        while not self.closed.is_set():
-            with contextlib.suppress(queue.Full):
-                self.received.put(received, timeout=0.1)
-                return
+        """Waits for room; makes it when nobody reads any more."""
+        while True:
+            try:
+                return self.received.put(received, timeout=0.1)
+            except queue.Full:
+                if self.closed.is_set():
+                    with contextlib.suppress(queue.Empty):
+                        self.received.get_nowait()
 
     def _beat(self) -> None:
         with contextlib.suppress(Lost, ValueError):  # ValueError: closed meanwhile
