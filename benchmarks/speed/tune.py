@@ -221,12 +221,12 @@ def tune(call: Call, target: str, bundle: Bundle, plan: Plan, name: str, machine
     run, created = runs[chosen], datetime.now(UTC).isoformat(timespec="seconds")
     cpus = () if chosen.cpus == everything else chosen.cpus
     facts = results.facts_of(machine.facts)
-    tuned = Tuned(chosen.variant, chosen.threads, cpus, round(ms, 4), _ran(run, runs.values(), facts), created)
+    tuned = Tuned(chosen.variant, chosen.threads, cpus, round(ms, 4), ran(run, runs.values(), facts), created)
     px = {variant.name: variant.parity.px_mean if variant.parity else None for variant in bundle.variants}
     return Found(target, name, tuned, chosen, trials, px, results.warnings(run, facts))
 
 
-def _ran(chosen: Measured, runs: Collection[Measured], facts: results.Facts) -> str:
+def ran(chosen: Measured, runs: Collection[Measured], facts: results.Facts) -> str:
     """What ran, and the load that was beside it in most of the runs."""
     busy = [load for run in runs if (load := results.other_load(run, facts)) is not None]
     return f"{chosen.runtime}, under load {median(busy):.1f}" if 2 * len(busy) > len(runs) else chosen.runtime or ""
