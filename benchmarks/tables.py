@@ -11,6 +11,7 @@ import numpy as np
 
 from pipnet_edge import host
 from pipnet_edge.benchmarks.speed.result import warnings
+from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.output import Table
 from pipnet_edge.words import megabytes
 
@@ -29,7 +30,7 @@ def network(spec: ModelSpec, source: Source) -> Table:
     before, after = map(megabytes, source.onnx_bytes)
     return _facts(
         ("backbone", spec.backbone),
-        ("landmarks", f"{spec.num_lms} ({spec.mean_face.name}), {spec.num_nb} neighbours each"),
+        ("landmarks", f"{spec.num_lms} ({spec.mean_face.name}), {_neighbours(spec.num_nb)}"),
         ("input", _input(spec.input_size, spec.net_stride)),
         ("parameters", f"{source.parameters / 1e6:.2f} M"),
         ("ONNX nodes", f"{source.onnx_nodes[0]} -> {source.onnx_nodes[1]}"),
@@ -42,10 +43,14 @@ def checkpoint(found: Mapping[str, Any]) -> Table:
     datasets = " or ".join(found["datasets"]) or "no known dataset: convert with --meanface"
     return _facts(
         ("backbone", found["backbone"]),
-        ("landmarks", f"{found['num_lms']} ({datasets}), {found['num_nb']} neighbours each"),
+        ("landmarks", f"{found['num_lms']} ({datasets}), {_neighbours(found['num_nb'])}"),
         ("input", _input(found["input_size"], found["net_stride"])),
         ("parameters", f"{found['parameters'] / 1e6:.2f} M"),
     )
+
+
+def _neighbours(num_nb: int) -> str:
+    return f"{num_nb} neighbours each" if num_nb else "no neighbours (three maps)"
 
 
 def _facts(*rows: tuple[str, str]) -> Table:
@@ -102,16 +107,16 @@ def _budget_columns(spent: Budget) -> tuple[tuple[str, str], ...]:
 
 
 def parity(rows: Sequence[ParityRow]) -> Table:
+    names = next((list(row.maps) for row in rows if row.maps), list(MAP_NAMES))
     cells = []
     for row in rows:
         if row.maps is None:
-            cells.append([row.variant, "absent" if row.skipped else "FAIL", *[""] * 8])
+            cells.append([row.variant, "absent" if row.skipped else "FAIL", *[""] * (3 + len(names))])
             continue
-        maps = [f"{row.maps[name][0]:.1e}" for name in row.maps]
+        maps = [f"{row.maps[name][0]:.1e}" for name in names]
         numbers = [str(row.flips), f"{row.px_mean:.5f}", f"{row.px_max:.5f}"]
         cells.append([row.variant, "FAIL" if row.failure else "ok", *numbers, *maps])
-    maps = ["score", "offset_x", "offset_y", "neighbor_x", "neighbor_y"]
-    return Table(["variant", "", ">flips", ">px mean", ">px max", *[f">max |{name}|" for name in maps]], cells)
+    return Table(["variant", "", ">flips", ">px mean", ">px max", *[f">max |{name}|" for name in names]], cells)
 
 
 # Column, metric, digits, and whether the interval is shown.

@@ -30,7 +30,7 @@ class Core:
 
     path: ONNX with input `image` (1, 3, S, S) float32 normalised RGB and named outputs; its folder is scratch space.
     nodes and sizes (bytes) are (before, after) simplification; after equals before when that was switched off.
-    outputs: what the network returns, in order: the names of decode.Maps or decode.Features.
+    outputs: what the network returns, in order: decode.map_names or decode.FEATURE_NAMES.
     """
 
     net: nn.Module

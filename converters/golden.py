@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from pipnet_edge.converters.checkpoint.nets import HEAD_KEYS
 from pipnet_edge.converters.checkpoint.network import Network, maps_of
 from pipnet_edge.converters.demo import FACES
+from pipnet_edge.decode import map_names
 from pipnet_edge.preprocess import Rect, cut, read_picture
 
 COUNT = 4
 
 
 def write(path: Path, network: Network) -> None:
-    """Writes golden.npz: crops (n, S, S, 3) uint8 RGB and the torch network's maps, batch axis first."""
+    """Writes golden.npz: crops (n, S, S, 3) uint8 RGB and the torch network's maps, five or three, batch axis first."""
     pictures = [read_picture(face) for face in sorted(FACES.glob("*.jpg"))[:COUNT]]
     crops = np.stack([cut(p, Rect.whole(p), network.spec.input_size) for p in pictures])
     maps = maps_of(network, crops)
-    arrays: Any = {name: getattr(maps, name) for name in HEAD_KEYS}
+    arrays: Any = {name: getattr(maps, name) for name in map_names(network.spec.num_nb)}
     np.savez_compressed(path, crops=crops, **arrays)

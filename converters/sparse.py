@@ -59,9 +59,8 @@ def _heads(layers: list[nn.Module], num_lms: int) -> Heads:
         weights.append(layer.weight.detach().numpy().reshape(num_lms, -1, channels))
         bias = np.zeros(layer.out_channels, np.float32) if layer.bias is None else layer.bias.detach().numpy()
         biases.append(bias.reshape(num_lms, -1))
-    # Each axis: the landmark's own offset, then its neighbours'.
-    x, y, near_x, near_y = range(4)
-    axes = ((x, near_x), (y, near_y))
+    # Each axis: the landmark's own offset, then its neighbours' if it has any.
+    axes = (range(0, len(layers), 2), range(1, len(layers), 2))
     return Heads(
         np.stack([np.concatenate([weights[i] for i in axis], axis=1) for axis in axes], axis=1),
         np.stack([np.concatenate([biases[i] for i in axis], axis=1) for axis in axes], axis=1),

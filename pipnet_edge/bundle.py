@@ -14,9 +14,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipnet_edge import folders, npz, runtimes
 from pipnet_edge import manifest as manifests
-from pipnet_edge import npz, runtimes
-from pipnet_edge.decode import Decoder, Heads, Maps, map_shapes
+from pipnet_edge.decode import Decoder, Heads, Maps, map_names, map_shapes
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.manifest import (
     CONV,
@@ -130,9 +127,21 @@ class Bundle(Manifest):
         """The golden crops (n, S, S, 3) uint8 RGB and the float network's maps, batch axis first."""
         side, shapes = self.spec.input_size, map_shapes(self.spec)
         forms = {"crops": Form(("n", side, side, 3), (np.uint8,))}
-        forms |= {name: Form(("n", *shape)) for name, shape in shapes.items()}
+        forms |= {name: Form(("n", *shapes[name])) for name in map_names(self.spec.num_nb)}
         arrays = npz.read(self.golden.verified(self.folder), forms)
-        return arrays["crops"], Maps(**{name: arrays[name] for name in shapes})
+        crops = arrays.pop("crops")
+        # Maps of neighbours, where there are none, are not in the file.
+        empty = {name: np.zeros((len(crops), *shape), np.float32) for name, shape in shapes.items() if 0 in shape}
+        return crops, Maps(**empty, **arrays)
+
+    def damaged(self) -> dict[str, list[str]]:
+        """Variant name -> what is wrong with its files; no entry for a whole one. The golden cases are "golden"."""
+        parts = {"golden": (self.golden,), **{variant.name: variant.files for variant in self.variants}}
+        found = {
+            name: [f"{file.path} {fault}" for file in listed if (fault := file.fault(self.folder))]
+            for name, listed in parts.items()
+        }
+        return {name: faults for name, faults in found.items() if faults}
 
     @property
     def sha256(self) -> str:
@@ -152,47 +161,25 @@ class Bundle(Manifest):
 def read(folder: Path) -> Bundle:
     """Reads and checks a bundle's manifest. Raises EdgeError for anything that is not a bundle of this version.
 
-    Files are hashed when they are opened, not here.
+    Files are hashed when they are opened, not here. An older bundle that a killed program had just moved away from
+    this path is put back first.
     """
+    if not os.path.lexists(folder) and folder.absolute().parent.is_dir():
+        with contextlib.suppress(OSError):
+            folders.sweep(folder.absolute())
     return Bundle(**vars(manifests.read(folder)), folder=folder)
 
 
-@contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path) -> contextlib.AbstractContextManager[Path]:
     """A new empty folder. It replaces `folder` if the block ends well, and is removed if it does not.
 
-    An existing bundle is replaced; anything else at that path is refused before any work is done. The new folder lies
-    next to the old one, so that the last step is a rename and a crash leaves nothing half-made.
+    An existing bundle is replaced; anything else at that path is refused before any work is done. However the program
+    ends, the older bundle or the new one is whole at that path.
     """
-    final = folder.absolute()
-    if os.path.lexists(final) and not (final / MANIFEST).is_file() and not _is_empty(final):
-        raise EdgeError(f"{folder} exists and is not a bundle; give another place with -o or remove it")
-    made = [parent for parent in final.parents if not parent.exists()]
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
-    except OSError as e:
-        raise EdgeError(f"cannot write into {final.parent}: {e.strerror}") from e
-    try:
-        new, old = scratch / "new", scratch / "old"
-        new.mkdir()
-        yield new
-        if final.exists():
-            final.rename(old)
-        try:
-            new.rename(final)
-        except BaseException:
-            if old.exists():
-                old.rename(final)
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if not final.exists():
-            # Deepest first. A folder stays if another program has put a file into it.
-            with contextlib.suppress(OSError):
-                for parent in made:
-                    parent.rmdir()
 
+    def check(final: Path) -> None:
+        is_empty = final.is_dir() and not os.listdir(final)
+        if os.path.lexists(final) and not (final / MANIFEST).is_file() and not is_empty:
+            raise EdgeError(f"{folder} exists and is not a bundle; give another place with -o or remove it")
 
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not os.listdir(path)
+    return folders.replacing(folder, check)

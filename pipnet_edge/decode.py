@@ -23,7 +23,7 @@ class Maps:
     """A network's dense output, float32, raw scores and offsets in grid units; a leading batch axis B is optional.
 
     score, offset_x, offset_y: ([B,] L, H, W). neighbor_x, neighbor_y: ([B,] L, N, H, W), the offset from the winning
-    cell of landmark l to its k-th neighbour at [l, k].
+    cell of landmark l to its k-th neighbour at [l, k]. A network of three maps has no neighbours: there N is 0.
     """
 
     score: Array
@@ -42,6 +42,11 @@ class Maps:
 
 
 MAP_NAMES = tuple(field.name for field in fields(Maps))
+
+
+def map_names(num_nb: int) -> tuple[str, ...]:
+    """The maps that a network of so many neighbours returns, in order: all five, or three if it has none."""
+    return MAP_NAMES if num_nb else MAP_NAMES[:3]
 
 
 @dataclass(frozen=True)
@@ -100,9 +105,10 @@ class Winners:
     @staticmethod
     def at(maps: Maps, cell: NDArray[np.intp]) -> Winners:
         """The values of maps ([B,] L, ...) at these cells ([B,] L)."""
+        cells = math.prod(maps.score.shape[-2:])
         picked = [
             np.take_along_axis(
-                part.reshape(*cell.shape, -1, math.prod(maps.score.shape[-2:])), cell[..., None, None], -1
+                part.reshape(*cell.shape, math.prod(part.shape[cell.ndim : -2]), cells), cell[..., None, None], -1
             )
             for part in (maps.offset_x, maps.neighbor_x, maps.offset_y, maps.neighbor_y)
         ]
@@ -118,23 +124,25 @@ WINNER_NAMES = tuple(field.name for field in fields(Winners))
 Output = Maps | Features | Winners
 
 
-def outputs(names: Collection[str]) -> type[Maps] | type[Features] | type[Winners]:
+def outputs(names: Collection[str], spec: ModelSpec) -> type[Maps] | type[Features] | type[Winners]:
     """The kind of output that a model with these output names gives. Raises EdgeError when it is none of the three."""
-    for kind in (Maps, Features, Winners):
-        if set(names) >= {field.name for field in fields(kind)}:
+    kinds = {Maps: map_names(spec.num_nb), Features: FEATURE_NAMES, Winners: WINNER_NAMES}
+    for kind, needed in kinds.items():
+        if set(names) >= set(needed):
             return kind
-    needed = " or ".join(", ".join(allowed) for allowed in (MAP_NAMES, FEATURE_NAMES, WINNER_NAMES))
-    raise EdgeError(f"outputs {', '.join(sorted(names))}; {needed} are needed")
+    allowed = " or ".join(map(", ".join, kinds.values()))
+    raise EdgeError(f"outputs {', '.join(sorted(names))}; {allowed} are needed")
 
 
 def _arrays(outputs: Mapping[str, NDArray[np.generic]], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
     """Outputs by name, contiguous, float32 and in these shapes. Raises EdgeError naming one that does not fit."""
     found = {}
     for name, shape in shapes.items():
-        if name not in outputs:
+        if name not in outputs and 0 not in shape:
             raise EdgeError(f"the model has no output {name!r}, only {', '.join(sorted(outputs))}")
         try:
-            found[name] = np.ascontiguousarray(outputs[name], np.float32).reshape(shape)
+            # A network of three maps has no output for the two empty ones.
+            found[name] = np.ascontiguousarray(outputs.get(name, np.zeros(shape)), np.float32).reshape(shape)
         except ValueError:
             raise EdgeError(f"output {name!r} has shape {outputs[name].shape}, {shape} is needed") from None
     return found
@@ -269,7 +277,7 @@ class Decoder:
             shapes = {"score": shapes["score"], "features": (self._heads[0].shape[-1], *shapes["score"][1:])}
         for name, shape in shapes.items():
             values: Array = getattr(maps, name)
-            if values.shape != lead + shape or len(lead) > 1 or not values.size:
+            if values.shape != lead + shape or len(lead) > 1 or not maps.score.size:
                 raise EdgeError(
                     f"map {name!r} has shape {values.shape}, needed is {shape}, or with one batch axis before it"
                 )

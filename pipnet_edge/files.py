@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,13 +38,23 @@ def opened(path: Path, largest: int) -> Iterator[IO[bytes]]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all. Raises EdgeError with the system's reason."""
-    # Two processes may write the same file. Each has a scratch file of its own, and the last one wins.
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Writes a file whole or not at all; a device or a pipe at that path is written to.
+
+    Raises EdgeError with the system's reason.
+    """
     try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        # A link stays a link. The scratch file's name cannot be foreseen, and nothing that is there is taken for it.
+        final = path.resolve()
+        scratch = final.with_name(f".{secrets.token_hex(8)}.part")
         try:
-            scratch.write_bytes(content)
-            scratch.replace(path)
+            with scratch.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(final)
         finally:
             with contextlib.suppress(OSError):
                 scratch.unlink(missing_ok=True)

@@ -44,7 +44,8 @@ class MeanFace:
 class ModelSpec:
     """A trained PIPNet's shape and conventions. Contradictions are refused when it is built (EdgeError).
 
-    num_lms L landmarks, num_nb N neighbours each; input_size S pixels square, maps of S / net_stride cells square.
+    num_lms L landmarks, num_nb N neighbours each, 0 for a network of three maps; input_size S pixels square, maps of
+    S / net_stride cells square.
     mean and std are per RGB channel, for values in [0, 1]. crop names the crop policy the network was trained for.
     clamp limits landmarks to the crop, which the reference does not do.
     """
@@ -66,8 +67,8 @@ class ModelSpec:
                 f"the network predicts {self.num_lms} landmarks, mean face {self.mean_face.name!r} has "
                 f"{len(self.mean_face.points)}"
             )
-        if not 1 <= self.num_nb < self.num_lms:
-            raise EdgeError(f"{self.num_nb} neighbours of {self.num_lms} landmarks; allowed: 1 to {self.num_lms - 1}")
+        if not 0 <= self.num_nb < self.num_lms:
+            raise EdgeError(f"{self.num_nb} neighbours of {self.num_lms} landmarks; allowed: 0 to {self.num_lms - 1}")
         if self.net_stride not in NET_STRIDES:
             raise EdgeError(f"net stride {self.net_stride}; allowed: {', '.join(map(str, NET_STRIDES))}")
         if not self.net_stride <= self.input_size <= 4096 or self.input_size % self.net_stride:

@@ -137,8 +137,8 @@ def _differences(want: tuple[Landmarks, Maps | Winners], got: tuple[Landmarks, M
         offsets = np.where(there[..., None, None], ours.offsets, theirs.offsets)
         others = theirs.by_map()
         pairs = {name: (value, others[name]) for name, value in Winners(ours.score, offsets).by_map().items()}
-    # float64, because a difference of two maps can be out of float32's range.
-    return {name: (a.astype(np.float64), np.abs(b.astype(np.float64) - a)) for name, (a, b) in pairs.items()}
+    # float64, because a difference of two maps can be out of float32's range. Without neighbours, two maps are empty.
+    return {name: (a.astype(np.float64), np.abs(b.astype(np.float64) - a)) for name, (a, b) in pairs.items() if a.size}
 
 
 def _broken_limit(row: Row, limit: Limit) -> str | None:

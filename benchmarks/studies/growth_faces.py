@@ -71,7 +71,8 @@ def _batch(bundle: Bundle, variant: str, threads: int, batched: Path) -> Way:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = adapter.onnxruntime.InferenceSession(str(batched), options, providers=[adapter.CPU])
     names = [output.name for output in session.get_outputs()]
-    kind, decode, spec = outputs(names), bundle.decoder(variant), bundle.spec
+    decode, spec = bundle.decoder(variant), bundle.spec
+    kind = outputs(names, spec)
 
     def locate(picture: Picture, rects: Sequence[Rect]) -> NDArray[np.float32]:
         crops = np.stack([cut(picture, rect, spec.input_size) for rect in rects])

@@ -6,15 +6,16 @@ next to the original code. Layouts follow jhb86253817/PIPNet, lib/networks.py an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from pipnet_edge.decode import map_names
 from pipnet_edge.errors import EdgeError
 
-# Order in which every network returns its maps; the names are those of pipnet_edge.decode.Maps.
+# Order in which every network returns its maps, all five or the first three; the names are those of decode.Maps.
 HEAD_KEYS = {
     "score": "cls_layer",
     "offset_x": "x_layer",
@@ -24,8 +25,14 @@ HEAD_KEYS = {
 }
 
 
+def head_keys(state: Collection[str]) -> dict[str, str]:
+    """HEAD_KEYS, or its first three if a checkpoint with these keys has neither neighbour head."""
+    has_neighbours = any(f"{HEAD_KEYS[name]}.weight" in state for name in ("neighbor_x", "neighbor_y"))
+    return {name: HEAD_KEYS[name] for name in map_names(int(has_neighbours))}
+
+
 class Pipnet(nn.Module):
-    """Backbone and five 1x1 heads.
+    """Backbone and five 1x1 heads, or three: a network without neighbours returns the first three maps.
 
     `forward` takes (B, 3, S, S) float32 normalised RGB and returns score, offset_x, offset_y (B, L, H, W) and
     neighbor_x, neighbor_y (B, L*N, H, W) with channel l*N+k, all raw (no sigmoid), offsets in grid units.
@@ -34,7 +41,7 @@ class Pipnet(nn.Module):
     def __init__(self, backbone: nn.Module, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.backbone = backbone
-        self.heads = nn.ModuleDict({name: heads[name] for name in HEAD_KEYS})
+        self.heads = nn.ModuleDict({name: heads[name] for name in HEAD_KEYS if name in heads})
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         features = self.backbone(image)
@@ -316,7 +323,7 @@ def build(state: Mapping[str, Tensor]) -> tuple[str, int, Pipnet]:
         raise EdgeError(
             f"no known backbone in these {len(state)} keys: ResNet18/50/101, MobileNetV2 and MobileNetV3 are supported"
         )
-    net = Pipnet(module, {name: weights.conv(key) for name, key in HEAD_KEYS.items()})
+    net = Pipnet(module, {name: weights.conv(key) for name, key in head_keys(state).items()})
     leftover = weights.leftover()
     if leftover:
         raise EdgeError(

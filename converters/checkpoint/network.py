@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipnet_edge.converters.checkpoint.nets import HEAD_KEYS
-from pipnet_edge.decode import Maps
+from pipnet_edge.decode import MAP_NAMES, Maps, map_names
 from pipnet_edge.spec import ModelSpec
 
 
@@ -35,6 +34,6 @@ def maps_of(network: Network, crops: NDArray[np.uint8]) -> Maps:
     spec, each = network.spec, []
     with torch.no_grad():
         for image in normalise(crops, spec):
-            outputs = dict(zip(HEAD_KEYS, (m.numpy() for m in network.net(image[None])), strict=True))
+            outputs = dict(zip(map_names(spec.num_nb), (m.numpy() for m in network.net(image[None])), strict=True))
             each.append(Maps.from_outputs(outputs, spec))
-    return Maps(**{name: np.stack([getattr(maps, name) for maps in each]) for name in HEAD_KEYS})
+    return Maps(**{name: np.stack([getattr(maps, name) for maps in each]) for name in MAP_NAMES})

@@ -39,7 +39,7 @@ class Options:
 class Found:
     """What a file says about itself: sizes, read from keys and shapes, and the torch network.
 
-    net takes (1, 3, S, S) float32 normalised RGB, S = input_size, and returns the five maps (nets.HEAD_KEYS).
+    net takes (1, 3, S, S) float32 normalised RGB, S = input_size, and returns five or three maps (nets.HEAD_KEYS).
     """
 
     backbone: str
@@ -183,7 +183,7 @@ def _unpickle(path: Path, trust_pickle: bool) -> object:
 def _heads(path: Path, state: Mapping[str, Tensor]) -> tuple[int, int]:
     """(landmarks, neighbours) from the head shapes."""
     rows = {}
-    for key in nets.HEAD_KEYS.values():
+    for key in nets.head_keys(state).values():
         weight = state.get(f"{key}.weight")
         if weight is None:
             like = (
@@ -193,11 +193,9 @@ def _heads(path: Path, state: Mapping[str, Tensor]) -> tuple[int, int]:
             )
             raise EdgeError(f"{path} has no PIPNet head {key!r}.weight (it has {like})".replace("'.weight", ".weight'"))
         rows[key] = weight.shape[0]
-    num_lms = rows["cls_layer"]
-    num_nb = rows["nb_x_layer"] // max(num_lms, 1)
-    if not (
-        rows["x_layer"] == rows["y_layer"] == num_lms
-        and rows["nb_x_layer"] == rows["nb_y_layer"] == num_lms * num_nb > 0
-    ):
+    num_lms, *own = list(rows.values())[:3]
+    near = list(rows.values())[3:]
+    num_nb = near[0] // max(num_lms, 1) if near else 0
+    if own != [num_lms] * 2 or any(size != num_lms * num_nb or not size for size in near):
         raise EdgeError(f"{path}: head sizes {rows} do not fit each other (L, L, L, L*N, L*N are needed)")
     return num_lms, num_nb

@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from pipnet_edge.converters.checkpoint.network import normalise
 from pipnet_edge.converters.graph import CONVOLUTIONS, convolutions, gates, module, points, readers_of
 from pipnet_edge.converters.quantize.scheme import Quantized, stored
-from pipnet_edge.decode import MAP_NAMES, Decoder, Landmarks, Maps, map_shapes
+from pipnet_edge.decode import Decoder, Landmarks, Maps, map_names, map_shapes
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
@@ -180,9 +180,11 @@ class _Network:
         return self.decode(_Mixed(self, int8, image).finish({}, 0))
 
     def decode(self, outputs: Sequence[Tensor]) -> Landmarks:
-        shapes = map_shapes(self.quantized.spec)
-        maps = zip(MAP_NAMES, outputs, strict=True)
-        return self._decode(Maps(**{name: out.numpy().reshape(-1, *shapes[name]) for name, out in maps}))
+        spec = self.quantized.spec
+        given = dict(zip(map_names(spec.num_nb), (out.numpy() for out in outputs), strict=True))
+        lead, none = len(outputs[0]), np.zeros(0, np.float32)
+        maps = {name: given.get(name, none).reshape(lead, *shape) for name, shape in map_shapes(spec).items()}
+        return self._decode(Maps(**maps))
 
     def sweep(
         self, image: Tensor, base: AbstractSet[str], changes: Mapping[str, AbstractSet[str]]

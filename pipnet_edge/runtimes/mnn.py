@@ -40,7 +40,7 @@ class Session:
             raise EdgeError(f"{folder / FILES[0]} has no input 'image'")
         self._input = inputs["image"]
         self._outputs = self._interpreter.getSessionOutputAll(self._session)
-        self._kind = outputs(self._outputs)
+        self._kind = outputs(self._outputs, spec)
         self._host = {name: _nchw(tensor) for name, tensor in self._outputs.items()}
         mean, scale = [255.0 * m for m in spec.mean], [1.0 / (255.0 * s) for s in spec.std]
         self._process = MNN.CVImageProcess(

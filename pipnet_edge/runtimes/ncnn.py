@@ -36,7 +36,7 @@ class Session:
         if list(self._net.input_names()) != ["image"]:
             raise EdgeError(f"{folder / FILES[0]} has no input 'image'")
         self._names = list(self._net.output_names())
-        self._kind = outputs(self._names)
+        self._kind = outputs(self._names, spec)
 
     def run(self, crop: NDArray[np.uint8]) -> Output:
         side = self._spec.input_size

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import npz
-from pipnet_edge.decode import MAP_NAMES, Maps
+from pipnet_edge.decode import Maps, map_names
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
@@ -25,14 +25,14 @@ class Session:
     """Gives the golden maps of a golden crop, even of one that was resized on its way. Refuses any other crop."""
 
     def __init__(self, folder: Path, spec: ModelSpec, precision: str, threads: int) -> None:
-        self._spec = spec
+        self._spec, self._names = spec, map_names(spec.num_nb)
         golden = npz.read_all(folder / FILES[0])
-        self._golden = {name: golden[name] for name in ("crops", *MAP_NAMES)}
+        self._golden = {name: golden[name] for name in ("crops", *self._names)}
 
     def run(self, crop: NDArray[np.uint8]) -> Maps:
         for index, known in enumerate(self._golden["crops"]):
             if np.abs(known.astype(np.int16) - crop).mean() <= TOLERANCE:
-                return Maps.from_outputs({name: self._golden[name][index] for name in MAP_NAMES}, self._spec)
+                return Maps.from_outputs({name: self._golden[name][index] for name in self._names}, self._spec)
         raise EdgeError("the null runtime knows only the golden crops, and this crop is none of them")
 
     def close(self) -> None:

@@ -44,7 +44,7 @@ class Session:
         if [i.name for i in self._session.get_inputs()] != ["crop"]:
             raise EdgeError(f"{folder / FILES[0]} has no input 'crop'")
         self._names = [output.name for output in self._session.get_outputs()]
-        self._kind = outputs(self._names)
+        self._kind = outputs(self._names, spec)
 
     def run(self, crop: NDArray[np.uint8]) -> Output:
         found = self._session.run(self._names, {"crop": crop[None]})

@@ -55,7 +55,7 @@ class Session:
         key = next(iter(signatures), None)
         if key is None or signatures[key]["inputs"] != ["crop"]:
             raise EdgeError(f"{folder / FILES[0]} has no signature that takes 'crop'")
-        self._kind = outputs(signatures[key]["outputs"])
+        self._kind = outputs(signatures[key]["outputs"], spec)
         # The model is run through its tensors. The signature's runner would set their shapes again for every crop, and
         # while a runner exists the interpreter allocates nothing.
         self._crop = _indexes(interpreter.get_signature_runner(key).get_input_details())["crop"]

@@ -70,7 +70,7 @@ def heads(folder: Path, variant: str) -> Arrays | None:
 def decode(about: dict[str, Any], outputs: Arrays, heads: Arrays | None) -> tuple[Any, Any, Any]:
     given = {name: about[name] for name in ("num_lms", "num_nb", "net_stride", "input_size", "clamp")}
     spec = ModelSpec("any", mean_face=face(about["points"]), **given)
-    found = decoding.outputs(outputs).from_outputs(outputs, spec)
+    found = decoding.outputs(outputs, spec).from_outputs(outputs, spec)
     landmarks = decoding.Decoder(spec, decoding.Heads(**heads) if heads else None)(found)
     return landmarks.points, landmarks.score, landmarks.cell
 

@@ -56,7 +56,7 @@ def specs() -> Callable[..., st.SearchStrategy[ModelSpec]]:
         places = draw(st.lists(st.tuples(whole, whole), min_size=2, max_size=most, unique=True))
         face = MeanFace("drawn", tuple((x / 64, y / 64) for x, y in places))
         stride, grid = draw(st.sampled_from((16, 32, 64, 128))), draw(st.integers(1, 8))
-        num_nb = draw(st.integers(1, len(places) - 1))
+        num_nb = draw(st.integers(0, len(places) - 1))
         return ModelSpec("any", len(places), num_nb, stride, stride * grid, face, clamp=draw(st.booleans()))
 
     return any_spec

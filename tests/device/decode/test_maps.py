@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipnet_edge.decode import MAP_NAMES, Decoder, Landmarks, Maps
+from pipnet_edge.decode import MAP_NAMES, Decoder, Landmarks, Maps, Winners, map_names
 from pipnet_edge.spec import MeanFace, ModelSpec, mean_faces, neighbour_table
 
 RandomMaps = Callable[..., Maps]
@@ -87,6 +87,20 @@ def test_golden_neighbour_table(case: tuple[ModelSpec, dict[str, NDArray[Any]]])
     assert table.shape == (spec.num_lms, int(arrays["max_len"]))
     expected = arrays["reverse_index1"] * spec.num_nb + arrays["reverse_index2"]
     np.testing.assert_array_equal(table.ravel(), expected)
+
+
+def test_golden_landmarks_of_three_maps(case: tuple[ModelSpec, dict[str, NDArray[Any]]]) -> None:
+    """Without neighbours, a landmark is where the reference's own prediction is before fusion."""
+    with_neighbours, arrays = case
+    spec = replace(with_neighbours, num_nb=0)
+    assert map_names(spec.num_nb) == ("score", "offset_x", "offset_y")
+    maps = Maps.from_outputs({name: arrays[REFERENCE_NAMES[name]] for name in map_names(spec.num_nb)}, spec)
+    assert maps.neighbor_x.shape == maps.neighbor_y.shape == (spec.num_lms, 0, spec.grid, spec.grid)
+    found = Decoder(spec)(maps)
+    largest = max(1.0, np.abs(arrays["own"]).max())
+    np.testing.assert_allclose(found.points, arrays["own"], rtol=0, atol=1e-6 * largest)
+    np.testing.assert_array_equal(found.score, arrays["max_cls"])
+    assert_same(Decoder(spec)(Winners.at(maps, found.cell)), found)
 
 
 # --- The paper, written out.

@@ -198,16 +198,17 @@ def test_winners_are_bound_by_name(random_winners: RandomWinners) -> None:
 
 
 def test_what_a_model_gives_is_told_by_its_outputs_names() -> None:
-    assert outputs(MAP_NAMES) is Maps
-    assert outputs(FEATURE_NAMES) is Features
-    assert outputs(WINNER_NAMES) is Winners
-    assert outputs({"other", *reversed(FEATURE_NAMES)}) is Features
-    assert outputs({"other", *reversed(WINNER_NAMES)}) is Winners
+    assert outputs(MAP_NAMES, SPEC) is Maps
+    assert outputs(MAP_NAMES[:3], replace(SPEC, num_nb=0)) is Maps
+    assert outputs(FEATURE_NAMES, SPEC) is Features
+    assert outputs(WINNER_NAMES, SPEC) is Winners
+    assert outputs({"other", *reversed(FEATURE_NAMES)}, SPEC) is Features
+    assert outputs({"other", *reversed(WINNER_NAMES)}, SPEC) is Winners
     # What says most comes first.
-    assert outputs((*WINNER_NAMES, *FEATURE_NAMES, *MAP_NAMES)) is Maps
-    assert outputs((*WINNER_NAMES, *FEATURE_NAMES)) is Features
+    assert outputs((*WINNER_NAMES, *FEATURE_NAMES, *MAP_NAMES), SPEC) is Maps
+    assert outputs((*WINNER_NAMES, *FEATURE_NAMES, *MAP_NAMES[:3]), SPEC) is Features
     for names in ((), ("score",), ("features",), ("offsets",), FEATURE_NAMES[1:] + WINNER_NAMES[1:], MAP_NAMES[:-1]):
         with pytest.raises(EdgeError) as refusal:
-            outputs(names)
+            outputs(names, SPEC)
         choices = f"{', '.join(MAP_NAMES)} or {', '.join(FEATURE_NAMES)} or {', '.join(WINNER_NAMES)} are needed"
         assert str(refusal.value) == f"outputs {', '.join(sorted(names))}; {choices}"

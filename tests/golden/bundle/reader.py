@@ -35,11 +35,12 @@ def tables() -> dict[str, dict[str, str]]:
 TABLES = tables()
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\xa0\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 PLAIN: dict[str, Callable[[Any], bool]] = {
-    "int": lambda value: type(value) is int,
+    "int": lambda value: type(value) is int and abs(value) < 1 << 63,
     "bool": lambda value: type(value) is bool,
     "float": lambda value: type(value) in (int, float) and math.isfinite(value),
     "text": lambda value: type(value) is str and not UNPRINTABLE.search(value),
 }
+NEAR = ("neighbor_x", "neighbor_y")
 PART, TOP = re.compile("[A-Za-z0-9._-]{1,100}"), "The top object"
 FILES = {
     "onnx": {"model.onnx"},
@@ -86,7 +87,7 @@ def manifest(folder: Path) -> Any:
     need(fits(TOP, m), "fields and types")
     spec, face = m["spec"], m["spec"]["mean_face"]
     stride, size, count = spec["net_stride"], spec["input_size"], len(face["points"])
-    need(spec["num_lms"] == count >= 2 and 1 <= spec["num_nb"] < count, "landmarks and neighbours")
+    need(spec["num_lms"] == count >= 2 and 0 <= spec["num_nb"] < count, "landmarks and neighbours")
     need(stride in (16, 32, 64, 128) and stride <= size <= 4096 and size % stride == 0, "sizes")
     need(min(spec["std"]) > 0 and spec["crop"] in ("test", "demo"), "std and crop")
     need(all(0 <= i < count for i in face["nme_pair"] or ()), "pair")
@@ -102,6 +103,7 @@ def manifest(folder: Path) -> Any:
         need(v["precision"] in ("fp32", "fp16", "int8", "int8-full", "int16x8", "w8"), "precision")
     for file in (m["golden"], *(file for v in m["variants"] for file in v["files"])):
         check_path(file["path"])
+        need(0 <= file["size"] <= 1 << 30, "size")
     for t in m["tuned"].values():
         cpus = t["cpus"]
         need(t["variant"] in names and 1 <= t["threads"] <= (len(cpus) or 4096) and t["ms"] > 0, "tuned")
@@ -136,7 +138,7 @@ def golden(folder: Path) -> Arrays:
     spec, side = m["spec"], m["spec"]["input_size"]
     cells = (side // spec["net_stride"],) * 2
     maps = dict.fromkeys(("score", "offset_x", "offset_y"), (spec["num_lms"], *cells))
-    near = dict.fromkeys(("neighbor_x", "neighbor_y"), (spec["num_lms"], spec["num_nb"], *cells))
+    near = dict.fromkeys(NEAR if spec["num_nb"] else (), (spec["num_lms"], spec["num_nb"], *cells))
     shapes = {"crops": (side, side, 3), **maps, **near}
     found = arrays(checked(folder, m["golden"]), *shapes)
     n = len(found["crops"])
@@ -182,7 +184,7 @@ def table(points: Any, count: int) -> list[list[int]]:
 def decode(spec: dict[str, Any], outputs: Arrays, heads: Arrays | None) -> tuple[Any, Any, Any]:
     count, near, grid = spec["num_lms"], spec["num_nb"], spec["input_size"] // spec["net_stride"]
     per = {"neighbor_x": near * grid**2, "neighbor_y": near * grid**2, "offsets": 2 * (1 + near)}
-    sets = (["offset_x", "offset_y", "neighbor_x", "neighbor_y"], ["features"], ["offsets"])
+    sets = (["offset_x", "offset_y", *(NEAR if near else ())], ["features"], ["offsets"])
     (used, *_) = [["score", *names] for names in sets if outputs.keys() >= {"score", *names}] or [[]]
     need(used, "no set of outputs")
     for name in used:
@@ -202,7 +204,7 @@ def decode(spec: dict[str, Any], outputs: Arrays, heads: Arrays | None) -> tuple
         else:
             for axis, letter in enumerate("xy"):
                 seen[landmark, axis, 0] = flat[f"offset_{letter}"][landmark, 0, won]
-                seen[landmark, axis, 1:] = flat[f"neighbor_{letter}"][landmark, :, won]
+                seen[landmark, axis, 1:] = flat[f"neighbor_{letter}"][landmark, :, won] if near else 0
         seen[landmark] += np.array([[won % grid], [won // grid]])
     points = np.empty((count, 2))
     for landmark, row in enumerate(table(spec["points"], near)):
