@@ -115,4 +115,4 @@ def test_each_other_runtime_once(two: Bundle, monkeypatch: pytest.MonkeyPatch) -
         Choice("ncnn-fp32", 3),
         Choice("null-fp16", 3),
     ]
-    assert next(defaults.others(many, Choice("ncnn-int8", 2), 1, 3)) == Choice("onnx-fp32", 1)
+    assert next(defaults.others(many, Choice("ncnn-int8", 1), 1, 3)) == Choice("onnx-fp32", 1)

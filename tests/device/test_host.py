@@ -306,3 +306,10 @@ def test_peak_bytes_are_this_process_s_own() -> None:
     script = "from pipnet_edge import host\nprint(host.peak_bytes())"
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) < len(held)
+
+
+def test_threads_are_at_most_one_a_core() -> None:
+    assert host.cut_threads(3, 4) == (3, None)
+    assert host.cut_threads(4, 4) == (4, None)
+    assert host.cut_threads(5, 4) == (4, "5 threads are useless on 4 cores: 4 threads used")
+    assert host.cut_threads(100_000, 1) == (1, "100000 threads are useless on 1 core: 1 thread used")
