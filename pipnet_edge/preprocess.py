@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import platform
 import stat
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge import image_header, resize
+from pipnet_edge import confined, image_header, resize
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.image_header import Header
 from pipnet_edge.spec import CROPS
@@ -32,6 +34,18 @@ MOST_PIXELS, MOST_BYTES = 100_000_000, 400_000_000
 
 # The formats in which only EXIF can turn a picture, and the words that stand before it in them.
 PLAIN, EXIF = ("bmp", "gif", "jpeg", "netpbm", "png", "webp"), (b"Exif", b"eXIf", b"EXIF")
+
+# The formats whose pixels may be more than their headers say, because what is inside has a size of its own. A process
+# apart decodes them, which may take so many bytes, and so many more for each pixel that the header says.
+APART, BYTES, BYTES_A_PIXEL, SECONDS = ("avif",), 400_000_000, 16, 20.0
+DECODE = """
+import os, sys
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # a thread a core takes memory, and none is of use
+import cv2, numpy
+cv2.setNumThreads(1)
+picture = cv2.imdecode(numpy.fromfile(sys.argv[1], numpy.uint8), cv2.IMREAD_COLOR)
+sys.exit("no picture") if picture is None else numpy.save(sys.argv[2], picture)
+"""
 
 # The machines where OpenCV's own resizing gives other pixels and reads past the picture's end (see resize.py).
 RESIZED_OTHERWISE = ("aarch64", "arm64")
@@ -147,7 +161,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
 
     Raises EdgeError when it is not one, and before taking memory for it when it has over MOST_PIXELS or MOST_BYTES.
     """
-    return _decoded(path, _content(path)[0])
+    return _decoded(path, *_content(path))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -158,7 +172,7 @@ def image_size(path: Path) -> tuple[int, int]:
     data, header = _content(path)
     if header.format in PLAIN and not any(word in data for word in EXIF):
         return header.width, header.height
-    height, width = _decoded(path, data).shape[:2]
+    height, width = _decoded(path, data, header).shape[:2]
     return width, height
 
 
@@ -186,14 +200,31 @@ def _content(path: Path) -> tuple[bytes, Header]:
     return data, header
 
 
-def _decoded(path: Path, data: bytes) -> NDArray[np.uint8]:
+def _decoded(path: Path, data: bytes, header: Header) -> NDArray[np.uint8]:
     import cv2
 
     try:
         # Decoded from memory: imread fills the missing part of a cut-off JPEG with grey.
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        picture = (
+            _decoded_apart(data, header)
+            if header.format in APART
+            else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        )
     except cv2.error as e:
         raise EdgeError(f"{path} is not an image that OpenCV can read: {e.err}") from e
     if picture is None:
         raise EdgeError(f"{path} is not an image that OpenCV can read, or is cut off")
     return np.ascontiguousarray(picture[:, :, ::-1], dtype=np.uint8)
+
+
+def _decoded_apart(data: bytes, header: Header) -> NDArray[np.uint8] | None:
+    """(H, W, 3) uint8 BGR, or None if it is no picture or wants more memory than its header gives reason to."""
+    with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as folder:
+        given, made, log = (Path(folder, name) for name in ("image", "picture.npy", "log"))
+        given.write_bytes(data)
+        memory = BYTES + BYTES_A_PIXEL * header.width * header.height
+        with log.open("wb") as output:
+            program = (sys.executable, "-P", "-c", DECODE, str(given), str(made))
+            status = confined.run(program, Path(folder), output, memory, SECONDS)
+        picture: NDArray[np.uint8] | None = np.load(made) if status == 0 else None
+        return picture

@@ -204,6 +204,20 @@ def test_parts_that_are_longer_than_the_file(tmp_path: Path) -> None:
     assert image_header.read(struct.pack(">I4s", 16, b"ftyp") + b"avifavif" + deep) is None
 
 
+def test_a_picture_that_is_larger_than_its_boxes_say(tmp_path: Path) -> None:
+    """OpenCV would take 500 MB for it, up to 3.5 GB for larger ones, and shrink the picture to the size in the box."""
+    side = 6000
+    done, data = cv2.imencode(".avif", np.full((side, side, 3), 90, np.uint8), [cv2.IMWRITE_AVIF_SPEED, 10])
+    assert done
+    path = tmp_path / "x.avif"
+    path.write_bytes(data.tobytes().replace(struct.pack(">II", side, side), struct.pack(">II", WIDTH, HEIGHT)))
+    for read in (read_picture, image_size):
+        with pytest.raises(EdgeError, match=r"x\.avif is not an image that OpenCV can read, or is cut off"):
+            read(path)
+    path.write_bytes(data.tobytes())
+    assert image_size(path) == (side, side)
+
+
 def test_what_is_no_file_or_too_long_a_one(tmp_path: Path) -> None:
     (tmp_path / "long.png").touch()
     os.truncate(tmp_path / "long.png", 10_000_000_000)
