@@ -183,13 +183,15 @@ def big_cpus(threads: int) -> tuple[int, ...]:
 def pin(cpus: str | Sequence[int], threads: int) -> None:
     """Keeps this process to CPUs: their numbers, or "big" for those that big_cpus gives.
 
-    Raises EdgeError for numbers that this process may not use.
+    Raises EdgeError for any other text and for numbers that this process may not use.
     """
-    if cpus == "big":
+    if isinstance(cpus, str):
+        if cpus != "big":
+            raise EdgeError(f"CPUs {cpus!r:.60}; allowed: big, or their numbers")
         cpus = big_cpus(threads)
     allowed = allowed_cpus()
     if not cpus or not set(cpus) <= set(allowed):
-        raise EdgeError(f"CPUs {','.join(map(str, cpus))} are not all here; allowed: {','.join(map(str, allowed))}")
+        raise EdgeError(f"CPUs {cpu_list(cpus)} are not all here; allowed: {cpu_list(allowed)}")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, [int(cpu) for cpu in cpus])
 

@@ -227,7 +227,7 @@ class Tuned:
     """The fastest way that `bench --tune` found to run a bundle on one kind of machine.
 
     cpus: numbers of those to keep to; empty if all are as good. ms: median from picture to landmarks. runtime: name
-    and version of what ran. created: when, ISO 8601.
+    and version of what ran, and the load if other work ran beside it. created: when, ISO 8601.
     """
 
     variant: str
