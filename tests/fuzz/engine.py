@@ -15,6 +15,7 @@ import struct
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,8 @@ MEMORY = 1 << 30  # bytes that an input may take above what the process has
 SAMPLED = 8  # the first check is made for one input in so many
 HOUR = 3600.0
 TRIES = 40  # processes to make a case smaller
-LIMITED_BY_MEMORY = "more than 1 GB"
+MEMORY_DISK = "/dev/shm" if os.path.isdir("/dev/shm") else None  # files there cost microseconds
+HARNESS = 70  # the status of a process in which the harness itself failed
 # next input, inputs done, of these looked at for the first check, past it, accepted by the parser
 COUNTS = struct.Struct("<5q")
 
@@ -75,7 +77,7 @@ class Engine:
     def __init__(self, targets: Sequence[Target], seed: int, out: Path) -> None:
         self.seed, self.out = seed, out
         self.tallies = [Tally(target, target.seeds()) for target in targets]
-        self.scratch = tempfile.TemporaryDirectory(prefix="pipnet-fuzz-")
+        self.scratch = tempfile.TemporaryDirectory(prefix="pipnet-fuzz-", dir=MEMORY_DISK)
         self.folder = Path(self.scratch.name)
 
     def run(self, seconds: float, jobs: int) -> None:
@@ -106,10 +108,12 @@ class Engine:
         dump = self.folder / f"dump-{tally.target.name}"
         process = os.fork()
         if not process:
-            with contextlib.suppress(BaseException):
+            try:
                 _child(self, tally, shared, dump, seconds, only)
                 os._exit(0)
-            os._exit(70)
+            except BaseException:  # a fault of the harness itself
+                dump.write_text(traceback.format_exc())
+                os._exit(HARNESS)
         return Slice(tally, tally.next, process, shared, dump, time.monotonic())
 
     def ended(self, running: Slice) -> bool:
@@ -143,8 +147,8 @@ class Engine:
         if tally.target.contained and not hung:
             tally.contained += 1
             return
-        data = made(tally.target, tally.seeds, self.seed, at)
-        findings.keep(self.out, _death(tally.target, at, len(data), hung, status, dump), data)
+        finding = _death(tally.target, at, hung, status, dump)
+        findings.keep(self.out, finding, made(tally.target, tally.seeds, self.seed, at))
 
     def outcome(self, tally: Tally, data: bytes) -> Finding | None:
         """What one input does, in a process of its own."""
@@ -173,15 +177,17 @@ class Engine:
             path.write_bytes(findings.smaller(path.read_bytes(), same, tries))
 
 
-def _death(target: Target, at: int, size: int, hung: bool, status: int, dump: Path) -> Finding:
+def _death(target: Target, at: int, hung: bool, status: int, dump: Path) -> Finding:
     told = dump.read_text(errors="replace") if dump.exists() else ""
     if hung:
-        return findings.of_death(target.name, "hang", f"more than {target.patience:g} s", told, at, size)
+        return findings.of_death(target.name, "hang", f"more than {target.patience:g} s", told, at)
     if os.WIFSIGNALED(status):
         what = signal.Signals(os.WTERMSIG(status)).name
     else:
         what = f"status {os.WEXITSTATUS(status)}"
-    return findings.of_death(target.name, "kill", what, told, at, size)
+        if os.WEXITSTATUS(status) == HARNESS:
+            raise RuntimeError(f"the harness failed at {target.name} #{at}:\n{told}")
+    return findings.of_death(target.name, "kill", what, told, at)
 
 
 def _child(engine: Engine, tally: Tally, shared: mmap.mmap, dump: Path, seconds: float, only: bytes | None) -> None:
@@ -197,6 +203,7 @@ def _child(engine: Engine, tally: Tally, shared: mmap.mmap, dump: Path, seconds:
         folder = engine.folder / f"{target.name}-{os.getpid()}"
         folder.mkdir()
         os.chdir(folder)
+        tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
         until = time.monotonic() + seconds
         while True:
             shared[:] = COUNTS.pack(index, done, looked, past, accepted)
@@ -221,10 +228,11 @@ def _tried(target: Target, data: bytes, folder: Path, index: int, out: Path) -> 
         text = str(error)
         if not text.strip() or "\n" in text:
             wrong = ValueError(f"a message that is not one line: {text[:200]!r}")
-            findings.keep(out, findings.of_exception(target.name, wrong.with_traceback(error.__traceback__), index, len(data)), data)
+            finding = findings.of_exception(target.name, wrong.with_traceback(error.__traceback__), index)
+            findings.keep(out, finding, data)
         return False
     except BaseException as error:
-        findings.keep(out, findings.of_exception(target.name, error, index, len(data)), data)
+        findings.keep(out, findings.of_exception(target.name, error, index), data)
         return False
     return True
 

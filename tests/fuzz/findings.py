@@ -23,7 +23,7 @@ FRAMES = 3
 class Finding:
     """kind: "exception", "hang" or "kill". what: the exception's type and text, or how the process ended.
 
-    frames: the innermost lines of the product, the innermost first. index: the input's number. size: its bytes.
+    frames: the innermost lines of the product, the innermost first. index: the input's number.
     """
 
     target: str
@@ -31,7 +31,6 @@ class Finding:
     what: str
     frames: tuple[str, ...]
     index: int
-    size: int
 
     @property
     def key(self) -> str:
@@ -43,21 +42,21 @@ class Finding:
         return f"{self.target} #{self.index}: {self.kind}: {self.what[:200]!r} at {' < '.join(self.frames) or '?'}"
 
 
-def of_exception(target: str, error: BaseException, index: int, size: int) -> Finding:
+def of_exception(target: str, error: BaseException, index: int) -> Finding:
     frames = [
         _frame(entry.filename, entry.lineno or 0, entry.name)
         for entry in reversed(traceback.extract_tb(error.__traceback__))
         if _is_product(entry.filename)
     ]
     text = str(error).encode("utf-8", "backslashreplace").decode()
-    return Finding(target, "exception", f"{type(error).__name__}: {text}", tuple(frames[:FRAMES]), index, size)
+    return Finding(target, "exception", f"{type(error).__name__}: {text}", tuple(frames[:FRAMES]), index)
 
 
-def of_death(target: str, kind: str, what: str, dump: str, index: int, size: int) -> Finding:
+def of_death(target: str, kind: str, what: str, dump: str, index: int) -> Finding:
     """dump: what faulthandler wrote, the innermost frame first."""
     main = dump.rpartition("Current thread")[2]
     frames = [_frame(name, int(line), where) for name, line, where in DUMPED.findall(main) if _is_product(name)]
-    return Finding(target, kind, what, tuple(frames[:FRAMES]), index, size)
+    return Finding(target, kind, what, tuple(frames[:FRAMES]), index)
 
 
 def _is_product(name: str) -> bool:

@@ -26,7 +26,7 @@ from pipnet_edge.targets.devices import read_device
 from pipnet_edge.targets.ssh import far
 from pipnet_edge.worker import protocol
 from tests.fuzz import checks, seeds
-from tests.fuzz.mutators import arrays, jsons, plain
+from tests.fuzz.mutators import arrays, jsons, plain, tomls
 from tests.fuzz.target import Target
 
 JOBS = tuple(protocol.JOBS)
@@ -176,7 +176,7 @@ TARGETS = (
     Target("labels", label_file, seeds.labels, checks.text, plain.TEXT, (f"{ACCURACY}.labels",)),
     Target("pts", pts, seeds.pts, checks.text, plain.TEXT, (f"{ACCURACY}.labels",)),
     Target("meanface", mean_face, seeds.mean_faces, checks.text, plain.TEXT, ("pipnet_edge.spec",)),
-    Target("device", device, seeds.devices, checks.toml, plain.TEXT, ("pipnet_edge.targets.devices.file",)),
+    Target("device", device, seeds.devices, checks.toml, tomls.ALL, ("pipnet_edge.targets.devices.file",)),
     Target("hosts", hosts, seeds.hosts, checks.json_with(), jsons.ALL, ("pipnet_edge.targets.place",)),
     Target(
         "result",

@@ -27,22 +27,32 @@ def change(chance: Random, data: bytes, other: bytes) -> bytes:
         at = chance.choice(rows)
         return b"\n".join((*lines[:at], change(chance, lines[at], other), *lines[at + 1 :]))
     try:
-        document = json.loads(data)
-        found = _places(document)
-    except (ValueError, RecursionError):
+        return _changed(chance, json.loads(data), other)
+    except (ValueError, ArithmeticError, RecursionError):  # no JSON, or numbers of an earlier change
         return plain.chunk(chance, data, other)
+
+
+def _changed(chance: Random, document: Any, other: bytes) -> bytes:
+    found = places(document)
     if not found:
-        return plain.word(chance, data, other)
+        return chance.choice(RAWS).encode()
     holder, key = chance.choice(found)
-    _change(chance, holder, key, other)
-    text = json.dumps(document, ensure_ascii=chance.random() < 0.5)
-    while MARK in text:
-        start, end = text.index(f'"{MARK}'), text.index(f'{MARK}"')
-        text = text[:start] + json.loads(text[start : end + 2]).strip(MARK) + text[end + 2 :]
+    alter(chance, holder, key, other)
+    return unmarked(json.dumps(document, ensure_ascii=chance.random() < 0.5))
+
+
+def unmarked(text: str) -> bytes:
+    """The texts between marks, without the quotes around them."""
+    # The mark is written as it is, or escaped.
+    for mark in (MARK, json.dumps(MARK)[1:-1]):
+        while f'"{mark}' in text:
+            start, end = text.index(f'"{mark}'), text.index(f'{mark}"')
+            text = text[:start] + json.loads(text[start : end + len(mark) + 1]).strip(MARK) + text[end + len(mark) + 1 :]
     return text.encode("utf-8", "surrogatepass")
 
 
-def _change(chance: Random, holder: Any, key: Any, other: bytes) -> None:
+def alter(chance: Random, holder: Any, key: Any, other: bytes) -> None:
+    """Another value, key or place for a value in a container."""
     how, value = chance.randrange(10), holder[key]
     if how <= 2:
         holder[key] = chance.choice(VALUES)
@@ -73,7 +83,7 @@ def _change(chance: Random, holder: Any, key: Any, other: bytes) -> None:
 def _part(chance: Random, other: bytes) -> Any:
     """A value of another seed."""
     try:
-        found = _places(json.loads(chance.choice(other.splitlines() or [b""]) if b"\n{" in other else other))
+        found = places(json.loads(chance.choice(other.splitlines() or [b""]) if b"\n{" in other else other))
     except (ValueError, RecursionError):
         found = []
     if not found:
@@ -82,9 +92,9 @@ def _part(chance: Random, other: bytes) -> Any:
     return holder[key]
 
 
-def _places(document: Any) -> list[tuple[Any, Any]]:
+def places(document: Any) -> list[tuple[Any, Any]]:
     """Every (container, key) of a document; a longer list is looked into at its first entries only."""
-    found, left = [], [document]
+    found, left = [], [document] if isinstance(document, dict | list) else []
     while left:
         holder = left.pop()
         keys = list(holder) if isinstance(holder, dict) else range(min(len(holder), 6))
@@ -95,4 +105,4 @@ def _places(document: Any) -> list[tuple[Any, Any]]:
     return found
 
 
-ALL = (change, change, change, change, plain.flip, plain.chunk, plain.word)
+ALL = (*[change] * 10, plain.flip, plain.chunk, plain.word)
