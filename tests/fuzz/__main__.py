@@ -48,14 +48,17 @@ def main() -> int:
             print(target.parse(data, Path(folder)))
         return 0
     engine = Engine(chosen, options.seed, options.output)
-    engine.run(options.seconds, options.jobs)
-    engine.minimise()
+    if options.cases:
+        engine.replay(options.cases)
+    else:
+        engine.run(options.seconds, options.jobs)
+        engine.minimise()
     found = [finding for finding, _ in findings.read(options.output)]
     lines = cover.measure(engine, options.cover) if options.cover else {}
     if options.json:
         options.json.write_text(json.dumps(_as_json(engine.tallies, found, lines), indent=1))
     print(_table(engine.tallies, found, lines))
-    return 1 if found or any(tally.share < SHARE for tally in engine.tallies) else 0
+    return 1 if found or _low(engine.tallies) else 0
 
 
 def _options() -> Any:
@@ -67,8 +70,14 @@ def _options() -> Any:
     parser.add_argument("--jobs", type=int, default=1, help="Processes at a time.")
     parser.add_argument("--cover", type=float, default=0, help="Seconds for each target's line coverage; 0: none.")
     parser.add_argument("--json", type=Path, help="Write the table as JSON too.")
+    parser.add_argument("--cases", type=Path, help="Run the cases in this folder instead, TARGET-NAME.bin each.")
     parser.add_argument("--index", type=int, help="Run only this input of one target, in this process.")
     return parser.parse_args()
+
+
+def _low(tallies: Sequence[Tally]) -> list[str]:
+    """The targets too few of whose inputs get past the first check."""
+    return [tally.target.name for tally in tallies if tally.looked and tally.share < SHARE]
 
 
 def _as_json(tallies: Sequence[Tally], found: Sequence[Finding], lines: Mapping[str, tuple[int, int]]) -> object:
@@ -107,7 +116,7 @@ def _table(tallies: Sequence[Tally], found: Sequence[Finding], lines: Mapping[st
         rows += ["| module | lines | covered |", "|---|--:|--:|"]
         rows += [f"| {name} | {of} | {ran / max(of, 1):.0%} |" for name, (ran, of) in lines.items()]
         rows.append("")
-    low = [tally.target.name for tally in tallies if tally.share < SHARE]
+    low = _low(tallies)
     rows += [f"less than a third of the inputs get past the first check: {', '.join(low)}"] if low else []
     return "\n".join((*rows, *map(str, found)))
 

@@ -43,9 +43,16 @@ def _json(data: bytes) -> Any:
         return None
 
 
-def json_lines(key: str, *names: str) -> Check:
-    """The first line is such an object."""
-    return lambda data: json_naming(key, *names)(data.split(b"\n")[0])
+def json_lines(*lines: tuple[str, ...]) -> Check:
+    """The first lines are such objects: each with one of the names under the key that comes before them."""
+
+    def check(data: bytes) -> bool:
+        found = data.split(b"\n")
+        return len(found) >= len(lines) and all(
+            json_naming(*needed)(line) for needed, line in zip(lines, found, strict=False)
+        )
+
+    return check
 
 
 def archive(*members: str) -> Check:

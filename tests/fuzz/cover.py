@@ -23,7 +23,9 @@ Lines = set[int]
 def lines_of(path: Path) -> Lines:
     """The lines of all functions in a module."""
     module = compile(path.read_text(), str(path), "exec")
-    return {line for code in _functions(module) for _, _, line in code.co_lines() if line and line != code.co_firstlineno}
+    return {
+        line for code in _functions(module) for _, _, line in code.co_lines() if line and line != code.co_firstlineno
+    }
 
 
 def _functions(code: CodeType) -> Iterator[CodeType]:
@@ -60,7 +62,7 @@ def _traced(engine: Engine, tally: Tally, seconds: float) -> dict[str, Lines]:
     out = engine.folder / f"lines-{tally.target.name}.json"
     watched = [path_of(name) for name in tally.target.modules]
     target = tally.target
-    tracer = _Tracer(watched, out, seconds)
+    tracer = _Tracer(watched, out)
     traced = Tally(type(target)(**{**vars(target), "parse": tracer.around(target.parse)}), tally.seeds)
     running = engine.started(traced, seconds)
     while not engine.ended(running):
@@ -69,13 +71,13 @@ def _traced(engine: Engine, tally: Tally, seconds: float) -> dict[str, Lines]:
 
 
 class _Tracer:
-    """Notes the lines that run in some files while a parser runs; every half second it writes them."""
+    """Notes the lines that run in some files while a parser runs, and writes them whenever there are more."""
 
-    def __init__(self, files: Sequence[Path], out: Path, seconds: float) -> None:
+    def __init__(self, files: Sequence[Path], out: Path) -> None:
         self.names: dict[str, str | None] = {}
         self.files = {str(path) for path in files}
         self.lines: dict[str, Lines] = {name: set() for name in self.files}
-        self.out, self.told = out, 0.0
+        self.out, self.told = out, 0
 
     def around(self, parse: Any) -> Any:
         def traced(data: bytes, folder: Path) -> object:
@@ -84,7 +86,8 @@ class _Tracer:
                 return parse(data, folder)
             finally:
                 sys.settrace(None)
-                if time.monotonic() - self.told > 0.5:
+                if (known := sum(map(len, self.lines.values()))) > self.told:
+                    self.told = known
                     self._tell()
 
         return traced
@@ -93,7 +96,6 @@ class _Tracer:
         scratch = self.out.with_suffix(f".{os.getpid()}")
         scratch.write_text(json.dumps({name: sorted(lines) for name, lines in self.lines.items()}))
         scratch.replace(self.out)
-        self.told = time.monotonic()
 
     def _call(self, frame: FrameType, event: str, _: Any) -> Any:
         name = frame.f_code.co_filename

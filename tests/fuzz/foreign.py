@@ -19,6 +19,7 @@ from pipnet_edge.converters import demo
 from pipnet_edge.converters.checkpoint import from_onnx, nets
 from pipnet_edge.converters.checkpoint import read as checkpoints
 from pipnet_edge.converters.quantize import prepare
+from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.manifest import File, Source, Variant
 from pipnet_edge.runtimes.probe import _unpacked
@@ -77,11 +78,12 @@ def model(runtime: str) -> Callable[[bytes, Path], object]:
         said = io.StringIO()
         try:
             serve.serve(said, protocol.write_job(job))
-        except EdgeError:
-            raise
-        except Exception:
-            return None  # its process ends, and the command says how
-        return [protocol.read_event(line, job) for line in said.getvalue().splitlines()]
+        except Exception as error:
+            raise EdgeError(f"its process ends: {type(error).__name__}") from error
+        told = [protocol.read_event(line, job) for line in said.getvalue().splitlines()]
+        if isinstance(told[-1], protocol.Error):
+            raise EdgeError(told[-1].message)
+        return told
 
     return run
 
@@ -172,7 +174,9 @@ def onnx_seeds() -> list[bytes]:
         nodes = [helper.make_node("Conv", ["image", "w", "b"], ["c"], "body", kernel_shape=[16, 16], strides=[16, 16])]
         weights = [weight("w", 8, 3, 16, 16), weight("b", 8)]
         last = "c"
-        for kind, given in (("Relu", []), ("Add", ["c"]), ("Sigmoid", []), ("Mul", ["c"]), ("HardSwish", []))[: 5 if more else 1]:
+        for kind, given in (("Relu", []), ("Add", ["c"]), ("Sigmoid", []), ("Mul", ["c"]), ("HardSwish", []))[
+            : 5 if more else 1
+        ]:
             nodes.append(helper.make_node(kind, [last, *given], [f"{last}x"], f"n{last}"))
             last += "x"
         outputs = []
@@ -236,7 +240,7 @@ def answer_seeds() -> list[bytes]:
     """What a worker gives for two crops, with maps."""
     chance = np.random.default_rng(0)
     shapes = {"score": (2, 5), "cell": (2, 5), "points": (2, 5, 2)}
-    maps = {f"map_{name}": (2, rows, 3, 3) for name, rows in zip(bundles.MAP_NAMES, (5, 5, 5, 10, 10), strict=True)}
+    maps = {f"map_{name}": (2, rows, 3, 3) for name, rows in zip(MAP_NAMES, (5, 5, 5, 10, 10), strict=True)}
     file = io.BytesIO()
     given: Any = {name: chance.standard_normal(shape).astype(np.float32) for name, shape in (shapes | maps).items()}
     np.savez(file, **given | {"cell": np.ones((2, 5), np.int64)})
@@ -285,6 +289,7 @@ TARGETS = (
         protos.ALL,
         (f"{CHECKPOINT}.from_onnx", f"{CHECKPOINT}.onnx_graph", f"{CHECKPOINT}.onnx_ops"),
         foreign=True,
+        warm=True,
     ),
     Target(
         "picture",
@@ -309,5 +314,14 @@ TARGETS = (
         for name, mutators in MODELS.items()
     ),
     # Each input starts a Python and a runtime, so an hour holds hundreds. The parsers themselves are those above.
-    Target("worker", worker, worker_seeds, _of_worker, plain.BINARY, ("pipnet_edge.worker.call",), foreign=True, minimum=300),
+    Target(
+        "worker",
+        worker,
+        worker_seeds,
+        _of_worker,
+        plain.BINARY,
+        ("pipnet_edge.worker.call",),
+        foreign=True,
+        minimum=300,
+    ),
 )

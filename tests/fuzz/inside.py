@@ -66,7 +66,7 @@ def heads(data: bytes, folder: Path) -> object:
     path = written(folder, "null-int8/heads.npz", data)
     (variant,) = (v for v in example().variants if v.heads)
     mended = replace(variant, files=(File.of(folder, path),))
-    return replace(example(), folder=folder, variants=(mended,)).decoder(variant.name)
+    return replace(example(), folder=folder, variants=(mended,), tuned={}).decoder(variant.name)
 
 
 def label_file(data: bytes, folder: Path) -> object:
@@ -119,9 +119,10 @@ def job(data: bytes, folder: Path) -> object:
 
 
 def event(data: bytes, folder: Path) -> object:
-    """A talk of several lines, as the answer to one of the jobs."""
-    asked = pick(data, [protocol.read_job(line.decode()) for line in seeds.jobs()])
-    return [protocol.read_event(line, asked) for line in data.decode(errors="replace").split("\n") if line]
+    """A talk: a job, and the lines that answer it."""
+    asked, *lines = data.decode(errors="replace").split("\n")
+    given = protocol.read_job(asked)
+    return [protocol.read_event(line, given) for line in lines if line]
 
 
 def board(data: bytes, folder: Path) -> object:
@@ -198,8 +199,8 @@ TARGETS = (
     Target(
         "event",
         event,
-        seeds.events,
-        checks.json_lines("event", *protocol.EVENTS, protocol.DONE),
+        seeds.talks,
+        checks.json_lines(("do", *JOBS), ("event", *protocol.EVENTS, protocol.DONE)),
         jsons.ALL,
         ("pipnet_edge.worker.protocol", STRICT),
     ),
@@ -207,7 +208,7 @@ TARGETS = (
         "board",
         board,
         seeds.board_messages,
-        checks.json_lines("far", *far.MESSAGES),
+        checks.json_lines(("far", *far.MESSAGES)),
         jsons.ALL,
         ("pipnet_edge.targets.ssh.far", STRICT),
     ),

@@ -48,8 +48,20 @@ def manifests() -> list[bytes]:
     """The example bundle's manifest, and those of the tests that are accepted."""
     example = json.loads((EXAMPLE / "manifest.json").read_text())
     name = example["variants"][0]["name"]
-    how = {"variant": name, "threads": 2, "cpus": [0, 1], "ms": 12.5, "runtime": "null 1", "created": "2026-11-22T20:31"}
-    small = {**example, "layers": example["layers"][:1], "variants": example["variants"][:1], "tuned": {"x, 4 cores": how}}
+    how = {
+        "variant": name,
+        "threads": 2,
+        "cpus": [0, 1],
+        "ms": 12.5,
+        "runtime": "null 1",
+        "created": "2026-11-22T20:31",
+    }
+    small = {
+        **example,
+        "layers": example["layers"][:1],
+        "variants": example["variants"][:1],
+        "tuned": {"x, 4 cores": how},
+    }
     return [json.dumps(document).encode() for document in (example, small)]
 
 
@@ -114,8 +126,16 @@ def hosts() -> list[bytes]:
 
 @cache
 def bench_results() -> list[bytes]:
-    stages = {"preprocess": (0.5,) * 24, "inference": tuple(20 + at % 5 / 8 for at in range(24)), "decode": (0.25,) * 24}
-    states = (State(0.0, (1500,), 48.5, 0, 1.0), State(1.0, (1500,), None, None, None), State(2.0, (900,), 80.0, 4, 3.0))
+    stages = {
+        "preprocess": (0.5,) * 24,
+        "inference": tuple(20 + at % 5 / 8 for at in range(24)),
+        "decode": (0.25,) * 24,
+    }
+    states = (
+        State(0.0, (1500,), 48.5, 0, 1.0),
+        State(1.0, (1500,), None, None, None),
+        State(2.0, (900,), 80.0, 4, 3.0),
+    )
     told = ("ncnn 1.0", (0, 1), 40.0, 31.0, 97_000_000)
     parts = {"inference": Count(300_000_000, 150_000_000, 90_000_000), "decode": Count(2_000_000, 0, 0)}
     result = Result(
@@ -158,19 +178,14 @@ def _envelope(command: str, result: Any) -> bytes:
 
 
 @cache
-def _talks() -> list[list[bytes]]:
-    """The recorded talks with workers: a job, and what was answered."""
-    return [path.read_bytes().splitlines() for path in sorted((GOLDEN / "worker").glob("*.jsonl"))]
+def talks() -> list[bytes]:
+    """The recorded talks with workers: a job, and the lines that answered it."""
+    return [path.read_bytes().strip() for path in sorted((GOLDEN / "worker").glob("*.jsonl"))]
 
 
 @cache
 def jobs() -> list[bytes]:
-    return [talk[0] for talk in _talks()]
-
-
-@cache
-def events() -> list[bytes]:
-    return [b"\n".join(talk[1:]) for talk in _talks()]
+    return [talk.split(b"\n")[0] for talk in talks()]
 
 
 def board_messages() -> list[bytes]:
@@ -196,9 +211,23 @@ OPTION_NAMES = ("box", "limit", "metric", "budget", "mean", "cores", "threads", 
 
 def options() -> list[bytes]:
     given = (
-        *("box 10,20,300,400", "box 0.25,0.25,0.5,0.5", "box -10,-20,1000,1000", "limit p50<=20", "limit memory <= 1e3"),
+        *(
+            "box 10,20,300,400",
+            "box 0.25,0.25,0.5,0.5",
+            "box -10,-20,1000,1000",
+            "limit p50<=20",
+            "limit memory <= 1e3",
+        ),
         *("metric px_mean<=0.30", "metric flips<=1", "budget 0.5px", "budget .02NME", "mean 0.485,0.456,0.406"),
-        *("cores big", "cores 0,1,2", "threads 1,2,4", "host rpi4=pi@board", "target rpi4", "target local", "size a, b"),
+        *(
+            "cores big",
+            "cores 0,1,2",
+            "threads 1,2,4",
+            "host rpi4=pi@board",
+            "target rpi4",
+            "target local",
+            "size a, b",
+        ),
     )
     return [text.encode() for text in given]
 

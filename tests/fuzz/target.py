@@ -24,7 +24,8 @@ class Target:
     an input gets past the format's first check, by code of our own, for example "it is JSON of this format and
     version". modules: those whose line coverage is printed. foreign: C code reads the bytes and may die. contained: the
     product runs this parser in a process of its own, so that a death is an answer there; it is counted, no finding.
-    minimum: the inputs that an hour has to reach.
+    minimum: the inputs that an hour has to reach. warm: the first seed is read once before all, because a library loads
+    parts of it late, and a fork would load them again and again.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Target:
     foreign: bool = False
     contained: bool = False
     minimum: int = 0
+    warm: bool = False
 
     @property
     def needed(self) -> int:

@@ -13,7 +13,24 @@ MARK = "\ue000"
 RAW = ("1e400", "-1e400", "NaN", "Infinity", "-0.0", "9" * 5000, "1" + "0" * 400, "[" * 500 + "]" * 500, "[" * 100_000)
 RAWS = (*RAW, '{"a":' * 500 + "1" + "}" * 500, "1e-400", "0.1e1", "1E5", "tru", "{,}", '"\\ud800"')
 VALUES: tuple[Any, ...] = (
-    *(None, True, False, [], {}, "", [[]], [{}], {"": 0}, [None], "x" * 5000, "\x1b[2J", "\u202e", "\ud800", "\0", "a/b"),
+    *(
+        None,
+        True,
+        False,
+        [],
+        {},
+        "",
+        [[]],
+        [{}],
+        {"": 0},
+        [None],
+        "x" * 5000,
+        "\x1b[2J",
+        "\u202e",
+        "\ud800",
+        "\0",
+        "a/b",
+    ),
     *(0.5, -0.5, 1e308, 5e-324, 1.0, 1e18, "0", "nan", "../x", "{}", "%s", "\n", "é", "ncnn-fp32", "null", [1, 2, 3]),
     *plain.INTEGERS,
 )
@@ -47,7 +64,9 @@ def unmarked(text: str) -> bytes:
     for mark in (MARK, json.dumps(MARK)[1:-1]):
         while f'"{mark}' in text:
             start, end = text.index(f'"{mark}'), text.index(f'{mark}"')
-            text = text[:start] + json.loads(text[start : end + len(mark) + 1]).strip(MARK) + text[end + len(mark) + 1 :]
+            text = (
+                text[:start] + json.loads(text[start : end + len(mark) + 1]).strip(MARK) + text[end + len(mark) + 1 :]
+            )
     return text.encode("utf-8", "surrogatepass")
 
 

@@ -10,17 +10,54 @@ from tests.fuzz.target import Random
 
 GLOBALS = (
     *(b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch._utils\n_rebuild_parameter\n", b"ccollections\nOrderedDict\n"),
-    *(b"ctorch\nFloatStorage\n", b"ctorch\nHalfStorage\n", b"ctorch\nBFloat16Storage\n", b"ctorch\nComplexFloatStorage\n"),
+    *(
+        b"ctorch\nFloatStorage\n",
+        b"ctorch\nHalfStorage\n",
+        b"ctorch\nBFloat16Storage\n",
+        b"ctorch\nComplexFloatStorage\n",
+    ),
     *(b"ctorch\nQInt8Storage\n", b"ctorch\nBoolStorage\n", b"cos\nsystem\n", b"cbuiltins\neval\n", b"ctorch\nSize\n"),
     *(b"ctorch._utils\n_rebuild_sparse_tensor\n", b"ctorch._utils\n_rebuild_qtensor\n", b"ctorch\ndevice\n", b"c\n\n"),
     *(b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n", b"ctorch\nfloat16\n", b"cnumpy._core.multiarray\nscalar\n"),
-    *(b"cnumpy._core.multiarray\n_reconstruct\n", b"cpathlib\nPosixPath\n", b"cargparse\nNamespace\n", b"cnumpy\ndtype\n"),
+    *(
+        b"cnumpy._core.multiarray\n_reconstruct\n",
+        b"cpathlib\nPosixPath\n",
+        b"cargparse\nNamespace\n",
+        b"cnumpy\ndtype\n",
+    ),
     *(b"ctorch.serialization\n_get_layout\n", b"cnumpy\nndarray\n", b"ctorch._tensor\n_rebuild_from_type_v2\n"),
 )
 OPERATIONS = (
-    *(b"N", b"\x88", b"\x89", b"]", b"}", b")", b"(", b"0", b"2", b"1", b"R", b"t", b"\x85", b"\x86", b"\x87", b"s", b"u"),
+    *(
+        b"N",
+        b"\x88",
+        b"\x89",
+        b"]",
+        b"}",
+        b")",
+        b"(",
+        b"0",
+        b"2",
+        b"1",
+        b"R",
+        b"t",
+        b"\x85",
+        b"\x86",
+        b"\x87",
+        b"s",
+        b"u",
+    ),
     *(b"b", b"a", b"e", b"d", b"l", b".", b"Q", b"\x81", b"\x94", b"G" + struct.pack(">d", float("nan"))),
-    *(b"h\x00", b"h\xff", b"j\xff\xff\xff\x7f", b"q\x00", b"r\xff\xff\xff\x7f", b"X\xff\xff\xff\xff", b"\x80\x02", b"\x80\x09"),
+    *(
+        b"h\x00",
+        b"h\xff",
+        b"j\xff\xff\xff\x7f",
+        b"q\x00",
+        b"r\xff\xff\xff\x7f",
+        b"X\xff\xff\xff\xff",
+        b"\x80\x02",
+        b"\x80\x09",
+    ),
 )
 
 
@@ -34,7 +71,9 @@ def opcode(chance: Random, data: bytes, other: bytes) -> bytes:
         name, argument, text = found[at]
         how = chance.randrange(12)
         if name.startswith(("BININT", "LONG1")) and how < 9:
-            new = _integer(chance.choice((*plain.INTEGERS, *(int(argument) * f + d for f, d in ((1, 1), (-1, 0), (2, 0))))))
+            new = _integer(
+                chance.choice((*plain.INTEGERS, *(int(argument) * f + d for f, d in ((1, 1), (-1, 0), (2, 0)))))
+            )
         elif name == "BINUNICODE" and how < 8:
             changed = chance.choice((plain.word, plain.flip))(chance, str(argument).encode("utf-8", "replace"), other)
             new = b"X" + struct.pack("<I", len(changed)) + changed
@@ -71,7 +110,9 @@ def _operations(data: bytes) -> list[tuple[str, object, bytes]]:
         while start < len(data) and len(found) < 20_000:
             steps = [(op.name, argument, at or 0) for op, argument, at in pickletools.genops(data[start:])]
             ends = [at for _, _, at in steps[1:]] + [steps[-1][2] + 1]
-            found += [(name, arg, data[start + at : start + end]) for (name, arg, at), end in zip(steps, ends, strict=True)]
+            found += [
+                (name, arg, data[start + at : start + end]) for (name, arg, at), end in zip(steps, ends, strict=True)
+            ]
             start += ends[-1]
     except Exception:  # the storages of an old checkpoint, or what an earlier change has made
         pass

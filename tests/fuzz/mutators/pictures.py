@@ -85,7 +85,10 @@ def jpeg(chance: Random, data: bytes, other: bytes) -> bytes:
         if frames:
             frame = chance.choice(frames)
             height, width = chance.choice(SIDES) & 0xFFFF, chance.choice(SIDES) & 0xFFFF
-            parts[frame] = parts[frame][0], parts[frame][1][:1] + struct.pack(">HH", height, width) + parts[frame][1][5:]
+            parts[frame] = (
+                parts[frame][0],
+                parts[frame][1][:1] + struct.pack(">HH", height, width) + parts[frame][1][5:],
+            )
     elif how == 2:
         parts[at] = marker, chance.choice(plain.BINARY)(chance, content, other)
     elif how == 3:
@@ -97,7 +100,9 @@ def jpeg(chance: Random, data: bytes, other: bytes) -> bytes:
     else:
         rest = chance.choice(plain.BINARY)(chance, rest, other)
     wrong = chance.randrange(len(parts)) if chance.random() < 0.15 and parts else None
-    written = [_segment(*part, chance.choice((0, 1, 2, 65_535)) if i == wrong else None) for i, part in enumerate(parts)]
+    written = [
+        _segment(*part, chance.choice((0, 1, 2, 65_535)) if i == wrong else None) for i, part in enumerate(parts)
+    ]
     return b"\xff\xd8" + b"".join(written) + rest
 
 

@@ -10,8 +10,33 @@ BYTES = (0, 1, 0x1B, 0x20, 0x7F, 0x80, 0xFF)
 INTEGERS = (0, 1, -1, 2, 3, 127, 128, 255, 256, 65535, 65536, 2**31 - 1, 2**31, -(2**31), 2**32, 2**53, 2**63, 10**30)
 WORDS = (
     *(b"nan", b"-nan", b"inf", b"-inf", b"1e400", b"-1e400", b"1e-400", b"-0", b"0", b"1_0", b"0x1f", b"1e308", b"-1"),
-    *("٣".encode(), "１２".encode(), b"1,5", b"1.5.5", b"", b" ", b"\t", b"\x00", b"\x1b[2J", b"\xff\xfe", b"\r", b"\x85"),
-    *("\u2028".encode(), "\u202e".encode(), b"\xed\xa0\x80", b"\xef\xbb\xbf", b"{", b"}", b'"', b"'", b"#", b"=", b"<="),
+    *(
+        "٣".encode(),
+        "１２".encode(),
+        b"1,5",
+        b"1.5.5",
+        b"",
+        b" ",
+        b"\t",
+        b"\x00",
+        b"\x1b[2J",
+        b"\xff\xfe",
+        b"\r",
+        b"\x85",
+    ),
+    *(
+        "\u2028".encode(),
+        "\u202e".encode(),
+        b"\xed\xa0\x80",
+        b"\xef\xbb\xbf",
+        b"{",
+        b"}",
+        b'"',
+        b"'",
+        b"#",
+        b"=",
+        b"<=",
+    ),
     *(b"../x", b"/etc/passwd", b"~", b"%s%n", b"A" * 300, b"9" * 5000, b"[" * 3000, b"null", b"True", b"1e5", b"0.5px"),
     *(str(number).encode() for number in INTEGERS),
 )
@@ -26,7 +51,9 @@ def flip(chance: Random, data: bytes, other: bytes) -> bytes:
     changed = bytearray(data)
     for _ in range(chance.choice((1, 1, 2, 4, 16))):
         at = chance.randrange(len(changed))
-        changed[at] = chance.choice((changed[at] ^ 1 << chance.randrange(8), chance.choice(BYTES), chance.randrange(256)))
+        changed[at] = chance.choice(
+            (changed[at] ^ 1 << chance.randrange(8), chance.choice(BYTES), chance.randrange(256))
+        )
     return bytes(changed)
 
 

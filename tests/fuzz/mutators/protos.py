@@ -7,8 +7,36 @@ from typing import Any
 from tests.fuzz.mutators import plain
 from tests.fuzz.target import Random
 
-TEXTS = ("", "x", "image", "score", "../x", "\x1b[2J", "x" * 300, "Conv", "Loop", "If", "ConstantOfShape", "Reshape", "é")
-KINDS = ("Conv", "Relu", "Add", "Reshape", "Resize", "Expand", "Tile", "Pad", "Gemm", "MatMul", "Concat", "Slice", "Cast")
+TEXTS = (
+    "",
+    "x",
+    "image",
+    "score",
+    "../x",
+    "\x1b[2J",
+    "x" * 300,
+    "Conv",
+    "Loop",
+    "If",
+    "ConstantOfShape",
+    "Reshape",
+    "é",
+)
+KINDS = (
+    "Conv",
+    "Relu",
+    "Add",
+    "Reshape",
+    "Resize",
+    "Expand",
+    "Tile",
+    "Pad",
+    "Gemm",
+    "MatMul",
+    "Concat",
+    "Slice",
+    "Cast",
+)
 MOST = 3000  # messages looked at
 
 
