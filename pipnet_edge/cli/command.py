@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipnet_edge import strict
 from pipnet_edge.cli import render
 from pipnet_edge.errors import USER_ERROR, EdgeError
 from pipnet_edge.output import Output
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     pass
 
 INTERRUPTED = 130
-LONGEST = 2000  # characters of an error
 UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
@@ -38,7 +36,7 @@ def command(function: Callable[..., Output]) -> Callable[..., None]:
         try:
             output = function(**arguments)
         except EdgeError as e:
-            output = Output({}, code=e.code, error=shown(str(e)))
+            output = Output({}, code=e.code, error=" ".join(str(e).split()))
         except ModuleNotFoundError as e:
             if e.name not in WORKSTATION:
                 raise
@@ -63,12 +61,6 @@ def command(function: Callable[..., Output]) -> Callable[..., None]:
     run.__signature__ = python_inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
-
-
-def shown(message: str) -> str:
-    """A message on one line of a sane length, without characters that a terminal would act on: names come from files."""
-    line = strict.printable(message)
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]} …"
 
 
 def _interrupt(*_: object) -> None:

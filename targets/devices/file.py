@@ -192,7 +192,7 @@ def read_device(path: Path) -> Device:
     """Reads one file; its stem must be the device's name. Raises EdgeError that names file and field."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise EdgeError(f"{path} cannot be read as a device: {reason}") from None
     try:

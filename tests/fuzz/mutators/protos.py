@@ -71,38 +71,36 @@ def _messages(model: Any) -> list[Any]:
 
 def _change(chance: Random, message: Any) -> None:
     kind, value = chance.choice(message.ListFields())
-    name = kind.name
-    if hasattr(value, "append") or hasattr(value, "add"):  # repeated
-        at = chance.randrange(len(value))
-        how = chance.randrange(4)
-        if how == 0:
-            del value[at]
-        elif how == 1:
-            if kind.message_type is not None:
-                value.add().CopyFrom(value[at])
-            else:
-                value.append(value[at])
-        elif kind.message_type is None:
-            value[at] = _scalar(chance, value[at])
-        elif how == 2:
-            one, two = value[at], value[chance.randrange(len(value))]
-            kept = type(one)()
-            kept.CopyFrom(one)
-            one.CopyFrom(two)
-            two.CopyFrom(kept)
-        else:
-            _change_inside(chance, value[at])
-    elif kind.message_type is not None:
-        if chance.random() < 0.3:
-            message.ClearField(name)
-        else:
-            _change_inside(chance, value)
+    if hasattr(value, "append") or hasattr(value, "add"):
+        _change_repeated(chance, kind, value)
     elif chance.random() < 0.2:
-        message.ClearField(name)
-    elif name == "op_type":
+        message.ClearField(kind.name)
+    elif kind.message_type is not None:
+        _change_inside(chance, value)
+    elif kind.name == "op_type":
         message.op_type = chance.choice((*KINDS, *TEXTS))
     else:
-        setattr(message, name, _scalar(chance, value))
+        setattr(message, kind.name, _scalar(chance, value))
+
+
+def _change_repeated(chance: Random, kind: Any, values: Any) -> None:
+    at, to, how = chance.randrange(len(values)), chance.randrange(len(values)), chance.randrange(4)
+    if how == 0:
+        del values[at]
+    elif kind.message_type is None:
+        if how == 1:
+            values.append(values[at])
+        else:
+            values[at] = _scalar(chance, values[at])
+    elif how == 1:
+        values.add().CopyFrom(values[at])
+    elif how == 2:
+        kept = type(values[at])()
+        kept.CopyFrom(values[at])
+        values[at].CopyFrom(values[to])
+        values[to].CopyFrom(kept)
+    else:
+        _change_inside(chance, values[at])
 
 
 def _change_inside(chance: Random, message: Any) -> None:
