@@ -113,7 +113,7 @@ def _table(tallies: Sequence[Tally], found: Sequence[Finding], lines: Mapping[st
     totals = " | ".join(str(_count(found, kind)) for kind in ("exception", "hang", "kill"))
     rows += [f"| **all** | {sum(tally.done for tally in tallies):,} | | | | {totals} | |", ""]
     if lines:
-        rows += ["| module | lines | covered |", "|---|--:|--:|"]
+        rows += ["| code | lines | covered |", "|---|--:|--:|"]
         rows += [f"| {name} | {of} | {ran / max(of, 1):.0%} |" for name, (ran, of) in lines.items()]
         rows.append("")
     low = _low(tallies)

@@ -20,12 +20,16 @@ from tests.fuzz.engine import Engine, Tally
 Lines = set[int]
 
 
-def lines_of(path: Path) -> Lines:
-    """The lines of all functions in a module."""
-    module = compile(path.read_text(), str(path), "exec")
-    return {
-        line for code in _functions(module) for _, _, line in code.co_lines() if line and line != code.co_firstlineno
-    }
+def lines_of(parser: str) -> Lines:
+    """The lines of a parser: of all functions in a module, or of those after a colon, "module:one,two"."""
+    module, _, names = parser.partition(":")
+    path = path_of(module)
+    wanted = set(names.split(",")) if names else None
+    found: Lines = set()
+    for code in _functions(compile(path.read_text(), str(path), "exec")):
+        if wanted is None or code.co_qualname.partition(".")[0] in wanted:
+            found |= {line for _, _, line in code.co_lines() if line and line != code.co_firstlineno}
+    return found
 
 
 def _functions(code: CodeType) -> Iterator[CodeType]:
@@ -44,23 +48,22 @@ def path_of(module: str) -> Path:
 
 
 def measure(engine: Engine, seconds: float) -> Mapping[str, tuple[int, int]]:
-    """Module -> (lines that ran, lines). `seconds`: for each target."""
+    """Parser (see lines_of) -> (lines that ran, lines). `seconds`: for each target."""
     ran: dict[str, Lines] = {}
     for tally in engine.tallies:
         for path, lines in _traced(engine, tally, seconds).items():
             ran.setdefault(path, set()).update(lines)
     found = {}
-    for module in sorted({name for tally in engine.tallies for name in tally.target.modules}):
-        path = path_of(module)
-        lines = lines_of(path)
-        found[module] = len(lines & ran.get(str(path), set())), len(lines)
+    for parser in dict.fromkeys(name for tally in engine.tallies for name in tally.target.modules):
+        lines = lines_of(parser)
+        found[parser] = len(lines & ran.get(str(path_of(parser.partition(":")[0])), set())), len(lines)
     return found
 
 
 def _traced(engine: Engine, tally: Tally, seconds: float) -> dict[str, Lines]:
     """Runs one slice with a trace and brings its lines back."""
     out = engine.folder / f"lines-{tally.target.name}.json"
-    watched = [path_of(name) for name in tally.target.modules]
+    watched = [path_of(name.partition(":")[0]) for name in tally.target.modules]
     target = tally.target
     tracer = _Tracer(watched, out)
     traced = Tally(type(target)(**{**vars(target), "parse": tracer.around(target.parse)}), tally.seeds)

@@ -263,7 +263,9 @@ def _of_worker(data: bytes) -> bool:
 
 
 TARGETS = (
-    Target("answer", answer, answer_seeds, checks.archive(), arrays.NPZ, ("pipnet_edge.worker.call",)),
+    Target(
+        "answer", answer, answer_seeds, checks.archive(), arrays.NPZ, ("pipnet_edge.worker.call:infer,_arrays,_maps",)
+    ),
     Target(
         "checkpoint",
         checkpoint,
@@ -279,6 +281,7 @@ TARGETS = (
         rounded_seeds,
         checks.archive("data.pkl"),
         pickles.CHECKPOINT,
+        ("pipnet_edge.converters.quantize.prepare:_read",),
         foreign=True,
     ),
     Target(
@@ -297,7 +300,7 @@ TARGETS = (
         picture_seeds,
         checks.picture,
         pictures.ALL,
-        ("pipnet_edge.preprocess",),
+        ("pipnet_edge.preprocess:read_picture,cut", "pipnet_edge.benchmarks.accuracy.labels:image_size"),
         foreign=True,
     ),
     *(
@@ -307,7 +310,7 @@ TARGETS = (
             lambda name=name: model_seeds(name),  # type: ignore[misc]
             FIRST[name],
             mutators,
-            (f"pipnet_edge.runtimes.{runtimes.RUNTIMES[name].module}", "pipnet_edge.worker.serve"),
+            (f"pipnet_edge.runtimes.{runtimes.RUNTIMES[name].module}", "pipnet_edge.worker.serve:infer,serve,_open"),
             foreign=True,
             contained=True,
         )
@@ -320,7 +323,7 @@ TARGETS = (
         worker_seeds,
         _of_worker,
         plain.BINARY,
-        ("pipnet_edge.worker.call",),
+        ("pipnet_edge.worker.call:here,start,follow,_lines,how_it_died",),
         foreign=True,
         minimum=300,
     ),
