@@ -13,6 +13,8 @@ from typing import Any
 
 from tests.fuzz.mutators import pictures
 
+# How other pictures than PNG, JPEG, WebP, AVIF and JPEG 2000 begin.
+PICTURES = (b"BM", b"II*\0", b"MM\0*", b"P6", b"P7", b"GIF8", b"\x59\xa6\x6a\x95")
 Check = Callable[[bytes], bool]
 
 
@@ -99,7 +101,7 @@ def picture(data: bytes) -> bool:
         return data[12:16] == b"IHDR" and len(data) > 33 and struct.pack(">I", zlib.crc32(data[12:29])) == data[29:33]
     if data.startswith(b"\xff\xd8"):
         return len(pictures.segments(data)[0]) > 1
-    return data[:2] == b"BM" or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+    return data.startswith(PICTURES) or data[8:12] == b"WEBP" or data[4:8] in (b"ftyp", b"jP  ")
 
 
 def onnx(data: bytes) -> bool:

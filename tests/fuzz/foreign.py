@@ -23,15 +23,13 @@ from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.manifest import File, Source, Variant
 from pipnet_edge.runtimes.probe import _unpacked
-from pipnet_edge.spec import MeanFace, ModelSpec
 from pipnet_edge.worker import call, protocol, serve
 from tests.fuzz import checks
 from tests.fuzz.inside import example, pick, written
 from tests.fuzz.mutators import arrays, pickles, pictures, plain, protos
 from tests.fuzz.target import Target
 
-FACE = MeanFace("five", ((0.25, 0.25), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0.75, 0.875)), (0, 1))
-SPEC = ModelSpec("resnet18", num_lms=5, num_nb=2, net_stride=16, input_size=48, mean_face=FACE)
+SUFFIXES = (".bmp", ".webp", ".tiff", ".ppm", ".pam", ".gif", ".jp2", ".avif", ".sr")
 
 
 def checkpoint(data: bytes, folder: Path) -> object:
@@ -117,12 +115,13 @@ def bundle_of(runtime: str, data: bytes, folder: Path) -> Path:
 
 @cache
 def picture_seeds() -> list[bytes]:
-    """A face as each format, small; grey, with a palette's worth of depth, and one with EXIF."""
+    """A small face in each format that OpenCV writes here, grey, deep or clear too; and one turned by EXIF."""
     face = cv2.resize(cv2.imread(str(next(iter(sorted(demo.FACES.glob("*.jpg")))))), (40, 32))
     grey, deep = cv2.cvtColor(face, cv2.COLOR_BGR2GRAY), face.astype(np.uint16) * 257
     clear = cv2.cvtColor(face, cv2.COLOR_BGR2BGRA)
     forms = [(".png", face), (".png", grey), (".png", deep), (".png", clear), (".jpg", face), (".jpg", grey)]
-    found = [cv2.imencode(suffix, image)[1].tobytes() for suffix, image in (*forms, (".bmp", face), (".webp", face))]
+    forms += [(suffix, face) for suffix in SUFFIXES if cv2.haveImageWriter(f"x{suffix}")]
+    found = [cv2.imencode(suffix, image)[1].tobytes() for suffix, image in forms]
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     turned = found[4][:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + found[4][2:]
     return [*found, turned]
