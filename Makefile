@@ -19,6 +19,7 @@ lint: $(VENV)/.ready
 
 # An hour on two cores; what it finds lies in fuzz-findings.
 fuzz: $(VENV)/.ready
+	rm -rf fuzz-findings
 	$(BIN)/python -m tests.fuzz --seconds 3600 --jobs 2 --cover 10 -o fuzz-findings
 
 # torch first: its CPU build where the package index has one under that name, else what the index offers.

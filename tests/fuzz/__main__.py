@@ -58,7 +58,7 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps(_as_json(engine.tallies, found, lines), indent=1))
     print(_table(engine.tallies, found, lines))
-    return 1 if found or _low(engine.tallies) else 0
+    return 1 if found or (not options.cases and _low(engine.tallies)) else 0
 
 
 def _options() -> Any:
@@ -72,12 +72,15 @@ def _options() -> Any:
     parser.add_argument("--json", type=Path, help="Write the table as JSON too.")
     parser.add_argument("--cases", type=Path, help="Run the cases in this folder instead, TARGET-NAME.bin each.")
     parser.add_argument("--index", type=int, help="Run only this input of one target, in this process.")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if findings.read(options.output):
+        parser.error(f"{options.output} holds findings of an earlier run; give another folder or remove it")
+    return options
 
 
 def _low(tallies: Sequence[Tally]) -> list[str]:
     """The targets too few of whose inputs get past the first check."""
-    return [tally.target.name for tally in tallies if tally.looked and tally.share < SHARE]
+    return [tally.target.name for tally in tallies if tally.share < SHARE]
 
 
 def _as_json(tallies: Sequence[Tally], found: Sequence[Finding], lines: Mapping[str, tuple[int, int]]) -> object:
@@ -116,7 +119,7 @@ def _table(tallies: Sequence[Tally], found: Sequence[Finding], lines: Mapping[st
         rows += ["| code | lines | covered |", "|---|--:|--:|"]
         rows += [f"| {name} | {of} | {ran / max(of, 1):.0%} |" for name, (ran, of) in lines.items()]
         rows.append("")
-    low = _low(tallies)
+    low = _low(tallies) if any(tally.past for tally in tallies) else []
     rows += [f"less than a third of the inputs get past the first check: {', '.join(low)}"] if low else []
     return "\n".join((*rows, *map(str, found)))
 

@@ -29,13 +29,12 @@ from tests.fuzz.target import Target, made
 SLICE = 2.0  # seconds of one process
 POLL = 0.01
 MEMORY = 1 << 30  # bytes that an input may take above what the process has
-SAMPLED = 8  # the first check is made for one input in so many
 HOUR = 3600.0
 TRIES = 40  # processes to make a case smaller
 MEMORY_DISK = "/dev/shm" if os.path.isdir("/dev/shm") else None  # files there cost microseconds
 HARNESS = 70  # the status of a process in which the harness itself failed
-# next input, inputs done, of these looked at for the first check, past it, accepted by the parser
-COUNTS = struct.Struct("<5q")
+# next input, inputs done, of these past the first check, accepted by the parser
+COUNTS = struct.Struct("<4q")
 
 
 @dataclass
@@ -46,7 +45,6 @@ class Tally:
     seeds: Sequence[bytes]
     next: int = 0
     done: int = 0
-    looked: int = 0
     past: int = 0
     accepted: int = 0
     seconds: float = 0.0
@@ -55,7 +53,7 @@ class Tally:
     @property
     def share(self) -> float:
         """The share of inputs that got past the format's first check."""
-        return self.past / self.looked if self.looked else 0.0
+        return self.past / self.done if self.done else 0.0
 
 
 @dataclass
@@ -107,7 +105,7 @@ class Engine:
     def started(self, tally: Tally, seconds: float, only: bytes | None = None) -> Slice:
         """Starts a process that runs inputs for so long, or only the one that is given."""
         shared = mmap.mmap(-1, COUNTS.size)
-        shared[:] = COUNTS.pack(tally.next, 0, 0, 0, 0)
+        shared[:] = COUNTS.pack(tally.next, 0, 0, 0)
         dump = self.folder / f"dump-{tally.target.name}"
         process = os.fork()
         if not process:
@@ -137,10 +135,10 @@ class Engine:
             _, status = os.waitpid(running.process, 0)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(running.process, signal.SIGKILL)  # what it has started
-        tally, (at, done, looked, past, accepted) = running.tally, COUNTS.unpack(running.shared[:])
+        tally, (at, done, past, accepted) = running.tally, COUNTS.unpack(running.shared[:])
         died = hung or status != 0
         tally.next, tally.done = at + died, tally.done + done + died
-        tally.looked, tally.past, tally.accepted = tally.looked + looked, tally.past + past, tally.accepted + accepted
+        tally.past, tally.accepted = tally.past + past, tally.accepted + accepted
         tally.seconds += time.monotonic() - running.began
         if died:
             self._died(tally, at, hung, status, running.dump)
@@ -156,7 +154,7 @@ class Engine:
     def outcome(self, tally: Tally, data: bytes) -> Finding | None:
         """What one input does, in a process of its own."""
         kept, self.out = self.out, Path(tempfile.mkdtemp(dir=self.folder))
-        counts = (tally.next, tally.done, tally.looked, tally.past, tally.accepted, tally.seconds, tally.contained)
+        counts = (tally.next, tally.done, tally.past, tally.accepted, tally.seconds, tally.contained)
         try:
             running = self.started(tally, 0.0, data)
             while not self.ended(running):
@@ -164,7 +162,7 @@ class Engine:
             return next((finding for finding, _ in findings.read(self.out)), None)
         finally:
             self.out = kept
-            tally.next, tally.done, tally.looked, tally.past, tally.accepted, tally.seconds, tally.contained = counts
+            tally.next, tally.done, tally.past, tally.accepted, tally.seconds, tally.contained = counts
 
     def replay(self, cases: Path) -> None:
         """Runs the cases in a folder, each by the target that its name begins with."""
@@ -212,20 +210,19 @@ def _child(engine: Engine, tally: Tally, shared: mmap.mmap, dump: Path, seconds:
     with dump.open("w") as file:
         faulthandler.enable(file, all_threads=False)
         faulthandler.register(signal.SIGALRM, file, all_threads=False)
-        target, index, done, looked, past, accepted = tally.target, tally.next, 0, 0, 0, 0
+        target, index, done, past, accepted = tally.target, tally.next, 0, 0, 0
         folder = engine.folder / f"{target.name}-{os.getpid()}"
         folder.mkdir()
         os.chdir(folder)
         tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
         until = time.monotonic() + seconds
         while True:
-            shared[:] = COUNTS.pack(index, done, looked, past, accepted)
+            shared[:] = COUNTS.pack(index, done, past, accepted)
             if done and (only is not None or time.monotonic() > until):
                 break
             data = made(target, tally.seeds, engine.seed, index) if only is None else only
             accepted += _tried(target, data, folder, index, engine.out)
-            if index % SAMPLED == 0:
-                looked, past = looked + 1, past + target.first(data)
+            past += target.first(data)
             index, done = index + 1, done + 1
     import shutil
 

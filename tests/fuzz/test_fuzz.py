@@ -18,11 +18,11 @@ MOST = 4096  # bytes of a case
 
 def fuzz(out: Path, *options: object) -> tuple[int, dict[str, Any]]:
     """The status of the harness and its table."""
-    words = [sys.executable, "-m", "tests.fuzz", "-o", out, "--json", out / "table.json", *options]
-    out.mkdir(exist_ok=True)
+    table = out.with_suffix(".table")
+    words = [sys.executable, "-m", "tests.fuzz", "-o", out, "--json", table, *options]
     done = subprocess.run([*map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (out / "table.json").exists(), done.stderr
-    return done.returncode, json.loads((out / "table.json").read_text())
+    assert table.exists(), done.stderr
+    return done.returncode, json.loads(table.read_text())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,7 +33,7 @@ def _whole() -> None:
 
 def test_a_minute_finds_nothing(tmp_path: Path) -> None:
     """Reproduce what it finds with `python -m tests.fuzz --target NAME --seed 1 --index NUMBER`."""
-    status, table = fuzz(tmp_path, "--seconds", SECONDS, "--seed", 1)
+    status, table = fuzz(tmp_path / "found", "--seconds", SECONDS, "--seed", 1)
     assert table["findings"] == []
     low = {row["target"]: row["past"] for row in table["targets"] if row["past"] < 1 / 3}
     assert not low, "these do not reach the parser behind its first check"
@@ -52,11 +52,11 @@ def test_a_minute_finds_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_a_planted_fault_is_found_at_its_line_and_made_small(tmp_path: Path, name: str, kind: str, what: str) -> None:
-    status, table = fuzz(tmp_path, "--target", f"planted-{name}", "--seconds", 2)
+    status, table = fuzz(tmp_path / "found", "--target", f"planted-{name}", "--seconds", 2)
     assert status == 1
     (row,) = table["targets"]
     assert row[kind] == 1, "one place, one finding"
-    (told,) = tmp_path.glob(f"planted-{name}-{kind}-*.json")
+    (told,) = (tmp_path / "found").glob(f"planted-{name}-{kind}-*.json")
     finding = json.loads(told.read_text())
     assert finding["what"].startswith(what)
     assert finding["frames"][0].startswith("tests/fuzz/planted.py:")
@@ -78,7 +78,7 @@ def test_kept_cases_are_mended(tmp_path: Path) -> None:
     """A case is named after its target: golden-shape_of_terabytes.bin."""
     assert CASES
     assert all(case.stat().st_size < MOST for case in CASES)
-    status, table = fuzz(tmp_path, "--cases", CASES[0].parent)
+    status, table = fuzz(tmp_path / "found", "--cases", CASES[0].parent)
     assert table["findings"] == []
     assert sum(row["inputs"] for row in table["targets"]) == len(CASES)
     assert status == 0
@@ -87,7 +87,7 @@ def test_kept_cases_are_mended(tmp_path: Path) -> None:
 def test_a_case_that_is_not_mended_is_told(tmp_path: Path) -> None:
     (tmp_path / "cases").mkdir()
     (tmp_path / "cases" / "planted-raises-x.bin").write_bytes(b"\xff")
-    status, table = fuzz(tmp_path / "out", "--target", "planted-raises", "--cases", tmp_path / "cases")
+    status, table = fuzz(tmp_path / "found", "--target", "planted-raises", "--cases", tmp_path / "cases")
     assert [text.partition(" at ")[0] for text in table["findings"]] == [
         "planted-raises #0: exception: \"KeyError: 'planted'\""
     ]

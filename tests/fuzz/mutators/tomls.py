@@ -31,4 +31,4 @@ def _text(value: Any) -> str:
     return json.dumps(value) if isinstance(value, str | bool | int) else '"null"'
 
 
-ALL = (*[change] * 8, *plain.TEXT)
+ALL = (*[change] * 16, *plain.TEXT)
