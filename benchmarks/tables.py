@@ -16,6 +16,7 @@ from pipnet_edge.words import megabytes
 
 if TYPE_CHECKING:
     from pipnet_edge.benchmarks.accuracy.drift import Row as DriftRow
+    from pipnet_edge.benchmarks.accuracy.drift import Verdict
     from pipnet_edge.benchmarks.accuracy.metrics import Estimate
     from pipnet_edge.benchmarks.accuracy.parity import Row as ParityRow
     from pipnet_edge.benchmarks.speed.result import Change, Counted, Measured, Predicted, Result
@@ -68,7 +69,7 @@ def variants(bundle: Bundle, timings: Sequence[Measured] = (), drifts: Sequence[
         parity, drift = variant.parity, drifted.get(variant.name)
         numbers = [f"{parity.px_mean:.5f}", f"{parity.px_max:.5f}", str(parity.flips)] if parity else [""] * 3
         if drifts:
-            columns = (("px_mean", 3), ("px_p95", 3), ("flips", 2), ("nme", 3))
+            columns = (("px_mean", 3), ("px_p95", 3), ("flips", 3), ("nme", 3))
             numbers += [f"{drift[name].value:.{digits}f}" if drift else "" for name, digits in columns]
         numbers += [f"{timings[index].frame(0.5):.2f}"] if timings else []
         rows.append([variant.name, megabytes(variant.size), *numbers])
@@ -95,7 +96,7 @@ def quantization(bundle: Bundle) -> list[str]:
 def _budget_columns(spent: Budget) -> tuple[tuple[str, str], ...]:
     unit = spent.limit.lstrip("0123456789.e+-")
     return (
-        (f"{spent.drift[0]:.3g}", f"{spent.drift[1]:.3g} {unit}"),
+        (f"{spent.drift[0]:.3f}", f"{spent.drift[1]:.3f} {unit}"),
         (f"{spent.milliseconds[0]:.2f}", f"{spent.milliseconds[1]:.2f} ms"),
         (megabytes(spent.size[0]), megabytes(spent.size[1])),
     )
@@ -117,12 +118,12 @@ def parity(rows: Sequence[ParityRow]) -> Table:
 # Column, metric, digits, and whether the interval is shown.
 DRIFT_COLUMNS = (
     ("NME %", "nme", 3, True),
-    ("FR %", "fr", 2, False),
+    ("FR %", "fr", 3, False),
     ("AUC", "auc", 4, False),
     ("px mean", "px_mean", 3, True),
     ("p95", "px_p95", 3, False),
-    ("max", "px_max", 2, False),
-    ("flips %", "flips", 2, True),
+    ("max", "px_max", 3, False),
+    ("flips %", "flips", 3, True),
     ("noise px", "noise", 3, False),
 )
 
@@ -137,6 +138,20 @@ def drift(rows: Sequence[DriftRow]) -> Table:
         numbers = [_estimate(drifts[name], digits, wide) if drifts else "" for _, name, digits, wide in columns]
         cells.append([row.variant, "" if drifts else "FAIL", *numbers])
     return Table(["variant", "", *[f">{title}" for title, *_ in columns]], cells)
+
+
+def limits(verdicts: Sequence[Verdict]) -> Table:
+    """Which variant keeps which limit on its drift, and which breaks it."""
+    rows = [
+        [
+            each.variant,
+            str(each.limit),
+            "" if each.value is None else f"{each.value:.3f}",
+            "kept" if each.is_kept else "broken",
+        ]
+        for each in verdicts
+    ]
+    return Table(["variant", "limit", ">drift", ""], rows)
 
 
 def _estimate(estimate: Estimate, digits: int, wide: bool) -> str:

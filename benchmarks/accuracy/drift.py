@@ -1,16 +1,9 @@
-"""The drift of variants on a folder of faces, against a float variant and against labels if there are any.
-
-Faces are cut and run in chunks, several worker processes at a time. Every finished chunk is kept in `cache` under a
-hash of everything that its landmarks depend on, so that an interrupted run continues where it stopped.
-"""
+"""The drift of variants on a folder of faces, against a float variant and against labels if there are any."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
+import math
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge import __version__, host, runtimes
-from pipnet_edge.benchmarks.accuracy import metrics
+from pipnet_edge import runtimes
+from pipnet_edge.benchmarks.accuracy import chunks, metrics
 from pipnet_edge.benchmarks.accuracy.labels import Labels
+from pipnet_edge.benchmarks.limits import Limit
 from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.decode import Landmarks
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
-from pipnet_edge.files import file_sha256, write_array
+from pipnet_edge.files import file_sha256
 from pipnet_edge.preprocess import Rect, cut, read_picture
-from pipnet_edge.worker.call import Call, Workers, infer
+from pipnet_edge.spec import ModelSpec
 
-CHUNK = 128
+# Networks reach 2 to 8 % on the faces they are made for; labels in another order or of another crop give 20 % and more.
+FITS = 15.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +42,45 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """Whether a variant keeps a limit on the magnitude of its drift. value: the drift; None if there is no number."""
+
+    variant: str
+    limit: Limit
+    value: float | None
+
+    @property
+    def is_kept(self) -> bool:
+        return self.value is not None and abs(self.value) <= self.limit.most
+
+    def to_json(self) -> dict[str, Any]:
+        limit = {"metric": self.limit.metric, "most": self.limit.most}
+        return {"variant": self.variant, **limit, "value": self.value, "kept": self.is_kept}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How labels fit the reference: its own NME in %, and what it would be with x and y of the labels swapped."""
+
+    reference: str
+    nme: float
+    swapped: float
+
+    def notes(self) -> list[str]:
+        """The reference's NME, and a warning if the labels do not fit."""
+        said = f"the NME of {self.reference} itself is {self.nme:.3f} %"
+        if self.nme <= FITS:
+            return [said]
+        guess = "swapped x and y? another order of landmarks? another crop?"
+        if self.swapped <= FITS:
+            guess = f"x and y are swapped in them, it would be {self.swapped:.3f} %"
+        return [f"warning: the labels do not fit the faces, as {said}: {guess}"]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"nme": self.nme, "nme_swapped": self.swapped, "fits": self.nme <= FITS}
+
+
+@dataclass(frozen=True)
 class Faces:
     """The faces of one run: labels, and the side of the crop in pixels that the network takes."""
 
@@ -58,10 +92,14 @@ class Faces:
 
     def crops(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """(n, side, side, 3) uint8 RGB crops of some faces."""
-        return np.stack([self._crop(index) for index in indices])
+        return np.stack([self.crop(index) for index in indices])
 
-    def _crop(self, index: int) -> NDArray[np.uint8]:
-        picture = read_picture(self.labels.images[index])
+    def crop(self, index: int) -> NDArray[np.uint8]:
+        """(side, side, 3) uint8 RGB crop of one face. Raises EdgeError that names the picture and its label's line."""
+        try:
+            picture = read_picture(self.labels.images[index])
+        except EdgeError as e:
+            raise EdgeError(f"{self.labels.lines[index]}: {e}" if self.labels.lines else str(e), e.code) from e
         return cut(picture, self.labels.crops[index] if self.labels.crops else Rect.whole(picture), self.side)
 
 
@@ -118,37 +156,13 @@ def run(
 ) -> tuple[tuple[Row, ...], dict[str, Landmarks]]:
     """Rows, and the landmarks of every variant that ran and of the reference (n faces, normalised to the crop).
 
-    Raises EdgeError when the reference cannot run. If another variant cannot run, its row says why.
+    progress gets the faces done and all of them. Raises EdgeError when the reference cannot run, and if the cache
+    cannot be written. If another variant cannot run, its row says why.
     """
-    cache.mkdir(parents=True, exist_ok=True)
     reference, others = variants
-    chunks = [range(start, min(start + CHUNK, len(faces))) for start in range(0, len(faces), CHUNK)]
-    found: dict[tuple[str, int], Landmarks | EdgeError] = {}
-
-    with ThreadPoolExecutor(jobs) as pool, Workers() as workers:
-
-        def work(index: int) -> dict[tuple[str, int], Landmarks | EdgeError]:
-            crops = faces.crops(chunks[index])
-            return {(v.name, index): _cached(workers.call, bundle, v, crops, cache) for v in (reference, *others)}
-
-        tasks = [pool.submit(work, index) for index in range(len(chunks))]
-        try:
-            for done, task in enumerate(as_completed(tasks), 1):
-                found |= task.result()
-                progress(f"{len(chunks[done - 1])} faces", done - 1, len(chunks))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-    landmarks: dict[str, Landmarks] = {}
-    failures: dict[str, EdgeError] = {}
-    for variant in (reference, *others):
-        parts = [found[variant.name, index] for index in range(len(chunks))]
-        broken = [part for part in parts if isinstance(part, EdgeError)]
-        if broken:
-            failures[variant.name] = broken[0]
-        else:
-            landmarks[variant.name] = _joined([part for part in parts if isinstance(part, Landmarks)])
+    found = chunks.run(bundle, (reference, *others), faces.crop, len(faces), cache, jobs, progress)
+    landmarks = {name: each for name, each in found.items() if isinstance(each, Landmarks)}
+    failures = {name: each for name, each in found.items() if isinstance(each, EdgeError)}
     if reference.name in failures:
         raise failures[reference.name]
     rows = []
@@ -164,48 +178,42 @@ def run(
     return tuple(rows), landmarks
 
 
-def broken_limits(rows: Sequence[Row], limits: Sequence[metrics.Limit]) -> EdgeError | None:
-    """The error (exit code 3) that names the first variant that failed or exceeds a limit, and counts the others."""
-    broken = []
-    for row in rows:
-        if row.summary is None:
-            broken.append(f"{row.variant}: {row.failure}")
-            continue
-        for limit in metrics.check(limits, row.summary):
-            broken.append(f"{row.variant}: {limit} is broken by {row.summary.drift[limit.metric].value:.4g}")
+def fit(reference: str, landmarks: Landmarks, spec: ModelSpec, faces: Faces) -> Fit | None:
+    """How the labels fit the reference's landmarks; None without labels."""
+    truth = faces.labels.points
+    if truth is None:
+        return None
+    samples = [metrics.measure(landmarks, landmarks, spec, points) for points in (truth, truth[..., ::-1])]
+    nme, swapped = (float(metrics.nme(sample, np.ones((1, len(truth))))[0]) for sample in samples)
+    return Fit(reference, nme, swapped)
+
+
+def check_limits(limits: Sequence[Limit], has_labels: bool) -> None:
+    """Raises EdgeError for a limit on a metric that needs labels where there are none."""
+    without = [name for name, metric in metrics.METRICS.items() if not metric.labels]
+    for limit in limits:
+        if not has_labels and limit.metric not in without:
+            raise EdgeError(f"--limit {limit} needs labels; without --labels: {', '.join(without)}")
+
+
+def judged(rows: Sequence[Row], limits: Sequence[Limit]) -> tuple[Verdict, ...]:
+    """Every limit on every variant. A variant that failed, or whose drift is not a number, keeps none."""
+    return tuple(Verdict(row.variant, limit, _value(row, limit.metric)) for row in rows for limit in limits)
+
+
+def _value(row: Row, metric: str) -> float | None:
+    value = row.summary.drift[metric].value if row.summary else math.nan
+    return value if math.isfinite(value) else None
+
+
+def broken_limits(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> EdgeError | None:
+    """The error (exit code 3) that names the first variant that failed or breaks a limit, and counts the others."""
+    broken = [f"{row.variant}: {row.failure}" for row in rows if not row.summary]
+    failed = {row.variant for row in rows if not row.summary}
+    for verdict in verdicts:
+        if not verdict.is_kept and verdict.variant not in failed:
+            value = "no number" if verdict.value is None else f"{verdict.value:.4g}"
+            broken.append(f"{verdict.variant}: --limit {verdict.limit} is broken by {value}")
     if not broken:
         return None
     return EdgeError(broken[0] + (f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""), CHECK_FAILED)
-
-
-def _cached(
-    call: Call, bundle: Bundle, variant: Variant, crops: NDArray[np.uint8], cache: Path
-) -> Landmarks | EdgeError:
-    path = cache / f"{_key(variant, crops)}.npy"
-    try:
-        if not path.is_file():
-            found = infer(call, bundle.folder, variant.name, 1, crops).landmarks
-            table = np.concatenate([found.points, found.score[..., None], found.cell[..., None]], axis=2)
-            write_array(path, table.astype(np.float64))
-        table = np.load(path, allow_pickle=False)
-    except EdgeError as e:
-        return e
-    points, score, cell = table[..., :2], table[..., 2], table[..., 3]
-    return Landmarks(points.astype(np.float32), score.astype(np.float32), cell.astype(np.intp))
-
-
-def _key(variant: Variant, crops: NDArray[np.uint8]) -> str:
-    """A hash of what landmarks depend on: crops, files, program, runtime and the CPU's features."""
-    # A runtime chooses its kernels by the CPU's features, and kernels round differently.
-    runs = [__version__, runtimes.installed(variant.runtime), platform.machine(), host.features(), np.__version__]
-    key = hashlib.sha256(json.dumps([runs, [file.sha256 for file in variant.files]]).encode())
-    key.update(crops.tobytes())
-    return key.hexdigest()[:32]
-
-
-def _joined(parts: Sequence[Landmarks]) -> Landmarks:
-    return Landmarks(
-        np.concatenate([part.points for part in parts]),
-        np.concatenate([part.score for part in parts]),
-        np.concatenate([part.cell for part in parts]),
-    )

@@ -8,7 +8,6 @@ The accuracy metrics follow compute_nme and compute_fr_and_auc in lib/functions.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -168,6 +167,9 @@ METRICS = {
 }
 
 
+UNITS = {name: metric.unit for name, metric in METRICS.items()}
+
+
 def _labelled(sample: Sample) -> Array:
     if sample.nme is None:
         raise EdgeError("NME, FR and AUC need labels; none were given")
@@ -282,40 +284,3 @@ def _estimate(replicates: Array) -> Estimate:
         return Estimate(value)
     low, high = np.percentile(draws, [50 - CONFIDENCE / 2, 50 + CONFIDENCE / 2])
     return Estimate(value, float(low), float(high))
-
-
-# --- Limits.
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A bound on the magnitude of summary.drift[metric], in the metric's own unit."""
-
-    metric: str
-    most: float
-
-    def __str__(self) -> str:
-        return f"{self.metric}<={self.most:g}"
-
-
-def parse_limit(text: str) -> Limit:
-    """A Limit from `px_mean<=0.30`. Raises EdgeError that names the metrics allowed."""
-    allowed = ", ".join(f"{name} [{metric.unit}]" if metric.unit else name for name, metric in METRICS.items())
-    match = re.fullmatch(r"\s*(\w+)\s*<=\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*", text, re.ASCII)
-    if not match:
-        raise EdgeError(f"limit {text!r} is not METRIC<=NUMBER, as in px_mean<=0.30; metrics: {allowed}")
-    if match[1] not in METRICS:
-        raise EdgeError(f"limit {text!r}: no metric {match[1]!r}; allowed: {allowed}")
-    return Limit(match[1], float(match[2]))
-
-
-def check(limits: Iterable[Limit], summary: Summary) -> list[Limit]:
-    """The limits that the summary's drift breaks; a drift that is not a number breaks every limit.
-
-    Raises EdgeError for a limit on a metric that needs labels where none were given.
-    """
-    limits = list(limits)
-    absent = [limit for limit in limits if limit.metric not in summary.drift]
-    if absent:
-        raise EdgeError(f"limit {absent[0]} needs labels; without them: {', '.join(summary.drift)}")
-    return [limit for limit in limits if not abs(summary.drift[limit.metric].value) <= limit.most]

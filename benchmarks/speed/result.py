@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import strict
+from pipnet_edge.benchmarks.limits import Limit
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.host import THROTTLED
 from pipnet_edge.output import SCHEMA
@@ -323,16 +324,8 @@ def summary(result: Result) -> dict[str, Any]:
     return {"measured": rows}
 
 
-@dataclass(frozen=True)
-class Limit:
-    """A bound on a statistic (LIMITED) of every measured run."""
-
-    name: str
-    most: float
-
-
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-LIMITED = (*QUANTILES, "memory")
+UNITS = {**dict.fromkeys(QUANTILES, "ms"), "memory": "MB"}  # of what can be limited
 
 
 def _statistic(run: Measured, name: str) -> float:
@@ -340,27 +333,15 @@ def _statistic(run: Measured, name: str) -> float:
     return run.frame(QUANTILES[name]) if name in QUANTILES else (run.peak_bytes or np.inf) / 1e6
 
 
-def parse_limit(text: str) -> Limit:
-    """A Limit from `p50<=20`. Raises EdgeError that names what can be limited."""
-    name, sign, most = (part.strip() for part in text.partition("<="))
-    try:
-        number = float(most)
-    except ValueError:
-        number = np.nan
-    if not sign or name not in LIMITED or not number >= 0:
-        raise EdgeError(f"limit {text!r:.60} is not NAME<=NUMBER with one of: p50, p90, p99 [ms], memory [MB]")
-    return Limit(name, number)
-
-
 def failures(result: Result, limits: Sequence[Limit]) -> list[str]:
     """Runs that failed and limits that are broken, one line each."""
     found = [f"{run.variant}: {run.failure}" for run in result.measured if run.failure]
     found += [f"{run.variant}: {run.failure}" for run in result.counted if run.failure]
     if limits and not result.measured:
-        found.append(f"{limits[0].name}<={limits[0].most:g} was not checked, as nothing was measured")
+        found.append(f"{limits[0]} was not checked, as nothing was measured")
     for run in result.measured:
         for limit in limits:
-            if run.frames.size and not (value := _statistic(run, limit.name)) <= limit.most:
+            if run.frames.size and not (value := _statistic(run, limit.metric)) <= limit.most:
                 where = f"{run.variant} with {counted(run.threads, 'thread')} on {run.target}"
-                found.append(f"{where}: {limit.name}<={limit.most:g} is broken by {value:.4g}")
+                found.append(f"{where}: {limit} is broken by {value:.4g}")
     return found

@@ -34,7 +34,9 @@ def parse(text: str) -> Budget:
     )
     limit = float(found[1]) if found else math.inf
     if not found or not math.isfinite(limit):
-        raise EdgeError(f"budget {text!r:.60}; allowed: a number and {' or '.join(METRICS)}, such as 0.5px or 0.02nme")
+        raise EdgeError(
+            f"--max-drift {text!r:.60}; allowed: a number and {' or '.join(METRICS)}, as in 0.5px or 0.02nme"
+        )
     return Budget(found[2].lower(), limit)
 
 

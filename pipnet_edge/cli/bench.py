@@ -66,12 +66,13 @@ def bench(
     """Measure speed here or on a board, count instructions under emulation, or predict times."""
     from pipnet_edge import bundle as bundles
     from pipnet_edge.benchmarks import tables
+    from pipnet_edge.benchmarks.limits import parse
     from pipnet_edge.benchmarks.speed import bench as benches
     from pipnet_edge.benchmarks.speed import result as results
 
     if output and (output.is_dir() or not os.access(output.absolute().parent, os.W_OK)):
         raise EdgeError(f"cannot write {output}; a file in a folder that exists and may be written is needed")
-    limits = [results.parse_limit(text) for text in limit or ()]
+    limits = [parse(text, results.UNITS) for text in limit or ()]
     earlier = results.read(compare) if compare else None
     where = places(target or (), host or (), emulate, predict)
     settings = results.Settings(warmup, sustain or seconds, count, rest)

@@ -20,6 +20,7 @@ from pipnet_edge.cli.options import (
     Ranges,
     Rounding,
     Seed,
+    calibration_count,
     faces_in,
     floats,
     listed,
@@ -50,7 +51,7 @@ def convert(
     ] = "sparse",
     calibrate: Calibrate = None,
     calibrate_labels: CalibrateLabels = None,
-    calibrate_count: CalibrateCount = 256,
+    calibrate_count: CalibrateCount = None,
     seed: Seed = 0,
     ranges: Ranges = "mse",
     rounding: Rounding = "sequential",
@@ -91,9 +92,11 @@ def convert(
             f"--calibrate FOLDER and a quantized --precision go together; given: --precision {precision}"
             + (f" --calibrate {calibrate}" if calibrate else " and no --calibrate")
         )
-    for option, value in (("--calibrate-labels", calibrate_labels), ("--max-drift", max_drift)):
+    needing = {"--calibrate-labels": calibrate_labels, "--calibrate-count": calibrate_count, "--max-drift": max_drift}
+    for option, value in needing.items():
         if value is not None and not calibrate:
             raise EdgeError(f"{option} {value} says nothing without --calibrate FOLDER")
+    count = calibration_count(calibrate_count)
     budget = budgets.parse(max_drift) if max_drift is not None else None
     from pipnet_edge.converters.checkpoint import read as checkpoints
 
@@ -107,7 +110,7 @@ def convert(
     with progress.shown():
         if calibrate:
             faces, notes = faces_in(calibrate, calibrate_labels)
-            quantize = converters.Quantize(faces, calibrate_count, seed, ranges, rounding, budget, judge)
+            quantize = converters.Quantize(faces, count, seed, ranges, rounding, budget, judge)
         bundle = converters.convert(checkpoint, output, plan, options, parity.verify, progress.step, simplify, quantize)
     return Output(
         {"bundle": str(output), "notes": notes, **bundle.to_json()},

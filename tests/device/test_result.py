@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipnet_edge.benchmarks.limits import Limit, parse
 from pipnet_edge.benchmarks.speed import result as results
-from pipnet_edge.benchmarks.speed.result import Counted, Limit, Measured, Result, Settings, State
+from pipnet_edge.benchmarks.speed.result import Counted, Measured, Result, Settings, State
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.output import Output
 from pipnet_edge.output import envelope as wrapped
@@ -301,13 +302,13 @@ def test_nothing_to_compare(now: Result) -> None:
     ],
 )
 def test_limits(text: str, limit: Limit) -> None:
-    assert results.parse_limit(text) == limit
+    assert parse(text, results.UNITS) == limit
 
 
 @pytest.mark.parametrize("text", ["", "p50", "p50<20", "p50<=", "p50<=x", "p50<=nan", "p50<=-1", "nme<=1", "<=3"])
 def test_what_is_no_limit(text: str) -> None:
-    with pytest.raises(EdgeError, match="is not NAME<=NUMBER with one of: p50, p90, p99"):
-        results.parse_limit(text)
+    with pytest.raises(EdgeError, match=r"^--limit .*: p50 \[ms\], p90 \[ms\], p99 \[ms\], memory \[MB\]$"):
+        parse(text, results.UNITS)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +316,7 @@ def test_what_is_no_limit(text: str) -> None:
     [("p50<=10", False), ("p50<=9.9", True), ("p90<=10", False), ("memory<=90", False), ("memory<=89", True)],
 )
 def test_a_limit_holds_up_to_itself(text: str, broken: bool) -> None:
-    found = results.failures(result(measured()), [results.parse_limit(text)])
+    found = results.failures(result(measured()), [parse(text, results.UNITS)])
     assert len(found) == broken
     if broken:
         assert found[0].startswith(f"ncnn-fp32 with 1 thread on rpi4: {text} is broken by ")

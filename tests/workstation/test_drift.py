@@ -10,7 +10,8 @@ import cv2
 import pytest
 
 from pipnet_edge import bundle as bundles
-from pipnet_edge.benchmarks.accuracy import drift, labels, metrics
+from pipnet_edge.benchmarks.accuracy import drift, labels
+from pipnet_edge.benchmarks.limits import Limit
 from pipnet_edge.converters import demo
 from pipnet_edge.errors import EdgeError
 
@@ -29,6 +30,9 @@ def measured(demo_bundle, cli, tmp_path_factory):
 def test_every_variant_against_the_first_fp32(measured):
     result, _ = measured
     assert result["reference"] == "onnx-fp32"
+    assert result["labels"]["nme"] == pytest.approx(1.98, abs=0.02)
+    assert result["labels"]["fits"] is True
+    assert result["notes"] == [f"the NME of onnx-fp32 itself is {result['labels']['nme']:.3f} %"]
     rows = {row["variant"]: row["summary"] for row in result["rows"]}
     floats = {f"{runtime}-{precision}" for runtime in ("ncnn", "mnn", "tflite") for precision in ("fp32", "fp16")}
     assert set(rows) == floats | {f"{runtime}-int8" for runtime in ("onnx", "ncnn", "mnn", "tflite")}
@@ -64,7 +68,7 @@ def test_limits(measured, demo_bundle, cli):
     assert cli(*words, "px_mean<=0.05").returncode == 0
     done = cli(*words, "px_mean<=0.001")
     assert done.returncode == 3
-    assert "ncnn-fp16: px_mean<=0.001 is broken by 0.0" in done.stderr
+    assert "ncnn-fp16: --limit px_mean<=0.001 is broken by 0.0" in done.stderr
     done = cli(*words, "nme<=0.1")
     assert done.returncode == 1
     assert "needs labels" in done.stderr
@@ -80,7 +84,9 @@ def test_a_variant_that_cannot_run_has_a_row(demo_bundle, tmp_path):
     rows, _ = drift.run(bundle, faces, chosen, tmp_path / "cache", 2)
     assert "sha256 differs" in rows[0].failure
     assert rows[1].summary
-    assert "mnn-fp16: " in str(drift.broken_limits(rows, [metrics.parse_limit("px_mean<=1")]))
+    verdicts = drift.judged(rows, [Limit("px_mean", 1)])
+    assert [verdict.is_kept for verdict in verdicts] == [False, True]
+    assert str(drift.broken_limits(rows, verdicts)) == f"mnn-fp16: {rows[0].failure}"
     with pytest.raises(EdgeError, match="sha256 differs"):
         drift.run(bundle, faces, drift.choose(bundle, ["ncnn-fp16"], "mnn-fp16"), tmp_path / "cache", 2)
 

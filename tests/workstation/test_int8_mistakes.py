@@ -34,6 +34,7 @@ def wrong(tmp_path_factory: pytest.TempPathFactory, faces: Callable[..., Path]) 
     folder = tmp_path_factory.mktemp("wrong")
     (folder / "empty").mkdir()
     faces(folder / "fifteen", 15)
+    (folder / "fifteen" / "._face.jpg").write_bytes(b"what a Mac leaves on a stick")
     spoilt(faces(folder / "cut", 20), "cut")
     spoilt(faces(folder / "black", 20), "black")
     lines = LABELS.read_text().splitlines()
@@ -51,9 +52,10 @@ def wrong(tmp_path_factory: pytest.TempPathFactory, faces: Callable[..., Path]) 
         (("--precision", "fp32", "--calibrate", "fifteen"), "given: --precision fp32 --calibrate fifteen"),
         (("--precision", "fp32", "--max-drift", "0.5px"), "--max-drift 0.5px says nothing without --calibrate FOLDER"),
         (("--precision", "fp32", "--calibrate-labels", "98.txt"), "--calibrate-labels 98.txt says nothing without"),
+        (("--precision", "fp32", "--calibrate-count", 64), "--calibrate-count 64 says nothing without --calibrate"),
         (("--calibrate", "empty"), "no image in empty"),
         (("--calibrate", "nothing"), "there is no image folder nothing"),
-        (("--calibrate", "98.txt"), "there is no image folder 98.txt"),
+        (("--calibrate", "98.txt"), "98.txt is a file; a folder of images is needed"),
         (("--calibrate", "fifteen"), "15 images to calibrate with; at least 16 are needed"),
         (("--calibrate", "cut"), ".jpg is not an image that OpenCV can read, or is cut off"),
         (("--calibrate", "black"), "shows nothing but one colour (as do 19 more of 20 calibration images)"),
@@ -66,12 +68,13 @@ def wrong(tmp_path_factory: pytest.TempPathFactory, faces: Callable[..., Path]) 
             ("--calibrate", demo.FACES, "--calibrate-labels", "strangers.txt"),
             "strangers.txt: none of its 25 labels (no",
         ),
-        (("--calibrate", demo.FACES, "--calibrate-count", 15), "15 calibration images; at least 16 are needed"),
+        (("--calibrate", demo.FACES, "--calibrate-count", 15), "--calibrate-count 15; at least 16 faces are needed"),
+        (("--calibrate", demo.FACES, "--calibrate-count", -1), "--calibrate-count -1; at least 16 faces are needed"),
         (("--calibrate", demo.FACES, "--ranges", "best"), "--ranges best; allowed: minmax, percentile, kl, mse"),
         (("--calibrate", demo.FACES, "--rounding", "up"), "--rounding up; allowed: sequential, nearest"),
-        (("--calibrate", demo.FACES, "--max-drift", "0.5"), "budget '0.5'; allowed: a number and px or nme"),
-        (("--calibrate", demo.FACES, "--max-drift", "-1px"), "budget '-1px'; allowed: a number and px or nme"),
-        (("--calibrate", demo.FACES, "--max-drift", ""), "budget ''; allowed: a number and px or nme"),
+        (("--calibrate", demo.FACES, "--max-drift", "0.5"), "--max-drift '0.5'; allowed: a number and px or nme"),
+        (("--calibrate", demo.FACES, "--max-drift", "-1px"), "--max-drift '-1px'; allowed: a number and px or nme"),
+        (("--calibrate", demo.FACES, "--max-drift", ""), "--max-drift ''; allowed: a number and px or nme"),
         (("--calibrate", demo.FACES, "--max-drift", "1px"), "25 faces; a budget needs at least 80"),
         (("--calibrate", demo.CALIBRATION, "--max-drift", "0.02nme"), "a budget of 0.02nme needs labels"),
         (
@@ -103,6 +106,10 @@ def test_a_mistake_is_one_line_and_leaves_nothing(wrong, say, cache, monkeypatch
         (("--calibrate", demo.CALIBRATION, "--faces", 24), "24 faces to measure on; 23 of the 117 faces are held"),
         (("--calibrate", demo.CALIBRATION, "--precision", "w8"), "--precision w8; allowed: int8, int8-full"),
         (("--calibrate", demo.CALIBRATION, "--ranges", "best"), "--ranges best; allowed: "),
+        (
+            ("--calibrate", demo.CALIBRATION, "--calibrate-count", 8),
+            "--calibrate-count 8; at least 16 faces are needed",
+        ),
         (("--calibrate", demo.CALIBRATION, "-o", "nowhere/s.png"), "there is no folder nowhere"),
         (("--calibrate", demo.CALIBRATION, "-o", "s.txt"), "cannot write a picture as s.txt; use .png or .jpg"),
     ],
