@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cv2
 import numpy as np
 
 from pipnet_edge import bundle as bundles
 from pipnet_edge import preprocess, runtimes
-from pipnet_edge.benchmarks.accuracy import labels
 from pipnet_edge.converters import demo
-from pipnet_edge.converters.checkpoint import from_onnx, nets
+from pipnet_edge.converters.checkpoint import from_onnx, nets, onnx_file
 from pipnet_edge.converters.checkpoint import read as checkpoints
 from pipnet_edge.converters.quantize import prepare
 from pipnet_edge.decode import MAP_NAMES
@@ -36,14 +36,25 @@ def checkpoint(data: bytes, folder: Path) -> object:
     return checkpoints.read(written(folder, "net.pth", data)).parameters
 
 
-def onnx_file(data: bytes, folder: Path) -> object:
-    return from_onnx.read(written(folder, "net.onnx", data), pick(data, (None, 64)))
+def onnx_net(data: bytes, folder: Path) -> object:
+    """With the part that the product runs in a process of its own in this one."""
+    path = written(folder, "net.onnx", data)
+
+    def run(_: str, command: Sequence[str], *__: object, **___: object) -> None:
+        given, work, size, *outputs = command[command.index(onnx_file.__name__) + 1 :]
+        try:
+            onnx_file.main(Path(given), Path(work), int(size) if size else None, outputs)
+        except Exception as error:
+            raise EdgeError(f"its process ends: {type(error).__name__}") from error
+
+    with mock.patch.object(from_onnx.tool, "run", run), mock.patch.object(onnx_file, "_limit_memory"):
+        return from_onnx.read(path, pick(data, (None, 64)))
 
 
 def picture(data: bytes, folder: Path) -> object:
     """As labels and `run` do: its size, the picture, and a crop that is cut from it."""
     path = written(folder, "picture.png", data)
-    labels.image_size(path)
+    preprocess.image_size(path)
     whole = preprocess.read_picture(path)
     return preprocess.cut(whole, preprocess.Rect.whole(whole), 64)
 
@@ -61,7 +72,7 @@ def answer(data: bytes, folder: Path) -> object:
         Path(job.out).write_bytes(data)
         return protocol.Version("x 1")
 
-    return call.infer(reply, folder, "onnx-fp32", 1, crops, pick(data, (False, True)))
+    return call.infer(reply, example().folder, "null-fp32", 1, crops, pick(data, (False, True)))
 
 
 def model(runtime: str) -> Callable[[bytes, Path], object]:
@@ -262,16 +273,14 @@ def _of_worker(data: bytes) -> bool:
 
 
 TARGETS = (
-    Target(
-        "answer", answer, answer_seeds, checks.archive(), arrays.NPZ, ("pipnet_edge.worker.call:infer,_arrays,_maps",)
-    ),
+    Target("answer", answer, answer_seeds, checks.archive(), arrays.NPZ, ("pipnet_edge.worker.call:infer,_given",)),
     Target(
         "checkpoint",
         checkpoint,
         checkpoint_seeds,
         checks.either(checks.archive("data.pkl"), checks.old_checkpoint),
         pickles.CHECKPOINT,
-        (f"{CHECKPOINT}.read", f"{CHECKPOINT}.nets"),
+        tuple(f"{CHECKPOINT}.{name}" for name in ("read", "state_dict", "archive", "pickled", "stored", "nets")),
         foreign=True,
     ),
     Target(
@@ -285,12 +294,13 @@ TARGETS = (
     ),
     Target(
         "onnx",
-        onnx_file,
+        onnx_net,
         onnx_seeds,
         checks.onnx,
         protos.ALL,
-        (f"{CHECKPOINT}.from_onnx", f"{CHECKPOINT}.onnx_graph", f"{CHECKPOINT}.onnx_ops"),
+        tuple(f"{CHECKPOINT}.{name}" for name in ("from_onnx", "onnx_file", "onnx_form", "onnx_data", "onnx_graph")),
         foreign=True,
+        contained=True,
         warm=True,
     ),
     Target(
@@ -299,7 +309,7 @@ TARGETS = (
         picture_seeds,
         checks.picture,
         pictures.ALL,
-        ("pipnet_edge.preprocess:read_picture,cut", "pipnet_edge.benchmarks.accuracy.labels:image_size"),
+        ("pipnet_edge.preprocess:read_picture,cut", "pipnet_edge.image_header"),
         foreign=True,
     ),
     *(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zlib
@@ -13,11 +14,11 @@ from typing import Any
 
 from pipnet_edge import bundle as bundles
 from pipnet_edge import host, preprocess
-from pipnet_edge.benchmarks import report
-from pipnet_edge.benchmarks.accuracy import labels, metrics
+from pipnet_edge.benchmarks import limits, report
+from pipnet_edge.benchmarks.accuracy import chunks, labels, metrics
 from pipnet_edge.benchmarks.speed import result
 from pipnet_edge.cli import bench, options, run
-from pipnet_edge.converters.checkpoint import read as checkpoints
+from pipnet_edge.converters.checkpoint import mean_face as mean_faces
 from pipnet_edge.converters.quantize import budget
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.manifest import File
@@ -85,7 +86,7 @@ def pts(data: bytes, folder: Path) -> object:
 
 
 def mean_face(data: bytes, folder: Path) -> object:
-    return checkpoints.read_mean_face(written(folder, "meanface.txt", data))
+    return mean_faces.read_mean_face(written(folder, "meanface.txt", data))
 
 
 def device(data: bytes, folder: Path) -> object:
@@ -104,7 +105,7 @@ def bench_result(data: bytes, folder: Path) -> object:
     """As `bench --baseline` and its limits do."""
     found = result.read(written(folder, "result.json", data))
     result.summary(found)
-    result.failures(found, [result.Limit(name, 20.0) for name in result.LIMITED])
+    result.failures(found, [limits.Limit(name, 20.0) for name in result.UNITS])
     return result.compare(found, found)
 
 
@@ -112,6 +113,12 @@ def report_page(data: bytes, folder: Path) -> object:
     """As `report` does, in each of its formats."""
     made = report.make([written(folder, "result.json", data)])
     return pick(data, (report.html, report.markdown, report.csv))(made)
+
+
+def kept_chunk(data: bytes, folder: Path) -> object:
+    """A file of drift's cache, its hash mended: the landmarks of two faces with three landmarks each."""
+    mended = pick(data, (hashlib.sha256(data[32:]).digest() + data[32:], data))
+    return chunks._kept(written(folder, "x.landmarks", mended), (2, 3, 4))
 
 
 def job(data: bytes, folder: Path) -> object:
@@ -135,8 +142,8 @@ def option_texts(data: bytes, folder: Path) -> object:
     if name == "box":
         return preprocess.crop_rect(run._box(text), 640, 480, pick(data, ("test", "demo")))
     readers = {
-        "limit": result.parse_limit,
-        "metric": metrics.parse_limit,
+        "limit": lambda given: limits.parse(given, result.UNITS),
+        "metric": lambda given: limits.parse(given, metrics.UNITS),
         "budget": budget.parse,
         "mean": lambda given: options.floats("mean", given, 3),
         "cores": bench._cpus,
@@ -170,13 +177,26 @@ TARGETS = (
         seeds.manifests,
         checks.json_with(format="pipnet-edge-bundle", version=bundles.VERSION),
         jsons.ALL,
-        ("pipnet_edge.manifest:read,File,Layer,Variant,Tuned", STRICT, "pipnet_edge.spec:MeanFace,ModelSpec"),
+        (
+            "pipnet_edge.manifest:read,File,Layer,Variant,Tuned",
+            STRICT,
+            "pipnet_edge.spec:MeanFace,ModelSpec,check_sizes",
+        ),
     ),
-    Target("golden", golden, seeds.goldens, checks.archive(), arrays.NPZ, ("pipnet_edge.bundle",)),
-    Target("heads", heads, seeds.heads, checks.archive(), arrays.NPZ, ("pipnet_edge.bundle",)),
-    Target("labels", label_file, seeds.labels, checks.text, plain.TEXT, (f"{ACCURACY}.labels",)),
-    Target("pts", pts, seeds.pts, checks.text, plain.TEXT, (f"{ACCURACY}.labels",)),
-    Target("meanface", mean_face, seeds.mean_faces, checks.text, plain.TEXT, ("pipnet_edge.spec",)),
+    Target("golden", golden, seeds.goldens, checks.archive(), arrays.NPZ, ("pipnet_edge.npz",)),
+    Target("heads", heads, seeds.heads, checks.archive(), arrays.NPZ, ("pipnet_edge.npz",)),
+    Target(
+        "labels", label_file, seeds.labels, checks.text, plain.TEXT, (f"{ACCURACY}.labels", f"{ACCURACY}.label_text")
+    ),
+    Target("pts", pts, seeds.pts, checks.text, plain.TEXT, (f"{ACCURACY}.labels", f"{ACCURACY}.label_text")),
+    Target(
+        "meanface",
+        mean_face,
+        seeds.mean_faces,
+        checks.text,
+        plain.TEXT,
+        ("pipnet_edge.converters.checkpoint.mean_face",),
+    ),
     Target("device", device, seeds.devices, checks.toml, tomls.ALL, ("pipnet_edge.targets.devices.file",)),
     Target("hosts", hosts, seeds.hosts, checks.json_with(), jsons.ALL, ("pipnet_edge.targets.place:hosts",)),
     Target(
@@ -194,6 +214,14 @@ TARGETS = (
         checks.json_with(schema="pipnet-edge/1"),
         jsons.ALL,
         ("pipnet_edge.benchmarks.report.contents", "pipnet_edge.benchmarks.report.tables"),
+    ),
+    Target(
+        "chunk",
+        kept_chunk,
+        seeds.chunks,
+        lambda data: len(data) == seeds.CHUNK,
+        (plain.flip, plain.flip, plain.number, plain.number, plain.chunk),
+        (f"{ACCURACY}.chunks:_kept",),
     ),
     Target("job", job, seeds.jobs, checks.json_naming("do", *JOBS), jsons.ALL, ("pipnet_edge.worker.protocol", STRICT)),
     Target(
