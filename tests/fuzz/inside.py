@@ -195,7 +195,7 @@ TARGETS = (
         seeds.mean_faces,
         checks.text,
         plain.TEXT,
-        ("pipnet_edge.converters.checkpoint.mean_face",),
+        ("pipnet_edge.converters.checkpoint.mean_face:read_mean_face",),
     ),
     Target("device", device, seeds.devices, checks.toml, tomls.ALL, ("pipnet_edge.targets.devices.file",)),
     Target("hosts", hosts, seeds.hosts, checks.json_with(), jsons.ALL, ("pipnet_edge.targets.place:hosts",)),

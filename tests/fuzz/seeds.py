@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pipnet_edge.benchmarks.speed.result import VERSION, Counted, Measured, Pred
 from pipnet_edge.output import SCHEMA
 from pipnet_edge.targets.devices import FOLDER
 from pipnet_edge.targets.emulated.instructions import Count
+from tests.fuzz.mutators import pictures
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -77,14 +79,16 @@ def heads() -> list[bytes]:
 
 
 def pictures_of_labels(folder: Path) -> None:
-    """Pictures of 400 x 300 pixels that have a header only."""
+    """Black pictures of 400 x 300 pixels."""
     if folder.is_dir():
         return
-    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 400, 300) + bytes(9)
+    header = struct.pack(">IIBBBBB", 400, 300, 8, 0, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(401 * 300))), (b"IEND", b""))
+    picture = pictures.PNG + b"".join(pictures.png_chunk(*part) for part in parts)
     for name in ("a.png", "b.png", "with space.jpg", "deep/c.png", "deep/a.bmp"):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(header)
+        path.write_bytes(picture)
 
 
 @cache
@@ -94,7 +98,7 @@ def labels() -> list[bytes]:
     pixels = " ".join(str(400 * value) for value in FACE)
     wflw = " ".join([*(str(100 + at % 50) for at in range(196)), "90", "90", "160", "160", *"010010", "deep/c.png"])
     named = [f"a.png {normalised}\nb.png {normalised}\n", f"a.png {pixels}\r\ndeep/c.png {pixels}\r\n"]
-    commas = f"file,x0,y0,x1,y1,x2,y2\na.png,{pixels.replace(' ', ',')}\n"
+    commas = f"a.png,{pixels.replace(' ', ',')}\n"
     return [text.encode() for text in (*named, f"with space.jpg {normalised}", f"{wflw}\n{wflw}", commas)]
 
 

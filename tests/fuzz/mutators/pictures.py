@@ -37,7 +37,9 @@ def png(chance: Random, data: bytes, other: bytes) -> bytes:
     else:
         parts[at] = chance.choice(CHUNKS), content
     claim = chance.randrange(len(parts)) if chance.random() < 0.1 and parts else None
-    return PNG + b"".join(_chunk(*part, chance.choice(SIDES) if i == claim else None) for i, part in enumerate(parts))
+    return PNG + b"".join(
+        png_chunk(*part, chance.choice(SIDES) if i == claim else None) for i, part in enumerate(parts)
+    )
 
 
 def _header(chance: Random, content: bytes) -> bytes:
@@ -56,7 +58,8 @@ def _header(chance: Random, content: bytes) -> bytes:
     return struct.pack(">IIBBBBB", width, height, depth, colour, packing, sieve, interlaced)
 
 
-def _chunk(kind: bytes, content: bytes, claimed: int | None = None) -> bytes:
+def png_chunk(kind: bytes, content: bytes, claimed: int | None = None) -> bytes:
+    """A chunk with a right checksum. claimed: the length that it states, if another."""
     length = len(content) if claimed is None else claimed
     return struct.pack(">I", length) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
