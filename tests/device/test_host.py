@@ -306,3 +306,22 @@ def test_peak_bytes_are_this_process_s_own() -> None:
     script = "from pipnet_edge import host\nprint(host.peak_bytes())"
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) < len(held)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("proc/loadavg", "0.5 0.5"),
+        ("proc/loadavg", "a b c d/e 1"),
+        ("proc/meminfo", "MemTotal:\n"),
+        ("proc/meminfo", "MemTotal: much kB\n"),
+        ("sys/devices/platform/soc/soc:firmware/get_throttled", "50005.4"),
+        ("sys/devices/system/cpu/cpu0/cpu_capacity", "9" * 5000),
+    ],
+)
+def test_odd_system_files_state_nothing(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert host.state(tmp_path) == {}
+    assert not {"memory_mb", "clusters"} & set(host.facts(tmp_path))
