@@ -11,7 +11,7 @@ from pipnet_edge.errors import EdgeError
 
 @dataclass(frozen=True)
 class Choice:
-    """cpus: numbers of the CPUs to keep to; empty for all. note: that this is as tuned, or why it is not."""
+    """cpus: numbers of the CPUs to keep to; empty for all. note: that this is as tuned, or why it is not as asked."""
 
     variant: str
     threads: int
@@ -22,6 +22,7 @@ class Choice:
 def choose(bundle: Bundle, variant: str | None, threads: int | None, otherwise: int) -> Choice:
     """The variant and threads to run with: those given, else those that `bench --tune` found for this machine.
 
+    More threads than this process may use CPUs are useless, and cut to them.
     If it found none, or they cannot be used here, they are the first installed variant and `otherwise` threads. The
     CPUs that it found are used only with the variant and threads that it found. Raises EdgeError for unknown variants
     and when none is installed.
@@ -29,17 +30,17 @@ def choose(bundle: Bundle, variant: str | None, threads: int | None, otherwise: 
     if variant:
         bundle.variant(variant)
     machine = None if variant and threads is not None else host.name(host.facts())
-    count = otherwise if threads is None else threads
+    count, cut = (otherwise, None) if threads is None else host.cut_threads(threads, len(host.allowed_cpus()))
     tuned = bundle.tuned.get(machine) if machine else None
-    note = None
+    notes = [cut] if cut else []
     if tuned and variant in (None, tuned.variant):
         obstacle = _obstacle(bundle, tuned)
         if not obstacle and threads in (None, tuned.threads):
             return Choice(tuned.variant, tuned.threads, tuned.cpus, f"as tuned for {machine}")
         if not obstacle:
-            return Choice(tuned.variant, count)
-        note = f"not as tuned for {machine}: {obstacle}"
-    return Choice(variant or first_installed(bundle), count, note=note)
+            return Choice(tuned.variant, count, note=cut)
+        notes.append(f"not as tuned for {machine}: {obstacle}")
+    return Choice(variant or first_installed(bundle), count, note="; ".join(notes) or None)
 
 
 def first_installed(bundle: Bundle) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.words import counted
 
 ROOT = Path("/")
 # Words in the names of thermal zones that belong to the CPU.
@@ -40,6 +41,13 @@ RUNNING = re.compile(r"(?:\S+\s+){3}([0-9]{1,7})/")
 def default_threads() -> int:
     """The number of cores that this process may use, at most 4: small networks do not gain from more."""
     return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def cut_threads(threads: int, cores: int) -> tuple[int, str | None]:
+    """The threads to use of those asked for, at most one a core; and if those are fewer, a sentence that says so."""
+    if threads <= cores:
+        return threads, None
+    return cores, f"{threads} threads are useless on {counted(cores, 'core')}: {counted(cores, 'thread')} used"
 
 
 def parse_cpuinfo(text: str) -> dict[str, object]:

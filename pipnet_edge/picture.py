@@ -12,11 +12,15 @@ import numpy as np
 
 from pipnet_edge import bundle as bundles
 from pipnet_edge import draw, files, host
+from pipnet_edge.bundle import MANIFEST
 from pipnet_edge.defaults import choose
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import Box, Rect, crop_rect, cut, read_picture
 from pipnet_edge.spec import CROPS
 from pipnet_edge.worker.call import here, infer
+
+# A whole picture that is likely to be a face's crop: sides in pixels, and the longer one divided by the shorter.
+SIDES, RATIO = (32, 4096), 2.0
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,10 @@ class Face:
 
 @dataclass(frozen=True)
 class Annotated:
-    """What `annotate` found and where it wrote it. cpus: those that the worker kept to. note: as in defaults.Choice."""
+    """What `annotate` found and where it wrote it. cpus: those that the worker kept to.
+
+    note: that of defaults.Choice, and whether the whole picture is likely no crop of a face.
+    """
 
     image: str
     variant: str
@@ -60,15 +67,17 @@ def annotate(
 
     A worker runs the network. policy: the crop policy; by default the network's own. Variant, threads and the worker's
     CPUs are by default those that the bundle was tuned to for this machine (see pipnet_edge.defaults). Raises EdgeError
-    for unreadable input, unknown variants and paths that cannot be written.
+    for unreadable input, unknown variants and paths that cannot be written; it calls boxes and the policy by their
+    options.
     """
     opened = bundles.read(bundle)
     if policy not in (None, *CROPS):
-        raise EdgeError(f"crop policy {policy!r}; allowed: {', '.join(CROPS)}")
-    path, data = _outputs(output or Path(f"{image.stem}-landmarks.png"))
+        raise EdgeError(f"--crop {policy}; allowed: {', '.join(CROPS)}")
+    path, data = _outputs(output or Path(f"{image.stem}-landmarks.png"), (image, bundle / MANIFEST))
     picture = read_picture(image)
     height, width = picture.shape[:2]
-    rects = [crop_rect(box, width, height, policy or opened.spec.crop) for box in boxes] or [Rect(0, 0, width, height)]
+    cut_by = policy or opened.spec.crop
+    rects = [crop_rect(box, width, height, cut_by, "--box") for box in boxes] or [Rect.whole(picture)]
     chosen = choose(opened, variant, threads, host.default_threads())
     crops = np.stack([cut(picture, rect, opened.spec.input_size) for rect in rects])
     inference = infer(here, bundle, chosen.variant, chosen.threads, crops, cpus=chosen.cpus)
@@ -85,7 +94,7 @@ def annotate(
         inference.version,
         chosen.threads,
         chosen.cpus,
-        chosen.note,
+        "; ".join(filter(None, (chosen.note, None if boxes else _doubt(width, height)))) or None,
         opened.spec.num_lms,
         faces,
         str(path),
@@ -96,12 +105,26 @@ def annotate(
     return result
 
 
-def _outputs(path: Path) -> tuple[Path, Path]:
-    """The picture's path and the path of the JSON beside it. Raises EdgeError, before any work, for what is no file."""
+def _doubt(width: int, height: int) -> str | None:
+    """Says so when a whole picture is probably no crop of a face."""
+    short, long = sorted((width, height))
+    if SIDES[0] <= short and long <= SIDES[1] and long <= RATIO * short:
+        return None
+    return f"the whole picture of {width}x{height} pixels was taken as one face; if it is not one, --box is needed"
+
+
+def _outputs(path: Path, inputs: Sequence[Path]) -> tuple[Path, Path]:
+    """The picture's path and the path of the JSON beside it.
+
+    Raises EdgeError, before any work, for what is no file and for what is one of the inputs, by whatever name.
+    """
     if not path.suffix:
         raise EdgeError(f"cannot write a picture as {path.name or path}; use .png or .jpg")
     both = path, path.with_suffix(".json")
     for each in both:
         if each.is_dir():
             raise EdgeError(f"cannot write {each}: it is a folder")
+        for given in inputs:
+            if each.exists() and given.exists() and each.samefile(given):
+                raise EdgeError(f"cannot write {each}: it is what is read ({given}); give another name with -o")
     return both

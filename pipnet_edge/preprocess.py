@@ -8,19 +8,47 @@ more than it cut; here the landmarks use exactly the rectangle that was cut.
 
 from __future__ import annotations
 
+import platform
+import stat
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipnet_edge import confined, image_header, resize
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.image_header import Header
 from pipnet_edge.spec import CROPS
+from pipnet_edge.words import megabytes
 
 Box = tuple[float, float, float, float]
 
 # The suffixes of pictures' names, in lower or upper case.
 PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+
+# A picture that is read has at most so many pixels, and its file at most so many bytes: 4 for each of them.
+MOST_PIXELS, MOST_BYTES = 100_000_000, 400_000_000
+
+# The formats in which only EXIF can turn a picture, and the words that stand before it in them.
+PLAIN, EXIF = ("bmp", "gif", "jpeg", "netpbm", "png", "webp"), (b"Exif", b"eXIf", b"EXIF")
+
+# The formats whose pixels may be more than their headers say, because what is inside has a size of its own. A process
+# apart decodes them, which may take so many bytes, and so many more for each pixel that the header says.
+APART, BYTES, BYTES_A_PIXEL, SECONDS = ("avif",), 400_000_000, 16, 20.0
+DECODE = """
+import os, sys
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # a thread a core takes memory, and none is of use
+import cv2, numpy
+cv2.setNumThreads(1)
+picture = cv2.imdecode(numpy.fromfile(sys.argv[1], numpy.uint8), cv2.IMREAD_COLOR)
+sys.exit("no picture") if picture is None else numpy.save(sys.argv[2], picture)
+"""
+
+# The machines where OpenCV's own resizing gives other pixels and reads past the picture's end (see resize.py).
+RESIZED_OTHERWISE = ("aarch64", "arm64")
 
 # Computed as in lib/demo.py. It is a little less than 0.1, which matters if a tenth of a side is a whole pixel.
 DEMO_MARGIN = (1.2 - 1) / 2
@@ -58,14 +86,23 @@ def check_pixels(what: str, pixels: object, side: int | None = None) -> None:
     raise EdgeError(f"the {what} is {found}; uint8 {needed}, red green blue, is needed")
 
 
-def crop_rect(box: Box, width: int, height: int, policy: str) -> Rect:
+def crop_rect(box: Box, width: int, height: int, policy: str, name: str = "box") -> Rect:
     """The rectangle that a policy cuts for a face box, limited to a picture of width x height pixels.
 
-    Raises EdgeError for an unknown policy and for a box that is empty or lies outside the picture.
+    name: what messages call the box. Raises EdgeError for an unknown policy and for a box that is not in pixels, has
+    no size or lies outside the picture.
     """
     x, y, w, h = box
-    if not all(np.isfinite(box)) or w <= 0 or h <= 0:
-        raise EdgeError(f"box {x:g},{y:g},{w:g},{h:g} is empty; x,y,width,height in pixels are needed")
+    name = f"{name} {x:g},{y:g},{w:g},{h:g}"
+    if not all(abs(number) <= MOST_PIXELS for number in box):
+        raise EdgeError(f"{name}; four numbers in pixels, at most {MOST_PIXELS:g}, are needed: x,y,width,height")
+    if w <= 0 or h <= 0:
+        raise EdgeError(f"{name} is empty; x,y,width,height in pixels are needed, the last two above 0")
+    if max(map(abs, box)) <= 1:
+        meant = ",".join(f"{number * size:.0f}" for number, size in zip(box, (width, height) * 2, strict=True))
+        raise EdgeError(f"{name} is in fractions; in pixels, as is needed, of this {width}x{height} picture: {meant}")
+    if min(w, h) < 1:
+        raise EdgeError(f"{name} is too small; a width and height of at least 1 pixel are needed")
     if policy == "test":
         # This order and this (1.2 - 1) / 2 matter: otherwise edges on a whole pixel come out one lower or higher.
         margin_x, margin_y = (x + w - x) * (1.2 - 1) / 2, (y + h - y) * (1.2 - 1) / 2
@@ -81,15 +118,22 @@ def crop_rect(box: Box, width: int, height: int, policy: str) -> Rect:
         raise EdgeError(f"crop policy {policy!r}; allowed: {', '.join(CROPS)}")
     rect = Rect(int(max(left, 0)), int(max(top, 0)), int(min(right, width - 1)), int(min(bottom, height - 1)))
     if rect.right - rect.left < 1 or rect.bottom - rect.top < 1:
-        raise EdgeError(f"box {x:g},{y:g},{w:g},{h:g} lies outside the picture of {width}x{height} pixels")
+        outside = x >= width or y >= height or x + w <= 0 or y + h <= 0
+        why = "lies outside" if outside else "leaves less than a pixel of"
+        raise EdgeError(f"{name} {why} the picture of {width}x{height} pixels")
     return rect
 
 
 def cut(picture: NDArray[np.uint8], rect: Rect, side: int) -> NDArray[np.uint8]:
-    """Cuts a rectangle from an (H, W, 3) uint8 picture, resized to (side, side, 3), bilinear as the reference does."""
+    """Cuts a rectangle from an (H, W, 3) uint8 picture, resized to (side, side, 3), bilinear as the reference does.
+
+    The pixels are the same on every machine.
+    """
     crop = picture[rect.top : rect.bottom, rect.left : rect.right]
     if crop.shape[:2] == (side, side):
         return np.ascontiguousarray(crop)
+    if platform.machine() in RESIZED_OTHERWISE:
+        return resize.bilinear(crop, side)
     import cv2
 
     return np.asarray(cv2.resize(crop, (side, side), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
@@ -113,17 +157,74 @@ def pictures_in(folder: Path, below: bool = False) -> list[Path]:
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
-    """An image file as (H, W, 3) uint8 RGB, turned as its EXIF says. Raises EdgeError when it is not one."""
+    """An image file as (H, W, 3) uint8 RGB, turned as its EXIF says.
+
+    Raises EdgeError when it is not one, and before taking memory for it when it has over MOST_PIXELS or MOST_BYTES.
+    """
+    return _decoded(path, *_content(path))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of the picture that read_picture gives. Raises EdgeError for a file that is not an image.
+
+    It is decoded only where the header may not say it: if there is EXIF, because that may turn the picture.
+    """
+    data, header = _content(path)
+    if header.format in PLAIN and not any(word in data for word in EXIF):
+        return header.width, header.height
+    height, width = _decoded(path, data, header).shape[:2]
+    return width, height
+
+
+def _content(path: Path) -> tuple[bytes, Header]:
+    """An image file's bytes and what its header says. Raises EdgeError for what is no image, or too large a one."""
+    try:
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise EdgeError(f"{path} is a folder; an image is needed")
+        if not stat.S_ISREG(found.st_mode):
+            raise EdgeError(f"{path} is no regular file; an image is needed")
+        if found.st_size > MOST_BYTES:
+            raise EdgeError(f"{path} has {megabytes(found.st_size)}; an image has at most {megabytes(MOST_BYTES)}")
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise EdgeError(f"there is no image {path}") from None
+    except OSError as e:
+        raise EdgeError(f"cannot read the image {path}: {e.strerror}") from e
+    header = image_header.read(data)
+    if header is None or min(header.width, header.height) < 1:
+        raise EdgeError(f"{path} is not an image that OpenCV can read, or is cut off")
+    if header.width * header.height > MOST_PIXELS:
+        size = f"{header.width}x{header.height} pixels"
+        raise EdgeError(f"{path} has {size}; an image has at most {MOST_PIXELS // 10**6} megapixels")
+    return data, header
+
+
+def _decoded(path: Path, data: bytes, header: Header) -> NDArray[np.uint8]:
     import cv2
 
-    if not path.is_file():
-        raise EdgeError(f"there is no image {path}")
-    data = np.fromfile(path, np.uint8)
     try:
         # Decoded from memory: imread fills the missing part of a cut-off JPEG with grey.
-        picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        picture = (
+            _decoded_apart(data, header)
+            if header.format in APART
+            else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        )
     except cv2.error as e:
         raise EdgeError(f"{path} is not an image that OpenCV can read: {e.err}") from e
     if picture is None:
         raise EdgeError(f"{path} is not an image that OpenCV can read, or is cut off")
     return np.ascontiguousarray(picture[:, :, ::-1], dtype=np.uint8)
+
+
+def _decoded_apart(data: bytes, header: Header) -> NDArray[np.uint8] | None:
+    """(H, W, 3) uint8 BGR, or None if it is no picture or wants more memory than its header gives reason to."""
+    with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as folder:
+        given, made, log = (Path(folder, name) for name in ("image", "picture.npy", "log"))
+        given.write_bytes(data)
+        memory = BYTES + BYTES_A_PIXEL * header.width * header.height
+        with log.open("wb") as output:
+            program = (sys.executable, "-P", "-c", DECODE, str(given), str(made))
+            status = confined.run(program, Path(folder), output, memory, SECONDS)
+        picture: NDArray[np.uint8] | None = np.load(made) if status == 0 else None
+        return picture

@@ -28,7 +28,7 @@ from pipnet_edge.benchmarks.accuracy.label_text import (
     shown,
 )
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.preprocess import PICTURE_SUFFIXES, Rect, pictures_in, read_picture
+from pipnet_edge.preprocess import PICTURE_SUFFIXES, Rect, image_size, pictures_in
 
 # A face's extent tells normalised coordinates from pixels. Between these two values nothing is guessed.
 NORMALISED_MOST, PIXELS_LEAST = 2.0, 16.0
@@ -253,24 +253,3 @@ def _size(face: Face, image: Path) -> tuple[int, int]:
         return image_size(image)
     except EdgeError as e:
         raise EdgeError(f"{face.where}: {e}") from e
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels as read_picture gives it: from the header of a PNG or JPEG, otherwise by decoding.
-
-    An image with EXIF is decoded too, because EXIF may turn it. Raises EdgeError for a file that is not an image.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise EdgeError(f"cannot read {path}: {e.strerror}") from e
-    if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) > 24 and b"eXIf" not in data:
-        return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
-    if data.startswith(b"\xff\xd8") and b"Exif" not in data:
-        at = 2
-        while data[at : at + 1] == b"\xff" and len(data) > at + 9:
-            if data[at + 1] in range(0xC0, 0xC4):  # start of frame: length, precision, height, width
-                return int.from_bytes(data[at + 7 : at + 9]), int.from_bytes(data[at + 5 : at + 7])
-            at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    height, width = read_picture(path).shape[:2]
-    return width, height

@@ -69,8 +69,10 @@ class Plan:
             raise EdgeError(f"none of this bundle's runtimes is installed: {', '.join(runtimes)}")
         return found
 
-    def thread_counts(self, cores: int) -> tuple[int, ...]:
-        return self.threads or tuple(count for count in THREADS if count <= cores) or (1,)
+    def thread_counts(self, cores: int | None) -> tuple[int, ...]:
+        """The counts given, at most one thread a core; cores: None if the machine does not tell."""
+        given = dict.fromkeys(min(count, cores or count) for count in self.threads)
+        return tuple(given) or tuple(count for count in THREADS if count <= (cores or 1)) or (1,)
 
 
 def sweep(call: Call, target: str, bundle: Bundle, plan: Plan, machine: Machine, step: Step) -> Iterator[Measured]:
@@ -79,7 +81,7 @@ def sweep(call: Call, target: str, bundle: Bundle, plan: Plan, machine: Machine,
     machine: the target's facts. Stops when the connection is lost, after the runs that were measured before.
     """
     variants, cores = plan.chosen(bundle, machine.runtimes), machine.facts.get("cores")
-    counts = plan.thread_counts(cores if isinstance(cores, int) else 1)
+    counts = plan.thread_counts(cores if isinstance(cores, int) else None)
     runs = [(variant, threads) for variant in variants for threads in counts]
     for index, (variant, threads) in enumerate(runs):
         step(f"{target} {variant.name}, {counted(threads, 'thread')}", index, len(runs))

@@ -115,15 +115,14 @@ def search(
 ) -> tuple[Candidate, list[Trial]]:
     """The candidate to take and all trials, the fastest first and failures last.
 
-    groups: the numbers of equal CPUs, the fastest group first. counts: numbers of threads (none: COUNTS). Each count is
-    tried on all CPUs and on the fewest of the fastest groups that have enough CPUs. First come all variants with the
-    fewest and the most threads of the fastest group, then the best VARIANTS with all counts, then the FINALISTS.
+    groups: the numbers of equal CPUs, the fastest group first. counts: numbers of threads (none: COUNTS and one a CPU),
+    at most one a CPU. Each count is tried on all CPUs and on the fewest of the fastest groups that have enough CPUs.
+    First come all variants with the fewest and the most threads of the fastest group, then the best VARIANTS with all
+    counts, then the FINALISTS.
     """
     reach = [tuple(sorted(cpus)) for cpus in accumulate(map(tuple, groups))]
     most = len(reach[-1])
-    counts = sorted(set(counts or (*(count for count in COUNTS if count < most), most)))
-    if counts[-1] > most:
-        raise EdgeError(f"{counts[-1]} threads to try on {most} CPUs ({host.cpu_list(reach[-1])}); at most one a CPU")
+    counts = sorted({min(count, most) for count in counts or (*COUNTS, most)})
 
     def home(count: int) -> tuple[int, ...]:
         return next(cpus for cpus in reach if count <= len(cpus))

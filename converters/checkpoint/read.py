@@ -66,7 +66,7 @@ def read(path: Path, input_size: int | None = None, trust_pickle: bool = False) 
     modules unless they are trusted.
     """
     if not path.is_file():
-        raise EdgeError(f"there is no file {path}")
+        raise EdgeError(f"{path} is a folder, no checkpoint" if path.is_dir() else f"there is no file {path}")
     if path.suffix.lower() == ".onnx":
         onnx = from_onnx.read(path, input_size)
         return Found("onnx", onnx.num_lms, onnx.num_nb, onnx.net_stride, onnx.input_size, onnx.net.eval())

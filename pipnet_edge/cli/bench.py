@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,7 +103,10 @@ def bench(
             data["summary"]["differences"] = differences
     failed = [f"{name}: {error}" for name, error in errors.items()] + results.failures(found, limits)
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-    out = Output(data, (*parts, *_notes(found)), CHECK_FAILED if failed else 0, failed[0] + more if failed else None)
+    cut = _cut(plan, [*(run.threads for run in found.measured), *(row.threads for row in found.predicted)])
+    out = Output(
+        data, (*parts, *_notes(found), *cut), CHECK_FAILED if failed else 0, failed[0] + more if failed else None
+    )
     if output:
         from pipnet_edge.files import write
 
@@ -123,10 +127,17 @@ def _tune(bundle: Bundle, plan: Plan, where: list[Place], progress: render.Progr
         "",
         "ms: picture in memory to landmarks; x fastest: median of ratios, in turns; px: distance to torch's landmarks.",
         *(f"{each.target}  {each.tuned}, written for {each.machine}" for each in found),
+        *_cut(plan, [trial.candidate.threads for each in found for trial in each.trials]),
     ]
     failed = [f"{name}: {error}" for name, error in errors.items()]
     data = {"tuned": [each.to_json() for each in found]}
     return Output(data, parts, CHECK_FAILED if failed else 0, failed[0] if failed else None)
+
+
+def _cut(plan: Plan, used: Sequence[int]) -> list[str]:
+    """A sentence if the plan has more threads than any machine had cores."""
+    cut = [str(count) for count in plan.threads if used and count > max(used)]
+    return [f"{', '.join(cut)} threads are useless: at most one a core was used"] if cut else []
 
 
 def _notes(found: Result) -> list[str]:
@@ -153,7 +164,7 @@ def _notes(found: Result) -> list[str]:
 def _counts(text: str | None) -> tuple[int, ...]:
     if text is None:
         return ()
-    if not re.fullmatch(r"[1-9]\d{0,2}(,[1-9]\d{0,2})*", text):
+    if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", text):
         raise EdgeError(f"--threads {text}; whole numbers from 1, separated by commas, are needed")
     return tuple(dict.fromkeys(int(word) for word in listed(text)))
 

@@ -10,7 +10,7 @@ import typer
 
 from pipnet_edge.cli import render
 from pipnet_edge.cli.command import command
-from pipnet_edge.cli.options import Threads, faces_in, thread_count
+from pipnet_edge.cli.options import Threads, faces_in, thread_count, useless_threads
 from pipnet_edge.output import Output
 from pipnet_edge.words import counted
 
@@ -52,6 +52,7 @@ def demo(
             timings.append(bench.measure(bundle, variant.name, count, crops, QUICK))
     drawn = draw_crops(bundle, bundle.variants[0].name, crops, output / "faces.png")
     notes = (
+        *useless_threads(threads),
         f"parity: distance to torch's landmarks, pixels of the {bundle.spec.input_size} px crop, {len(crops)} faces.",
         f"drift: the same and the change of the NME, against {bundle.variants[0].name}, {len(faces)} labelled faces, "
         "none of them for calibration.",

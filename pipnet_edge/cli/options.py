@@ -43,10 +43,18 @@ Rounding = Annotated[str, typer.Option(help="How weights are rounded: sequential
 
 
 def thread_count(given: int) -> int:
-    """The number given, or as many as this machine has cores, at most 4."""
+    """The number given, at most the cores of this machine; for 0 as many as it has cores, at most 4."""
     from pipnet_edge import host
 
-    return given or host.default_threads()
+    return host.cut_threads(given or host.default_threads(), len(host.allowed_cpus()))[0]
+
+
+def useless_threads(given: int) -> list[str]:
+    """A line if `thread_count` cuts the number given."""
+    from pipnet_edge import host
+
+    cut = host.cut_threads(given, len(host.allowed_cpus()))[1]
+    return [cut] if cut else []
 
 
 def calibration_count(given: int | None) -> int:

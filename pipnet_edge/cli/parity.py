@@ -9,7 +9,17 @@ import typer
 
 from pipnet_edge.cli import render
 from pipnet_edge.cli.command import command
-from pipnet_edge.cli.options import DEFAULT_BUNDLE, BundleArgument, Emulate, Host, Target, Threads, places, thread_count
+from pipnet_edge.cli.options import (
+    DEFAULT_BUNDLE,
+    BundleArgument,
+    Emulate,
+    Host,
+    Target,
+    Threads,
+    places,
+    thread_count,
+    useless_threads,
+)
 from pipnet_edge.output import Output
 from pipnet_edge.words import counted
 
@@ -34,11 +44,13 @@ def parity(
     from pipnet_edge.targets.place import calling
 
     (place,) = places([target] if target else (), [host] if host else (), emulate, False)
+    # A board cuts them to its own cores.
+    count = thread_count(threads) if place.is_here or not threads else threads
     opened = bundles.read(bundle)
     progress = render.Progress()
     with progress.shown(), calling(place) as call:
         pictures = check.images_in(images) if images else ()
-        rows = check.check(opened, variant or (), thread_count(threads), pictures, progress.step, call, crops)
+        rows = check.check(opened, variant or (), count, pictures, progress.step, call, crops)
     failed = check.first_failure(rows)
     where = "" if place.is_here else f", {place.kind} on {place.name}"
     return Output(
@@ -47,6 +59,7 @@ def parity(
             tables.parity(rows),
             "",
             f"px: pixels of the crop, {counted(rows[0].images, 'crop')}, against {rows[0].reference}{where}",
+            *(useless_threads(threads) if place.is_here else ()),
         ),
         code=failed.code if failed else 0,
         error=str(failed) if failed else None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipnet_edge.cli.command import command
-from pipnet_edge.cli.options import DEFAULT_BUNDLE, floats, thread_count
+from pipnet_edge.cli.options import DEFAULT_BUNDLE, floats
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.output import Output
 from pipnet_edge.words import counted
@@ -44,13 +44,18 @@ def run(
 ) -> Output:
     """Find landmarks in a picture: JSON and an annotated picture. Without boxes the picture is one crop."""
     from pipnet_edge import picture
+    from pipnet_edge.host import default_threads
 
     if len(paths) > 2:
         raise EdgeError(f"{len(paths)} paths; give [BUNDLE] IMAGE")
     bundle, image = (paths[0], paths[1]) if len(paths) == 2 else (DEFAULT_BUNDLE, paths[0])
+    if bundle.is_file():
+        raise EdgeError(f"{bundle} is no bundle; BUNDLE comes first, then IMAGE")
+    if image.is_dir():
+        raise EdgeError(f"{image} is a folder; an image is needed: [BUNDLE] IMAGE")
     boxes: list[Box] = [_box(text) for text in box or ()]
     found = picture.annotate(
-        bundle, image, boxes, crop, variant, None if threads is None else thread_count(threads), output
+        bundle, image, boxes, crop, variant, default_threads() if threads == 0 else threads, output
     )
     lines = [
         f"{counted(len(found.faces), 'face')}, {found.landmarks} landmarks each, by {found.variant} ({found.version}), "

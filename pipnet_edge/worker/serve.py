@@ -71,7 +71,8 @@ def infer(job: Infer) -> Iterator[Event | Version]:
 
     from pipnet_edge.decode import Features
 
-    bundle, crops, session, decode, loaded = _open(job, job.threads)
+    # Only this machine knows how many CPUs it has. More threads are useless, and thousands end it.
+    bundle, crops, session, decode, loaded = _open(job, min(job.threads, len(host.allowed_cpus())))
     heads = bundle.read_heads(job.variant) if job.maps else None
     yield loaded
     arrays: dict[str, list[Any]] = {}
@@ -183,6 +184,8 @@ def _frames(crops: Any, threads: int) -> tuple[list[Any], Callable[[Any], Any] |
         import cv2
     except ImportError:
         return list(crops), None
+    import numpy as np
+
     from pipnet_edge.preprocess import Rect, cut
 
     cv2.setNumThreads(threads)
@@ -190,8 +193,7 @@ def _frames(crops: Any, threads: int) -> tuple[list[Any], Callable[[Any], Any] |
     large = side * 3 // 2
     rect = Rect(margin, margin, margin + large, margin + large)
     pictures = [
-        cv2.copyMakeBorder(cv2.resize(crop, (large, large)), margin, margin, margin, margin, cv2.BORDER_CONSTANT)
-        for crop in crops
+        np.pad(cut(crop, Rect.whole(crop), large), ((margin, margin), (margin, margin), (0, 0))) for crop in crops
     ]
     return pictures, lambda picture: cut(picture, rect, side)
 

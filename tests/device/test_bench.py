@@ -67,9 +67,17 @@ def test_no_runtime_at_all(null_bundle: Bundle) -> None:
 
 @pytest.mark.parametrize(
     ("given", "cores", "counts"),
-    [((), 1, (1,)), ((), 2, (1, 2)), ((), 3, (1, 2)), ((), 8, (1, 2, 4)), ((), 0, (1,)), ((8, 3), 2, (8, 3))],
+    [
+        ((), 1, (1,)),
+        ((), 2, (1, 2)),
+        ((), 3, (1, 2)),
+        ((), 8, (1, 2, 4)),
+        ((), 0, (1,)),
+        ((8, 1, 3), 2, (2, 1)),
+        ((9,), None, (9,)),
+    ],
 )
-def test_thread_counts(given: tuple[int, ...], cores: int, counts: tuple[int, ...]) -> None:
+def test_thread_counts(given: tuple[int, ...], cores: int | None, counts: tuple[int, ...]) -> None:
     assert Plan(threads=given).thread_counts(cores) == counts
 
 

@@ -325,3 +325,10 @@ def test_odd_system_files_state_nothing(tmp_path: Path, name: str, text: str) ->
     path.write_text(text)
     assert host.state(tmp_path) == {}
     assert not {"memory_mb", "clusters"} & set(host.facts(tmp_path))
+
+
+def test_threads_are_at_most_one_a_core() -> None:
+    assert host.cut_threads(3, 4) == (3, None)
+    assert host.cut_threads(4, 4) == (4, None)
+    assert host.cut_threads(5, 4) == (4, "5 threads are useless on 4 cores: 4 threads used")
+    assert host.cut_threads(100_000, 1) == (1, "100000 threads are useless on 1 core: 1 thread used")

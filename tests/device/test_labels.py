@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from pipnet_edge.benchmarks.accuracy.labels import FORMATS, Labels, image_folder, image_size, read_labels
+from pipnet_edge.benchmarks.accuracy.labels import FORMATS, Labels, image_folder, read_labels
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.preprocess import Rect, crop_rect
+from pipnet_edge.preprocess import Rect, crop_rect, image_size
 
 Points = NDArray[np.float64]
 
 
 def header(width: int, height: int) -> bytes:
-    """As much of a PNG as says its size."""
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", width, height) + bytes(9)
+    """A PNG that says its size, and nothing else."""
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII9xI4s4x", 13, b"IHDR", width, height, 0, b"IEND")
 
 
 @contextmanager

@@ -52,8 +52,11 @@ def test_threads_that_are_asked_for_are_all_that_is_tried() -> None:
     chosen, trials = tune.search(["a"], [BIG, LITTLE], (3, 2), machine({"a": 10})[0])
     assert chosen == Candidate("a", 3, BIG)
     assert {trial.candidate.threads for trial in trials} == {2, 3}
-    with pytest.raises(EdgeError, match=r"9 threads to try on 8 CPUs \(0-7\); at most one a CPU"):
-        tune.search(["a"], [BIG, LITTLE], (9,), machine({"a": 10})[0])
+
+
+def test_threads_are_at_most_one_a_cpu() -> None:
+    _, trials = tune.search(["a"], [BIG, LITTLE], (2, 9, 100_000), machine({"a": 10})[0])
+    assert {trial.candidate.threads for trial in trials} == {2, 8}
 
 
 def test_rounds_are_in_turns() -> None:

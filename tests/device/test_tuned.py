@@ -180,6 +180,16 @@ def test_what_is_given_wins_and_cpus_go_with_the_whole_alone(bundle: Bundle) -> 
         choose(made, "x", None, 3)
 
 
+def test_more_threads_than_cpus_are_cut_to_them(bundle: Bundle) -> None:
+    many = choose(bundle, None, 100_000, 3)
+    assert (many.threads, (many.note or "").partition(" on ")[0]) == (len(CPUS), "100000 threads are useless")
+    far = choose(tuned(bundle, replace(FP16, cpus=(4095,))), None, 999, 3)
+    assert (far.note or "").startswith("999 threads are useless on ")
+    assert f"; not as tuned for {HERE}: it takes CPUs 4095" in (far.note or "")
+    with Landmarker(bundle.folder, "null-fp32", threads=999) as landmarker:
+        assert landmarker.threads == len(CPUS)
+
+
 def test_other_machines_have_the_defaults(bundle: Bundle) -> None:
     assert choose(bundle, None, None, 3) == Choice("null-fp32", 3)
     assert choose(tuned(bundle, machine=f"{HERE}."), None, None, 3) == Choice("null-fp32", 3)
@@ -272,7 +282,6 @@ def test_tune_writes_what_run_then_does(bundle: Bundle, image: Path, tmp_path: P
         (("--limit", "p50<=1"), "--tune with --limit"),
         (("-o", "x.json"), "--tune with -o"),
         (("--cores", "4095"), "CPUs 4095 are not all on local; allowed: "),
-        (("--threads", "999"), "999 threads to try on "),
         (("--variant", "x"), "has no variant 'x'"),
     ],
 )
@@ -281,6 +290,13 @@ def test_refusals(null_bundle: Bundle, words: Sequence[str], message: str) -> No
     assert done.returncode == 1
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_tune_says_that_threads_are_cut(bundle: Bundle) -> None:
+    done = command("bench", bundle.folder, "--tune", *QUICK, "--threads", "4096")
+    assert done.returncode == 0
+    assert "\n4096 threads are useless: at most one a core was used\n" in done.stdout
+    assert next(iter(bundles.read(bundle.folder).tuned.values())).threads == len(CPUS)
 
 
 def test_an_interrupt_leaves_the_manifest_as_it_was(bundle: Bundle) -> None:

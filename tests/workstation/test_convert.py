@@ -240,6 +240,7 @@ def _rest(ran):
     [
         (("README.md", "--data", "300w"), "README.md is not a PyTorch checkpoint"),
         (("nothing.pth",), "there is no file nothing.pth"),
+        ((".",), ". is a folder, no checkpoint"),
         ((demo.CHECKPOINT,), "several datasets have 68 landmarks"),
         ((demo.CHECKPOINT, "--data", "wflw"), "the checkpoint has 68 landmarks, wflw has 98"),
         ((demo.CHECKPOINT, "--data", "300w", "--to", "ncnn,coreml"), "--to coreml; allowed: mnn, ncnn, onnx, tflite"),

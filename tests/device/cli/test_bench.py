@@ -59,6 +59,14 @@ def test_bench_writes_the_envelope_that_it_prints(
     assert list(tmp_path.iterdir()) == [output]
 
 
+def test_more_threads_than_cores_are_cut(here: Run, envelope: Envelope, null_bundle: Bundle) -> None:
+    asked = (*FAST[:-1], "1,999,100000", "--variant", "null-fp32")
+    found = here("bench", null_bundle.folder, *asked)
+    assert found.stdout.endswith("\n999, 100000 threads are useless: at most one a core was used\n")
+    runs = envelope(here("bench", null_bundle.folder, *asked, "--json"), "bench")["measured"]
+    assert [run["threads"] for run in runs] == list(dict.fromkeys((1, host.facts()["cores"])))
+
+
 def test_sustain_takes_the_place_of_seconds(here: Run, envelope: Envelope, null_bundle: Bundle) -> None:
     arguments = ("--seconds", "0", "--sustain", "1", "--count", "1", "--threads", "1", "--variant", "null-fp32")
     found = envelope(here("bench", null_bundle.folder, *arguments, "--json"), "bench")
