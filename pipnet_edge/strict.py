@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import reprlib
@@ -89,13 +90,17 @@ def _read_one_of(kinds: tuple[Any, ...], data: object, where: str) -> object:
 
 
 def _read_fields(kind: Any, data: dict[str, Any], where: str) -> object:
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     names = [field.name for field in fields(kind)]
     for missing in (name for name in names if name not in data):
         raise EdgeError(f"{where} has no {missing!r}")
     for unknown in (name for name in data if name not in names):
         raise EdgeError(f"{where} has an unknown field {unknown[:60]!r}")
     return kind(**{name: _read(hints[name], data[name], f"{where}.{name}") for name in names})
+
+
+# Half of the time of a long manifest, if it were looked up again for each layer.
+_hints = functools.cache(get_type_hints)
 
 
 def _need(kind: type[Kind], data: object, where: str) -> Kind:
