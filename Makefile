@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint fuzz clean
 
 demo: $(VENV)/.ready
 	$(BIN)/pipnet-edge demo
@@ -16,6 +16,11 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# An hour on two cores; what it finds lies in fuzz-findings.
+fuzz: $(VENV)/.ready
+	rm -rf fuzz-findings
+	$(BIN)/python -m tests.fuzz --seconds 3600 --jobs 2 --cover 10 -o fuzz-findings
 
 # torch first: its CPU build where the package index has one under that name, else what the index offers.
 $(VENV)/.ready: pyproject.toml constraints.txt

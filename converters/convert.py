@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -46,9 +47,7 @@ def convert(
     if not plan.quantizes:
         quantize = None
     total = len(plan.variants) + 3 + plan.quantizes
-    with replacing(out) as folder, _full_disks_named(folder, out):
-        work = Path(tempfile.mkdtemp(prefix="work-", dir=folder.parent))
-
+    with replacing(out) as folder, _full_disks_named(folder, out), _temporary_in(folder.parent / "work") as work:
         step("load", 0, total)
         # These import torch, which takes long. A wrong command line is refused before that.
         from pipnet_edge.converters import cores, faces, golden, variants
@@ -78,7 +77,7 @@ def convert(
 
         rounded = None
         if gathered:
-            prepared = prepare.prepare(network, gathered.calibration, methods, lambda text, *_: step(text, 2, total))
+            prepared = prepare.prepare(network, gathered.calibration, methods, partial(_counted, step, 2, total))
             networks = cores.Cores(prepared, work, simplify, plan.is_sparse)
             rounded = _Rounded(partial(variants.quantized, networks, methods), gathered.jury, Ranking(prepared))
 
@@ -120,9 +119,12 @@ def _quantized(
     bundle_of: Callable[..., Bundle],
     folder: Path,
     work: Path,
-    say: Step,
+    say: Callable[..., None],
 ) -> Variant:
-    """Makes a quantized variant in the bundle at `folder`, within the budget if there is one."""
+    """Makes a quantized variant in the bundle at `folder`, within the budget if there is one.
+
+    say(what, part) is told what is done and how far it is.
+    """
     jury = rounded.jury
     if not jury:
         return rounded.make(destination, precision, folder, ())
@@ -136,8 +138,11 @@ def _quantized(
         bundle.write_manifest()
         return bundle
 
-    order = rounded.ranking.of(precision, jury.crops, say)
-    first, best = within_budget(order, make, jury.verdict, jury.budget, say)
+    def measured(bundle: Bundle) -> Mapping[str, float]:
+        return jury.verdict(bundle, lambda done, of: say("drift", f"{done} of {of} faces"))
+
+    order = rounded.ranking.of(precision, jury.crops, lambda what, done, of: say(what, f"{done} of {of} runs"))
+    first, best = within_budget(order, make, measured, jury.budget, lambda what, *_: say(what))
     (without,), (made,) = first.bundle.variants, best.bundle.variants
     shutil.move(best.bundle.folder / made.name, folder / made.name)
     spent = Budget(
@@ -151,8 +156,13 @@ def _quantized(
     return replace(made, quantization=made.quantization and replace(made.quantization, budget=spent))
 
 
-def _say(step: Step, variant: str, index: int, total: int, what: str, *_: int) -> None:
-    step(f"{variant}: {what}", index, total)
+def _say(step: Step, variant: str, index: int, total: int, what: str, part: str = "") -> None:
+    step(f"{variant}: {what}", index, total, part)
+
+
+def _counted(step: Step, index: int, total: int, what: str, done: int, of: int) -> None:
+    """What `prepare` does, and how far it is."""
+    step(what, index, total, f"{done} of {of} {'layers' if what.startswith('round ') else 'faces'}")
 
 
 def _source(path: Path, parameters: int, core: Core) -> Source:
@@ -169,6 +179,19 @@ def _source(path: Path, parameters: int, core: Core) -> Source:
 def _calibration(gathered: Faces | None) -> Calibration | None:
     """What the manifest says about the calibration faces."""
     return Calibration(gathered.calibration.sha256, gathered.calibration.images) if gathered else None
+
+
+@contextlib.contextmanager
+def _temporary_in(folder: Path) -> Iterator[Path]:
+    """Makes this folder and keeps all temporary files in it, also those of what is started: one sweep finds them."""
+    folder.mkdir()
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    given, os.environ["TMPDIR"] = os.environ.get("TMPDIR"), str(folder)
+    try:
+        yield folder
+    finally:
+        tempfile.tempdir = before
+        os.environ.pop("TMPDIR") if given is None else os.environ.update(TMPDIR=given)
 
 
 @contextlib.contextmanager

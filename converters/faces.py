@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.converters.checkpoint.network import Network, maps_of
-from pipnet_edge.converters.plan import Judge, Quantize
+from pipnet_edge.converters.plan import Count, Judge, Quantize
 from pipnet_edge.converters.quantize import calibration
 from pipnet_edge.converters.quantize.budget import Budget
 from pipnet_edge.converters.quantize.calibration import Calibration, Face
@@ -32,10 +32,10 @@ class Jury:
     reference: Landmarks
     truth: NDArray[np.float64] | None
 
-    def verdict(self, bundle: Bundle) -> Mapping[str, float]:
-        """What the judge says about the only variant of a bundle on disk."""
+    def verdict(self, bundle: Bundle, count: Count) -> Mapping[str, float]:
+        """What the judge says about the only variant of a bundle on disk. count: gets how many faces are done."""
         (variant,) = bundle.variants
-        return self.judge(bundle, variant.name, self.crops, self.reference, self.truth)
+        return self.judge(bundle, variant.name, self.crops, self.reference, self.truth, count)
 
 
 @dataclass(frozen=True, eq=False)

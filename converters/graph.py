@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
@@ -16,7 +16,9 @@ from torch import Tensor, fx, nn
 Hook = Callable[[fx.Node, Tensor], Tensor]
 
 # FUSED: every runtime fuses these into the layer or sum before them. ALONE: these have int8 before and after them.
-FUSED, ALONE = (nn.ReLU, nn.ReLU6), (nn.Hardswish,)
+FUSED = (nn.ReLU, nn.ReLU6)
+SMOOTH = (nn.Hardswish, nn.SiLU, nn.Mish, nn.ELU, nn.Softplus, nn.Tanh)
+ALONE = (*SMOOTH, nn.LeakyReLU, nn.PReLU, nn.Hardtanh)
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
 
@@ -105,7 +107,8 @@ def _reaches(node: fx.Node, goals: set[fx.Node]) -> bool:
 def points(graph: fx.GraphModule) -> dict[str, fx.Node]:
     """The nodes whose output a runtime stores: the image, and what layers, activations and sums give.
 
-    A layer or sum is stored after the activation that runtimes fuse into it. The maps are not stored.
+    A layer or sum is stored after the activation that runtimes fuse into it. Whatever else a convolution reads is
+    stored too, except in gates. The maps are not stored.
     """
     found = {}
     for node in graph.graph.nodes:
@@ -118,7 +121,21 @@ def points(graph: fx.GraphModule) -> dict[str, fx.Node]:
             fused = len(readers) == 1 and isinstance(module(graph, readers[0]), FUSED)
             if not fused and not all(reader.op == "output" for reader in readers):
                 found[node.name] = node
-    return found
+    read = {_unpooled(graph, node.all_input_nodes[0], found) for node in _outside_gates(graph)}
+    return {node.name: node for node in graph.graph.nodes if node.name in found or node in read}
+
+
+def _outside_gates(graph: fx.GraphModule) -> list[fx.Node]:
+    """The convolutions that are no part of a squeeze-and-excite gate."""
+    inside = gates(graph)
+    return [node for name, node in convolutions(graph).items() if name not in inside]
+
+
+def _unpooled(graph: fx.GraphModule, node: fx.Node, stored: Container[str]) -> fx.Node:
+    """The node before max pooling, which keeps the grid of what it reads."""
+    while node.name not in stored and isinstance(module(graph, node), nn.MaxPool2d | nn.Identity):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def maps(graph: fx.GraphModule) -> dict[str, fx.Node]:
@@ -131,9 +148,7 @@ def inputs(graph: fx.GraphModule) -> dict[str, str]:
     """Layer name -> the node whose stored output it reads. Pooling is skipped, because it keeps the grid."""
     stored, found = points(graph), {}
     for name, node in convolutions(graph).items():
-        source = node.all_input_nodes[0]
-        while source.name not in stored and isinstance(module(graph, source), nn.MaxPool2d | nn.Identity):
-            source = source.all_input_nodes[0]
+        source = _unpooled(graph, node.all_input_nodes[0], stored)
         if source.name in stored:
             found[name] = source.name
     return found

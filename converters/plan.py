@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,19 @@ from pipnet_edge.decode import Landmarks
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.precisions import PRECISIONS
 
-# Gets what is done now, how many steps are done already, and how many there are.
-Step = Callable[[str, int, int], None]
+# Gets how many faces are done, and of how many.
+Count = Callable[[int, int], None]
 Verify = Callable[[Bundle], Mapping[str, Parity]]
 # Gets a bundle, a variant's name, crops, the float network's landmarks for them, and labels (n, L, 2) or None; returns
 # drift as "px" and, with labels, "nme" (see budget.Budget), and the milliseconds a crop takes as "ms".
-Judge = Callable[[Bundle, str, NDArray[np.uint8], Landmarks, NDArray[np.float64] | None], Mapping[str, float]]
+Judge = Callable[[Bundle, str, NDArray[np.uint8], Landmarks, NDArray[np.float64] | None, Count], Mapping[str, float]]
+
+
+class Step(Protocol):
+    """Gets what is done now, how many steps are done and of how many, and how far this one is: "9 of 99 faces"."""
+
+    def __call__(self, what: str, done: int, total: int, part: str = "", /) -> None: ...
+
 
 # sparse: offset heads are evaluated only at winning cells, by decode or, if a runtime can, inside the model.
 HEADS = ("sparse", "dense")

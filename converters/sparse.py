@@ -39,9 +39,9 @@ def write(heads: Heads, precision: str, folder: Path) -> None:
 
 
 def _source(graph: fx.GraphModule) -> fx.Node | None:
-    """The node that all heads read. None if one of them is not a plain 1x1 convolution of it."""
+    """The node that all offset heads read. None if one of them is not a plain 1x1 convolution of it."""
     sources = set()
-    for node in outputs(graph):
+    for node in outputs(graph)[1:]:
         layer = module(graph, node)
         if not isinstance(layer, nn.Conv2d):
             return None

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge.bundle import Bundle
-from pipnet_edge.converters.plan import Step
 from pipnet_edge.converters.quantize import budget, sensitivity
-from pipnet_edge.converters.quantize.budget import Budget
+from pipnet_edge.converters.quantize.budget import Budget, Progress
 from pipnet_edge.converters.quantize.prepare import Prepared
 from pipnet_edge.converters.recipe import recipes
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
@@ -41,7 +40,7 @@ class Ranking:
         self._prepared = prepared
         self._orders: dict[str, tuple[str, ...]] = {}
 
-    def of(self, precision: str, crops: NDArray[np.uint8], progress: Step) -> tuple[str, ...]:
+    def of(self, precision: str, crops: NDArray[np.uint8], progress: Progress) -> tuple[str, ...]:
         """The int8 layers of a recipe, the costliest first, measured on the first crops (n, S, S, 3) uint8 RGB."""
         if precision not in self._orders:
             given = self._prepared.keeping(self._prepared.kinds(recipes()[precision].keep))
@@ -55,7 +54,7 @@ def within_budget(
     make: Callable[[tuple[str, ...]], Bundle],
     judge: Callable[[Bundle], Mapping[str, float]],
     limit: Budget,
-    progress: Step = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> tuple[Trial, Trial]:
     """Keeps the first layers of `order` in float, as few as found. Returns (the trial with none, the trial within).
 

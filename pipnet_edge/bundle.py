@@ -14,11 +14,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipnet_edge import folders, npz, runtimes
 from pipnet_edge import manifest as manifests
-from pipnet_edge import runtimes
 from pipnet_edge.decode import Decoder, Heads, Maps, map_names, map_shapes
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.manifest import (
@@ -48,7 +43,7 @@ from pipnet_edge.manifest import (
     Tuned,
     Variant,
 )
-from pipnet_edge.words import one_line
+from pipnet_edge.npz import Form
 
 __all__ = [
     "CONV",
@@ -123,28 +118,30 @@ class Bundle(Manifest):
         file = self.variant(name).heads
         if file is None:
             return None
-        path = file.verified(self.folder)
-        with _arrays(path) as arrays:
-            weight, bias = arrays["weight"], arrays["bias"]
         shape = (self.spec.num_lms, 2, 1 + self.spec.num_nb)
-        kind = np.float16 if weight.dtype == np.float16 else np.float32
-        _check_array(path, "weight", weight, kind, (*shape, weight.shape[-1] if weight.ndim else 0))
-        _check_array(path, "bias", bias, np.float32, shape)
-        return Heads(weight.astype(np.float32), bias)
+        forms = {"weight": Form((*shape, "C"), (np.float32, np.float16)), "bias": Form(shape)}
+        arrays = npz.read(file.verified(self.folder), forms)
+        return Heads(arrays["weight"].astype(np.float32), arrays["bias"])
 
     def read_golden(self) -> tuple[NDArray[np.uint8], Maps]:
         """The golden crops (n, S, S, 3) uint8 RGB and the float network's maps, batch axis first."""
-        path = self.golden.verified(self.folder)
-        with _arrays(path) as arrays:
-            crops, maps = arrays["crops"], {name: arrays[name] for name in map_names(self.spec.num_nb)}
-        side = self.spec.input_size
-        count = len(crops) if crops.ndim else 0
-        _check_array(path, "crops", crops, np.uint8, (count, side, side, 3))
-        shapes = map_shapes(self.spec)
-        for name, values in maps.items():
-            _check_array(path, name, values, np.float32, (count, *shapes[name]))
-        empty = {name: np.zeros((count, *shape), np.float32) for name, shape in shapes.items() if name not in maps}
-        return crops, Maps(**maps, **empty)
+        side, shapes = self.spec.input_size, map_shapes(self.spec)
+        forms = {"crops": Form(("n", side, side, 3), (np.uint8,))}
+        forms |= {name: Form(("n", *shapes[name])) for name in map_names(self.spec.num_nb)}
+        arrays = npz.read(self.golden.verified(self.folder), forms)
+        crops = arrays.pop("crops")
+        # Maps of neighbours, where there are none, are not in the file.
+        empty = {name: np.zeros((len(crops), *shape), np.float32) for name, shape in shapes.items() if 0 in shape}
+        return crops, Maps(**empty, **arrays)
+
+    def damaged(self) -> dict[str, list[str]]:
+        """Variant name -> what is wrong with its files; no entry for a whole one. The golden cases are "golden"."""
+        parts = {"golden": (self.golden,), **{variant.name: variant.files for variant in self.variants}}
+        found = {
+            name: [f"{file.path} {fault}" for file in listed if (fault := file.fault(self.folder))]
+            for name, listed in parts.items()
+        }
+        return {name: faults for name, faults in found.items() if faults}
 
     @property
     def sha256(self) -> str:
@@ -164,63 +161,25 @@ class Bundle(Manifest):
 def read(folder: Path) -> Bundle:
     """Reads and checks a bundle's manifest. Raises EdgeError for anything that is not a bundle of this version.
 
-    Files are hashed when they are opened, not here.
+    Files are hashed when they are opened, not here. An older bundle that a killed program had just moved away from
+    this path is put back first.
     """
+    if not os.path.lexists(folder) and folder.absolute().parent.is_dir():
+        with contextlib.suppress(OSError):
+            folders.sweep(folder.absolute())
     return Bundle(**vars(manifests.read(folder)), folder=folder)
 
 
-@contextlib.contextmanager
-def _arrays(path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
-    """The arrays of an .npz file. Raises EdgeError when it is not one, or lacks an array that the block reads."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            yield arrays
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, TypeError, IndexError) as e:
-        raise EdgeError(f"{path} is not readable: {one_line(e)}") from e
-
-
-def _check_array(path: Path, name: str, array: NDArray[Any], kind: type, shape: tuple[int, ...]) -> None:
-    if array.dtype != kind or array.shape != shape or not array.size:
-        found = f"{array.shape} of {array.dtype}"
-        raise EdgeError(f"{path}: {name} has shape {found}, {shape} of {np.dtype(kind)} is needed")
-
-
-@contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path) -> contextlib.AbstractContextManager[Path]:
     """A new empty folder. It replaces `folder` if the block ends well, and is removed if it does not.
 
-    An existing bundle is replaced; anything else at that path is refused before any work is done. The new folder lies
-    next to the old one, so that the last step is a rename and a crash leaves nothing half-made.
+    An existing bundle is replaced; anything else at that path is refused before any work is done. However the program
+    ends, the older bundle or the new one is whole at that path.
     """
-    final = folder.absolute()
-    if os.path.lexists(final) and not (final / MANIFEST).is_file() and not _is_empty(final):
-        raise EdgeError(f"{folder} exists and is not a bundle; give another place with -o or remove it")
-    made = [parent for parent in final.parents if not parent.exists()]
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
-    except OSError as e:
-        raise EdgeError(f"cannot write into {final.parent}: {e.strerror}") from e
-    try:
-        new, old = scratch / "new", scratch / "old"
-        new.mkdir()
-        yield new
-        if final.exists():
-            final.rename(old)
-        try:
-            new.rename(final)
-        except BaseException:
-            if old.exists():
-                old.rename(final)
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if not final.exists():
-            # Deepest first. A folder stays if another program has put a file into it.
-            with contextlib.suppress(OSError):
-                for parent in made:
-                    parent.rmdir()
 
+    def check(final: Path) -> None:
+        is_empty = final.is_dir() and not os.listdir(final)
+        if os.path.lexists(final) and not (final / MANIFEST).is_file() and not is_empty:
+            raise EdgeError(f"{folder} exists and is not a bundle; give another place with -o or remove it")
 
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not os.listdir(path)
+    return folders.replacing(folder, check)

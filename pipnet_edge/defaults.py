@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipnet_edge import host, runtimes
@@ -48,8 +49,18 @@ def first_installed(bundle: Bundle) -> str:
     for variant in bundle.variants:
         if not runtimes.is_missing(variant.runtime):
             return variant.name
-    packages = {runtimes.RUNTIMES[variant.runtime].package for variant in bundle.variants}
-    raise EdgeError(f"none of this bundle's runtimes is installed: pip install one of {', '.join(sorted(packages))}")
+    packages = sorted({package for variant in bundle.variants if (package := runtimes.package_for(variant.runtime))})
+    advice = f"pip install one of {', '.join(packages)}" if packages else "and none has a package for this Python"
+    raise EdgeError(f"none of this bundle's runtimes is installed: {advice}")
+
+
+def others(bundle: Bundle, chosen: Choice, threads: int | None, otherwise: int) -> Iterator[Choice]:
+    """What to take if the runtime of `chosen` does not start: the first variant of each other installed runtime."""
+    tried = {bundle.variant(chosen.variant).runtime}
+    for variant in bundle.variants:
+        if variant.runtime not in tried and not runtimes.is_missing(variant.runtime):
+            tried.add(variant.runtime)
+            yield Choice(variant.name, otherwise if threads is None else chosen.threads)
 
 
 def _obstacle(bundle: Bundle, tuned: Tuned) -> str | None:

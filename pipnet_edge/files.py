@@ -6,8 +6,11 @@ import contextlib
 import hashlib
 import io
 import os
+import secrets
+import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pipnet_edge.errors import EdgeError
 
@@ -17,14 +20,41 @@ if TYPE_CHECKING:
 PROGRAM = "pipnet-edge"
 
 
+@contextlib.contextmanager
+def opened(path: Path, largest: int) -> Iterator[IO[bytes]]:
+    """A regular file of at most so many bytes, to be read; a link to one is followed.
+
+    Raises EdgeError for a folder, a device or a pipe, none of which is read or waited for, and for a larger file;
+    OSError with the system's reason.
+    """
+    # Without O_NONBLOCK, a pipe is waited for until somebody writes into it.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise EdgeError(f"{path} is no regular file")
+        if found.st_size > largest:
+            raise EdgeError(f"{path} has {found.st_size} bytes; at most {largest} are read")
+        yield file
+
+
 def write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all. Raises EdgeError with the system's reason."""
-    # Two processes may write the same file. Each has a scratch file of its own, and the last one wins.
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Writes a file whole or not at all; a device or a pipe at that path is written to.
+
+    Raises EdgeError with the system's reason.
+    """
     try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        # A link stays a link. The scratch file's name cannot be foreseen, and nothing that is there is taken for it.
+        final = path.resolve()
+        scratch = final.with_name(f".{secrets.token_hex(8)}.part")
         try:
-            scratch.write_bytes(content)
-            scratch.replace(path)
+            with scratch.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(final)
         finally:
             with contextlib.suppress(OSError):
                 scratch.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ ARM_PARTS = {
     "0xd0b": "Cortex-A76",
     "0xd41": "Cortex-A78",
 }
+# What system files state: a whole number, firmware bits, and after three averages the threads that want to run.
+DECIMAL, HEX = re.compile(r"[0-9]{1,15}"), re.compile(r"(0x)?[0-9a-fA-F]{1,8}")
+RUNNING = re.compile(r"(?:\S+\s+){3}([0-9]{1,7})/")
 
 
 def default_threads() -> int:
@@ -98,8 +102,10 @@ def facts(root: Path = ROOT) -> dict[str, object]:
     if any(group.mhz for group in groups):
         found["clusters"] = " + ".join(f"{len(group.cpus)} at {group.mhz} MHz" for group in groups)
     for line in _text(root / "proc/meminfo").splitlines():
-        if line.startswith("MemTotal:"):
-            found["memory_mb"] = int(line.split()[1]) // 1024
+        if line.startswith("MemTotal:") and (
+            kilobytes := _whole(line.removeprefix("MemTotal:").removesuffix("kB").strip())
+        ):
+            found["memory_mb"] = kilobytes // 1024
     return found
 
 
@@ -167,10 +173,10 @@ def state(root: Path = ROOT) -> dict[str, object]:
         found["celsius"] = hottest / 1000
     # The node is "soc" on a Raspberry Pi 4 and has an address on newer ones.
     for path in root.glob("sys/devices/platform/soc*/soc*:firmware/get_throttled"):
-        if throttled := _text(path):
+        if HEX.fullmatch(throttled := _text(path)):
             found["throttled"] = int(throttled, 16)
-    if load := _text(root / "proc/loadavg"):
-        found["load"] = float(load.split()[3].partition("/")[0])
+    if running := RUNNING.match(_text(root / "proc/loadavg")):
+        found["load"] = float(running[1])
     return found
 
 
@@ -183,13 +189,15 @@ def big_cpus(threads: int) -> tuple[int, ...]:
 def pin(cpus: str | Sequence[int], threads: int) -> None:
     """Keeps this process to CPUs: their numbers, or "big" for those that big_cpus gives.
 
-    Raises EdgeError for numbers that this process may not use.
+    Raises EdgeError for any other text and for numbers that this process may not use.
     """
-    if cpus == "big":
+    if isinstance(cpus, str):
+        if cpus != "big":
+            raise EdgeError(f"CPUs {cpus!r:.60}; allowed: big, or their numbers")
         cpus = big_cpus(threads)
     allowed = allowed_cpus()
     if not cpus or not set(cpus) <= set(allowed):
-        raise EdgeError(f"CPUs {','.join(map(str, cpus))} are not all here; allowed: {','.join(map(str, allowed))}")
+        raise EdgeError(f"CPUs {cpu_list(cpus)} are not all here; allowed: {cpu_list(allowed)}")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, [int(cpu) for cpu in cpus])
 
@@ -215,5 +223,8 @@ def _text(path: Path) -> str:
 
 
 def _number(path: Path) -> int:
-    text = _text(path)
-    return int(text) if text.isdecimal() else 0
+    return _whole(_text(path))
+
+
+def _whole(text: str) -> int:
+    return int(text) if DECIMAL.fullmatch(text) else 0

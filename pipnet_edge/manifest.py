@@ -17,7 +17,7 @@ from pipnet_edge.errors import EdgeError
 from pipnet_edge.host import cpu_list
 from pipnet_edge.precisions import PRECISIONS
 from pipnet_edge.spec import ModelSpec
-from pipnet_edge.words import counted, one_line
+from pipnet_edge.words import counted
 
 # 1: spec, source, golden cases, variants. 2: layers, from which times are predicted. 3: variants may be sparse; how a
 # bundle was tuned.
@@ -28,6 +28,8 @@ SAFE_PATH = re.compile(r"[A-Za-z0-9._-]{1,100}(/[A-Za-z0-9._-]{1,100}){0,3}")
 # Layer.op of convolutions and transposed convolutions; and the largest number that a layer may have.
 CONV, TRANSPOSED = "conv", "transposed"
 LAYER_LIMIT = 1 << 20
+# Bytes of a manifest, and of any other file of a bundle.
+LARGEST, LARGEST_FILE = 4 << 20, 1 << 30
 # No machine that runs this has more CPUs.
 CPU_LIMIT = 4096
 # A list of numbers, one on each line. Strings in JSON have no line breaks.
@@ -46,6 +48,8 @@ class File:
         path = PurePosixPath(self.path)
         if path.is_absolute() or not path.parts or ".." in path.parts or not SAFE_PATH.fullmatch(self.path):
             raise EdgeError(f"manifest names the path {self.path!r:.100}, which leaves the bundle or is no plain path")
+        if not 0 <= self.size <= LARGEST_FILE:
+            raise EdgeError(f"manifest says {self.path} has {self.size} bytes; 0 to {LARGEST_FILE} are allowed")
 
     @classmethod
     def of(cls, folder: Path, path: Path) -> File:
@@ -55,13 +59,31 @@ class File:
     def verified(self, folder: Path) -> Path:
         """The file's path in `folder`. Raises EdgeError when it is missing, leads outside or is not the one hashed."""
         path = folder / self.path
-        if not path.is_file():
+        if not path.exists() or path.is_dir():
             raise EdgeError(f"bundle {folder} lacks {self.path}")
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise EdgeError(f"{self.path} in bundle {folder} is a link that leaves the bundle")
-        if path.stat().st_size != self.size or files.file_sha256(path) != self.sha256:
-            raise EdgeError(f"{self.path} in bundle {folder} was changed after it was written (sha256 differs)")
+        fault = self.fault(folder)
+        if fault:
+            raise EdgeError(f"{self.path} in bundle {folder} {fault}")
         return path
+
+    def fault(self, folder: Path) -> str | None:
+        """What is wrong with the file in `folder`, "is missing" for example; None if it is the one hashed.
+
+        Only a regular file of the right size is read.
+        """
+        path = folder / self.path
+        if not path.exists():
+            return "is missing"
+        if not path.resolve().is_relative_to(folder.resolve()):
+            return "is a link that leaves the bundle"
+        if not path.is_file():
+            return "is no regular file"
+        size = path.stat().st_size
+        if size != self.size:
+            return f"was changed after it was written ({size} bytes, not {self.size})"
+        if files.file_sha256(path) != self.sha256:
+            return "was changed after it was written (sha256 differs)"
+        return None
 
 
 @dataclass(frozen=True)
@@ -205,7 +227,7 @@ class Tuned:
     """The fastest way that `bench --tune` found to run a bundle on one kind of machine.
 
     cpus: numbers of those to keep to; empty if all are as good. ms: median from picture to landmarks. runtime: name
-    and version of what ran. created: when, ISO 8601.
+    and version of what ran, and the load if other work ran beside it. created: when, ISO 8601.
     """
 
     variant: str
@@ -248,15 +270,24 @@ def read(folder: Path) -> Manifest:
     """Reads and checks the manifest in a folder. Raises EdgeError for anything that is not one of this version."""
     path = folder / MANIFEST
     try:
-        data = json.loads(path.read_text())
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise EdgeError(f"{path} is a link that leaves the bundle")
+        with files.opened(path, LARGEST) as file:
+            text = file.read()
     except FileNotFoundError:
         raise EdgeError(f"there is no bundle at {folder} (no {MANIFEST}); `pipnet-edge convert` makes one") from None
-    except (OSError, ValueError, RecursionError) as e:
-        raise EdgeError(f"{path} is not readable: {one_line(e)}") from e
+    except (OSError, RuntimeError) as e:  # until Python 3.13, a circle of links is a RuntimeError
+        raise EdgeError(f"{path} is not readable: {getattr(e, 'strerror', None) or 'a circle of links'}") from None
+    data = strict.json_value(text, str(path))
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise EdgeError(f"{path} is not a {FORMAT} manifest")
-    if type(data.get("version")) is not int or data["version"] != VERSION:
-        raise EdgeError(f"{path} has version {data.get('version')!r}, this program reads version {VERSION}")
+    version = data.get("version")
+    if type(version) is not int or version != VERSION:
+        how = ""
+        if type(version) is int:
+            how = "an older pipnet-edge; convert the checkpoint again" if version < VERSION else "a newer pipnet-edge"
+            how = f": it was made by {how}"
+        raise EdgeError(f"{path} has version {strict.shown(version)}, this program reads version {VERSION}{how}")
     parts = {name: value for name, value in data.items() if name not in ("format", "version")}
     return strict.read(Manifest, parts, str(path))
 

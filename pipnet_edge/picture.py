@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipnet_edge import bundle as bundles
 from pipnet_edge import draw, files, host
-from pipnet_edge.bundle import MANIFEST
-from pipnet_edge.defaults import choose
+from pipnet_edge.bundle import MANIFEST, Bundle
+from pipnet_edge.defaults import Choice, choose, others
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import Box, Rect, crop_rect, cut, read_picture
 from pipnet_edge.spec import CROPS
-from pipnet_edge.worker.call import here, infer
+from pipnet_edge.worker.call import Died, Inference, here, infer
+from pipnet_edge.worker.protocol import Probe
 
 # A whole picture that is likely to be a face's crop: sides in pixels, and the longer one divided by the shorter.
 SIDES, RATIO = (32, 4096), 2.0
@@ -78,9 +80,8 @@ def annotate(
     height, width = picture.shape[:2]
     cut_by = policy or opened.spec.crop
     rects = [crop_rect(box, width, height, cut_by, "--box") for box in boxes] or [Rect.whole(picture)]
-    chosen = choose(opened, variant, threads, host.default_threads())
     crops = np.stack([cut(picture, rect, opened.spec.input_size) for rect in rects])
-    inference = infer(here, bundle, chosen.variant, chosen.threads, crops, cpus=chosen.cpus)
+    chosen, inference = _inferred(opened, variant, threads, crops)
     found = inference.landmarks
     points = np.stack([rect.to_picture(p) for rect, p in zip(rects, found.points, strict=True)])
     drawn = draw.annotate(picture, points)
@@ -103,6 +104,38 @@ def annotate(
     draw.write_picture(path, drawn)
     files.write(data, (json.dumps(result.to_json(), indent=1) + "\n").encode())
     return result
+
+
+def _inferred(
+    bundle: Bundle, variant: str | None, threads: int | None, crops: NDArray[np.uint8]
+) -> tuple[Choice, Inference]:
+    """Runs the network, in another runtime if the first does not start and no variant was asked for; its note says so.
+
+    Raises the first runtime's EdgeError if none starts, and for all that is no fault of a runtime.
+    """
+    many = host.default_threads()
+    chosen = choose(bundle, variant, threads, many)
+    first: EdgeError | None = None
+    for choice in (chosen, *(others(bundle, chosen, threads, many) if variant is None else ())):
+        try:
+            found = infer(here, bundle.folder, choice.variant, choice.threads, crops, cpus=choice.cpus)
+        except EdgeError as e:
+            if not isinstance(e, Died) and _works(bundle.variant(choice.variant).runtime):
+                raise
+            first = first or e
+            continue
+        return (replace(choice, note=f"not {chosen.variant}: {first}") if first else choice), found
+    assert first is not None
+    raise first
+
+
+def _works(runtime: str) -> bool:
+    """Whether a runtime runs anything at all on this machine."""
+    try:
+        here(Probe(runtime))
+    except EdgeError:
+        return False
+    return True
 
 
 def _doubt(width: int, height: int) -> str | None:

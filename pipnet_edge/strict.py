@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import reprlib
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.words import one_line
 
 Kind = TypeVar("Kind")
+# The largest whole number that a field may have, and how many digits are read at all.
+LARGEST, MOST_DIGITS = 2**63 - 1, 1000
+# The text of a value is made short, not cut: that of a deeply nested list cannot be made.
+SHOWN = reprlib.Repr()
+SHOWN.maxlevel, SHOWN.maxstring, SHOWN.maxlong = 3, 1000, 60
 
 
 def read(kind: type[Kind], data: object, where: str) -> Kind:
@@ -25,18 +31,32 @@ def read(kind: type[Kind], data: object, where: str) -> Kind:
     return cast(Kind, _read(kind, data, where))
 
 
+def json_value(text: str | bytes, what: str) -> object:
+    """The value of a JSON text. Raises EdgeError for anything else; `what` names the text in its message."""
+    try:
+        value: object = json.loads(text, parse_int=_whole)
+    except RecursionError:
+        raise EdgeError(f"{what} is no JSON that can be read: it is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise EdgeError(f"{what} is no JSON: it is not in UTF-8") from None
+    except ValueError as e:
+        raise EdgeError(f"{what} is no JSON: {e}"[:300]) from None
+    return value
+
+
 def json_object(text: str, what: str) -> dict[str, Any]:
     """The JSON object in a text. Raises EdgeError for anything else; `what` names the text in its message."""
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise EdgeError(f"{what} is no JSON: {one_line(e)}") from None
-    return _need(dict, data, what)
+    return _need(dict, json_value(text, what), what)
 
 
 def printable(text: str) -> str:
     """The text as `read` accepts it: on one line, with "?" for each character that cannot be printed."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def shown(data: object) -> str:
+    """A value of any size in a few characters, for messages."""
+    return SHOWN.repr(data)[:60]
 
 
 def _read(kind: Any, data: object, where: str) -> object:
@@ -70,7 +90,7 @@ def _read_one_of(kinds: tuple[Any, ...], data: object, where: str) -> object:
 
 
 def _read_fields(kind: Any, data: dict[str, Any], where: str) -> object:
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     names = [field.name for field in fields(kind)]
     for missing in (name for name in names if name not in data):
         raise EdgeError(f"{where} has no {missing!r}")
@@ -79,22 +99,35 @@ def _read_fields(kind: Any, data: dict[str, Any], where: str) -> object:
     return kind(**{name: _read(hints[name], data[name], f"{where}.{name}") for name in names})
 
 
+# Half of the time of a long manifest, if it were looked up again for each layer.
+_hints = functools.cache(get_type_hints)
+
+
 def _need(kind: type[Kind], data: object, where: str) -> Kind:
     if type(data) is not kind:
-        raise EdgeError(f"{where} is {data!r:.60}, {kind.__name__} is needed")
+        raise EdgeError(f"{where} is {shown(data)}, {kind.__name__} is needed")
+    if isinstance(data, int) and abs(data) > LARGEST:
+        raise EdgeError(f"{where} is {shown(data)}, a number up to {LARGEST} is needed")
     return data
+
+
+def _whole(digits: str) -> int:
+    # Python itself refuses some thousands of digits, in words for programmers.
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"it has a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _number(data: object, where: str) -> float:
     # A bool is an int to Python, but not a number to anybody who writes a manifest.
     number = float(data) if type(data) is float or (type(data) is int and abs(data) < 2**53) else math.nan
     if not math.isfinite(number):
-        raise EdgeError(f"{where} is {data!r:.60}, a finite number is needed")
+        raise EdgeError(f"{where} is {shown(data)}, a finite number is needed")
     return number
 
 
 def _text(data: object, where: str) -> str:
     text = _need(str, data, where)
     if not text.isprintable():
-        raise EdgeError(f"{where} is {data!r:.60}, which cannot be printed")
+        raise EdgeError(f"{where} is {shown(data)}, which cannot be printed")
     return text

@@ -14,6 +14,7 @@ def megabytes(size: int) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's type and first line of text, for messages that have to fit one line."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
+    """An exception's type and first line of text, cut and printable, for messages that have to fit one line."""
+    lines = str(error).strip().splitlines()
+    text = "".join(c if c.isprintable() else "?" for c in lines[0][:300]) if lines else ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

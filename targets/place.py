@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 from collections.abc import Iterator, Mapping
@@ -10,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from pipnet_edge import strict
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.files import config_folder, write
+from pipnet_edge.files import config_folder, opened, write
 from pipnet_edge.targets import devices
 from pipnet_edge.targets.devices import Device
 from pipnet_edge.worker.call import Call
 
 LOCAL = "local"
+LARGEST = 1 << 20  # bytes of the file of saved hosts
 # The folders beside this file that have a way.py: see Way.
 WAYS = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/way.py")))
 
@@ -113,13 +116,12 @@ def hosts() -> dict[str, str]:
     path = hosts_file()
     if not path.is_file():
         return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict) or not all(isinstance(host, str) for host in data.values()):
+    data: dict[str, object] | None = None
+    with contextlib.suppress(EdgeError), opened(path, LARGEST) as file:
+        data = strict.json_object(file.read().decode(errors="replace"), "it")
+    if data is None or not all(isinstance(host, str) for host in data.values()):
         raise EdgeError(f"{path} is not an object of target: host; mend or remove it")
-    return data
+    return {name: str(host) for name, host in data.items()}
 
 
 def save(target: str, host: str) -> Path:

@@ -135,7 +135,10 @@ def make(paths: Sequence[Path]) -> Report:
         command = envelope["command"]
         if not envelope["result"]:
             raise EdgeError(f"{path} holds no result: that {command:.40} failed")
-        _refuse_absurd(envelope["result"], path)
+        try:
+            _refuse_absurd(envelope["result"], path)
+        except RecursionError:
+            raise EdgeError(f"{path} is nested deeper than any result") from None
         if command == "bench":
             results.append((path.stem, of_envelope(envelope, path)))
         elif command == "parity":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from pipnet_edge.benchmarks.speed.result import (
 from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import write_array
+from pipnet_edge.host import cpu_list
 from pipnet_edge.targets import place as places
 from pipnet_edge.targets.emulated import way as emulated
 from pipnet_edge.targets.emulated.count import count
@@ -75,10 +77,28 @@ class Plan:
         return tuple(given) or tuple(count for count in THREADS if count <= (cores or 1)) or (1,)
 
 
-def sweep(call: Call, target: str, bundle: Bundle, plan: Plan, machine: Machine, step: Step) -> Iterator[Measured]:
+def check_cpus(call: Call, target: str, cpus: Sequence[int]) -> tuple[Sequence[int], ...]:
+    """The groups of CPUs that a process on the target may use. Raises EdgeError if `cpus` are not all among them."""
+    groups = call(protocol.Cpus()).groups
+    allowed = sorted(cpu for group in groups for cpu in group)
+    if not set(cpus) <= set(allowed):
+        raise EdgeError(f"CPUs {cpu_list(sorted(set(cpus)))} are not all on {target}; allowed: {cpu_list(allowed)}")
+    return groups
+
+
+def sweep(
+    call: Call,
+    target: str,
+    bundle: Bundle,
+    plan: Plan,
+    machine: Machine,
+    step: Step,
+    pause: Callable[[float], object] = time.sleep,
+) -> Iterator[Measured]:
     """Times every variant with every number of threads, each in a worker of its own.
 
-    machine: the target's facts. Stops when the connection is lost, after the runs that were measured before.
+    machine: the target's facts. pause: waits for so many seconds. Stops when the connection is lost, after the runs
+    that were measured before.
     """
     variants, cores = plan.chosen(bundle, machine.runtimes), machine.facts.get("cores")
     counts = plan.thread_counts(cores if isinstance(cores, int) else None)
@@ -86,7 +106,7 @@ def sweep(call: Call, target: str, bundle: Bundle, plan: Plan, machine: Machine,
     for index, (variant, threads) in enumerate(runs):
         step(f"{target} {variant.name}, {counted(threads, 'thread')}", index, len(runs))
         if index and plan.settings.rest:
-            time.sleep(plan.settings.rest)
+            pause(plan.settings.rest)
         run, lost = _measure(call, target, bundle, variant, threads, plan.cpus, plan.settings)
         yield run
         if lost:
@@ -146,6 +166,11 @@ def _measure(
         peak = call(job, listen).peak_bytes
     except EdgeError as e:
         failure, lost = " ".join(str(e).split()), isinstance(e, Lost)
+    counts = {len(taken) for taken in samples.values() if taken}
+    if len(counts) > 1:
+        failure, samples = "the worker did not time the same stages of all frames", {stage: [] for stage in STAGES}
+    elif not (counts or failure):
+        failure = "the worker timed no frame"
     run = Measured(
         target=target,
         variant=variant.name,
@@ -229,7 +254,7 @@ def run(
     keep: boards keep the pushed files. Returns the result and the errors by place. Raises the first of these errors if
     no place gave anything.
     """
-    found, opened = _Found(), list[contextlib.ExitStack]()
+    found, opened, over = _Found(), list[contextlib.ExitStack](), threading.Event()
 
     def visit(place: Place) -> None:
         rows = found.rows.setdefault(place.name, [])
@@ -246,27 +271,31 @@ def run(
                     call = own.enter_context(places.calling(place, keep))
                     machine = call(protocol.Facts())
                     found.facts[place.name] = facts_of(machine.facts)
+                    if not isinstance(plan.cpus, str):
+                        check_cpus(call, place.name, plan.cpus)
                     # One by one, so that the rows before a broken connection stay.
-                    for row in sweep(call, place.name, bundle, plan, machine, step):
+                    for row in sweep(call, place.name, bundle, plan, machine, step, over.wait):
                         rows.append(row)
         except EdgeError as e:
             found.errors[place.name] = e
 
     boards = [place for place in where if place.is_apart]
-    with ThreadPoolExecutor(max_workers=len(boards) or 1) as pool:
-        visits = [pool.submit(visit, place) for place in boards]
-        try:
-            for done in visits:
-                done.result()
-            for place in where:
-                if place not in boards:
-                    visit(place)
-        except BaseException:
-            # The pool waits for its threads. They end when their connections are closed.
-            for own in opened:
-                with contextlib.suppress(EdgeError):
-                    own.close()
-            raise
+    pool = ThreadPoolExecutor(max_workers=len(boards) or 1)
+    try:
+        for done in [pool.submit(visit, place) for place in boards]:
+            done.result()
+        for place in where:
+            if place not in boards:
+                visit(place)
+    except BaseException as e:
+        # The other threads end when their connections are closed. One that connects now is not waited for.
+        over.set()
+        for own in opened:
+            with contextlib.suppress(EdgeError):
+                own.__exit__(type(e), e, e.__traceback__)
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
     ordered = [row for place in where for row in found.rows[place.name]]
     if found.errors and not ordered:
         raise next(iter(found.errors.values()))

@@ -7,7 +7,6 @@ interval).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from pipnet_edge import strict
 from pipnet_edge.benchmarks.limits import Limit
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.files import opened
 from pipnet_edge.host import THROTTLED
 from pipnet_edge.output import SCHEMA
 from pipnet_edge.targets.emulated.instructions import Count
@@ -27,6 +27,7 @@ from pipnet_edge.worker.protocol import STAGES
 
 # 1: measured, counted and predicted rows, with the facts of each target.
 VERSION = 1
+LARGEST = 32 << 20  # bytes of a file: 12 hours of samples at 30 frames a second
 Facts = Mapping[str, str]
 
 
@@ -163,22 +164,25 @@ def read(path: Path) -> Result:
     """A result that `bench --output` or `bench --json` wrote. Raises EdgeError for anything else."""
     envelope = read_envelope(path)
     if envelope["command"] != "bench":
-        raise EdgeError(f"{path} is a result of {envelope['command']}; one of `pipnet-edge bench` is needed")
+        command = strict.printable(envelope["command"])[:60]
+        raise EdgeError(f"{path} is a result of {command}; one of `pipnet-edge bench` is needed")
     return of_envelope(envelope, path)
 
 
 def read_envelope(path: Path) -> dict[str, Any]:
     """The output of any command with --json: {"schema", "command", "result", …}. Raises EdgeError for anything else."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        with opened(path, LARGEST) as file:
+            text = file.read().decode(errors="replace")
     except FileNotFoundError:
         raise EdgeError(f"there is no result {path}") from None
-    except (OSError, ValueError, RecursionError) as e:
-        raise EdgeError(f"{path} is not a result: {' '.join(str(e).split())[:200]}") from e
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("command"), str):
+    except OSError as e:
+        raise EdgeError(f"{path} is not a result: {e.strerror}") from e
+    data = strict.json_object(text, f"{path} is not a result: it")
+    if data.get("schema") != SCHEMA or not isinstance(data.get("command"), str):
         raise EdgeError(f"{path} is not what a command of pipnet-edge printed with --json")
     if not isinstance(data.get("result"), dict):
-        raise EdgeError(f"{path} holds no result of {data['command']}")
+        raise EdgeError(f"{path} holds no result of {strict.printable(data['command'])[:60]}")
     return data
 
 
@@ -212,10 +216,7 @@ def warnings(run: Measured, facts: Facts) -> tuple[str, ...]:
     governor = facts.get("governor", "performance")
     if governor != "performance":
         found.append(f"governor {governor}: set it to performance")
-    loads = [state.load for state in run.states if state.load is not None]
-    cores = facts.get("cores", "")
-    allowed = max(BUSY * int(cores) if cores.isdecimal() else 0, run.threads + BUSY)
-    if loads and (load := float(np.mean(loads))) > allowed:
+    if (load := other_load(run, facts)) is not None:
         found.append(f"load {load:.1f} with {counted(run.threads, 'thread')}: end other work")
     frames = run.frames
     if frames.size >= 20:
@@ -228,6 +229,14 @@ def warnings(run: Measured, facts: Facts) -> tuple[str, ...]:
         if spread > NOISY:
             found.append(f"noisy: p90 {spread:.0%} above p50: end other work, or pin cores with --cores")
     return tuple(found)
+
+
+def other_load(run: Measured, facts: Facts) -> float | None:
+    """The load of a run beside which there was other work, its own included; None if there was none."""
+    loads = [state.load for state in run.states if state.load is not None]
+    cores = facts.get("cores", "")
+    allowed = max(BUSY * int(cores) if cores.isdecimal() else 0, run.threads + BUSY)
+    return load if loads and (load := float(np.mean(loads))) > allowed else None
 
 
 def _clock(states: Sequence[State]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import accumulate
@@ -197,13 +197,10 @@ def tune(call: Call, target: str, bundle: Bundle, plan: Plan, name: str, machine
     """
     settings = plan.settings
     quick = replace(settings, seconds=settings.seconds / FINAL, count=math.ceil(settings.count / FINAL), rest=0.0)
-    groups: list[Sequence[int]] = list(call(protocol.Cpus()).groups)
+    groups = list(bench.check_cpus(call, target, () if isinstance(plan.cpus, str) else plan.cpus))
     everything = tuple(sorted(cpu for group in groups for cpu in group))
     if not isinstance(plan.cpus, str):
         groups = [sorted(set(plan.cpus or everything))]
-    if not set(groups[0]) <= set(everything):
-        allowed = host.cpu_list(everything)
-        raise EdgeError(f"CPUs {host.cpu_list(groups[0])} are not all on {target}; allowed: {allowed}")
     names = [variant.name for variant in plan.chosen(bundle, machine.runtimes)]
     runs: dict[Candidate, Measured] = {}
 
@@ -222,9 +219,16 @@ def tune(call: Call, target: str, bundle: Bundle, plan: Plan, name: str, machine
     (ms,) = (trial.ms for trial in trials if trial.candidate == chosen)
     run, created = runs[chosen], datetime.now(UTC).isoformat(timespec="seconds")
     cpus = () if chosen.cpus == everything else chosen.cpus
-    tuned = Tuned(chosen.variant, chosen.threads, cpus, round(ms, 4), run.runtime or "", created)
+    facts = results.facts_of(machine.facts)
+    tuned = Tuned(chosen.variant, chosen.threads, cpus, round(ms, 4), ran(run, runs.values(), facts), created)
     px = {variant.name: variant.parity.px_mean if variant.parity else None for variant in bundle.variants}
-    return Found(target, name, tuned, chosen, trials, px, results.warnings(run, results.facts_of(machine.facts)))
+    return Found(target, name, tuned, chosen, trials, px, results.warnings(run, facts))
+
+
+def ran(chosen: Measured, runs: Collection[Measured], facts: results.Facts) -> str:
+    """What ran, and the load that was beside it in most of the runs."""
+    busy = [load for run in runs if (load := results.other_load(run, facts)) is not None]
+    return f"{chosen.runtime}, under load {median(busy):.1f}" if 2 * len(busy) > len(runs) else chosen.runtime or ""
 
 
 def run(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -12,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from pipnet_edge.converters.checkpoint.onnx_graph import Op, Operator, Value, shape_of, tensor_of, unreshaped
+from pipnet_edge.converters.checkpoint.onnx_graph import Op, Operator, shape_of, tensor_of, unreshaped
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.ConvTranspose2d)
 
@@ -75,6 +77,8 @@ def _clip(op: Op) -> fx.Node:
     low, high = op.setting("min", 1), op.setting("max", 2)
     if low == 0 and high in (None, 6):
         return op.elementwise(nn.ReLU() if high is None else nn.ReLU6())
+    if None not in (low, high) and low < high:
+        return op.elementwise(nn.Hardtanh(low, high))
     return op.net.call(torch.clamp, op.data(), low, high)
 
 
@@ -86,7 +90,7 @@ def _hard_sigmoid(op: Op) -> fx.Node:
     return op.net.call(torch.clamp, op.net.call(operator.add, scaled, beta), 0.0, 1.0)
 
 
-def _arithmetic(function: Callable[[Any, Any], Any]) -> Operator:
+def _arithmetic(function: Callable[[Any, Any], Any]) -> Callable[[Op], fx.Node]:
     def handle(op: Op) -> fx.Node:
         left, right = op.inputs
         for x, other in ((left, right), (right, left)):
@@ -98,25 +102,77 @@ def _arithmetic(function: Callable[[Any, Any], Any]) -> Operator:
     return handle
 
 
-def _mul(op: Op) -> Value:
-    """x * hardsigmoid(x) becomes one Hardswish, which opsets before 14 lack: one step to quantize instead of two."""
-    left, right = op.inputs
-    for x, gate in ((left, right), (right, left)):
-        if isinstance(op.net.module(gate), nn.Hardsigmoid) and isinstance(gate, fx.Node) and gate.args[0] is x:
-            return op.layer(nn.Hardswish(), cast(fx.Node, x))
-    return _arithmetic(operator.mul)(op)
+def _prelu(op: Op) -> fx.Node:
+    slope, channels = op.constant(1), shape_of(op.data())[1]
+    if slope is None or slope.numel() not in (1, channels):
+        given = "nothing" if slope is None else f"the shape {tuple(slope.shape)}"
+        raise op.refuse(f"has a slope of {given}; allowed: one, or one for each of {channels} channels")
+    layer = nn.PReLU(slope.numel())
+    layer.weight = nn.Parameter(slope.flatten().clone())
+    return op.elementwise(layer)
 
 
-def _div(op: Op) -> Value:
-    """relu6(x + 3) / 6, which the original's MobileNetV3 writes, becomes one Hardsigmoid."""
-    top, six = op.inputs
-    if isinstance(top, fx.Node) and isinstance(six, Tensor) and six.numel() == 1 and six.item() == 6:
-        relu6 = unreshaped(top)
-        added = relu6.args[0] if isinstance(op.net.module(relu6), nn.ReLU6) else None
-        if isinstance(added, fx.Node) and added.target is operator.add and added.args[1] == 3:
-            x = cast(fx.Node, added.args[0])
-            return op.net.reshape(op.layer(nn.Hardsigmoid(), x), shape_of(top))
-    return _arithmetic(operator.truediv)(op)
+def _scaled(value: fx.Node) -> tuple[float, fx.Node]:
+    """A value as a number times a node."""
+    number, node = 1.0, unreshaped(value)
+    while node.target in (operator.mul, operator.truediv):
+        constants = [arg for arg in node.args if isinstance(arg, float | int)]
+        if len(constants) != 1 or (node.target is operator.truediv and node.args[1] in (0, *node.all_input_nodes)):
+            break
+        number = number * constants[0] if node.target is operator.mul else number / constants[0]
+        node = unreshaped(node.all_input_nodes[0])
+    return number, node
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """A node that is `scale` times a function of x from 0 to 1. swish: the activation that is x times that function.
+
+    alone: the function itself, if nodes have to be replaced to get it.
+    """
+
+    x: fx.Node
+    scale: float
+    swish: nn.Module
+    alone: nn.Module | None = None
+
+
+def _is_one(number: float) -> bool:
+    return abs(number - 1) < 1e-4
+
+
+def _gate(op: Op, node: fx.Node) -> _Gate | None:
+    layer = op.net.module(node)
+    before = node.all_input_nodes[0] if node.all_input_nodes else node
+    if isinstance(layer, nn.Hardsigmoid):
+        return _Gate(before, 1.0, nn.Hardswish())
+    if isinstance(layer, nn.ReLU6) and before.target is operator.add and 3 in before.args:
+        return _Gate(before.all_input_nodes[0], 6.0, nn.Hardswish(), nn.Hardsigmoid())
+    if isinstance(layer, nn.Sigmoid):
+        return _Gate(before, 1.0, nn.SiLU())
+    if isinstance(layer, nn.Tanh) and isinstance(op.net.module(before), nn.Softplus):
+        return _Gate(before.all_input_nodes[0], 1.0, nn.Mish())
+    return None
+
+
+def _product(function: Callable[[Any, Any], Any]) -> Operator:
+    """A product or quotient. One that is a whole activation, as older opsets write it, becomes one layer."""
+
+    def handle(op: Op) -> fx.Node:
+        made = _arithmetic(function)(op)
+        number, node = _scaled(made)
+        args = node.args if node.target is operator.mul else (node,)
+        factors = [_scaled(arg) for arg in args if isinstance(arg, fx.Node)]
+        number *= math.prod(scale for scale, _ in factors)
+        nodes = [factor for _, factor in factors]
+        for *others, last in (nodes, nodes[::-1]):
+            gate = _gate(op, last)
+            if gate and _is_one(number * gate.scale) and others in ([], [gate.x]):
+                layer = gate.swish if others else gate.alone
+                return op.net.reshape(op.layer(layer, gate.x), shape_of(made)) if layer else made
+        return made
+
+    return handle
 
 
 def _reduce_mean(op: Op) -> fx.Node:
@@ -206,23 +262,29 @@ OPS: dict[str, Operator] = {
     "Constant": _constant,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
-    "Div": _div,
+    "Div": _product(operator.truediv),
+    "Elu": lambda op: op.elementwise(nn.ELU(op.attr("alpha", 1.0))),
     "Flatten": _flatten,
     "Gemm": _gemm,
     "GlobalAveragePool": lambda op: op.layer(nn.AdaptiveAvgPool2d(1), op.data(4)),
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": lambda op: op.elementwise(nn.Hardswish()),
     "Identity": lambda op: op.inputs[0],
+    "LeakyRelu": lambda op: op.elementwise(nn.LeakyReLU(op.attr("alpha", 0.01))),
     "MatMul": lambda op: _linear(op, op.weight(1, 2).T, None),
     "MaxPool": _max_pool,
-    "Mul": _mul,
+    "Mish": lambda op: op.elementwise(nn.Mish()),
+    "Mul": _product(operator.mul),
     "Pad": _pad,
+    "PRelu": _prelu,
     "ReduceMean": _reduce_mean,
     "Relu": lambda op: op.elementwise(nn.ReLU()),
     "Reshape": _reshape,
     "Sigmoid": lambda op: op.elementwise(nn.Sigmoid()),
+    "Softplus": lambda op: op.elementwise(nn.Softplus()),
     "Squeeze": _squeeze,
     "Sub": _arithmetic(operator.sub),
+    "Tanh": lambda op: op.elementwise(nn.Tanh()),
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
 }

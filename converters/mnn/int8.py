@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from torch import Tensor, fx, nn
 
 from pipnet_edge.converters import tool
@@ -62,13 +64,34 @@ def convert(core: Core, quantized: Quantized, activation_bits: int, folder: Path
     layers = [_parameters(quantized, layer) for layer in placed]
     parameters = work / "quantization.json"
     parameters.write_text(json.dumps({"version": "1", "algo": [{"quant_params": {"layer": layers}}]}))
-    options = ["-f", "ONNX", "--modelFile", str(core.path), "--MNNModel", str(model), "--bizCode", "pipnet-edge"]
+    source = _with_slopes_by_channel(core.path, work) if activation_bits else core.path
+    options = ["-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(model), "--bizCode", "pipnet-edge"]
     command = [*tool.PYTHON, "-c", fp.CALL, *options, "--compressionParamsFile", str(parameters)]
     tool.run("mnnconvert", command, work, makes=(model,))
     net = file.read(model)
     file.store(net, _grids(quantized, placed, net) if activation_bits else {})
     model.write_bytes(net.data)
     _check(quantized, placed, model)
+
+
+def _with_slopes_by_channel(core: Path, work: Path) -> Path:
+    """A core in which each leaky ReLU has a slope for every channel."""
+    # If it has one slope for all, MNN's int8 leaky ReLU is wrong by several steps. With many it computes in float.
+    model = onnx.shape_inference.infer_shapes(onnx.load(core))
+    shapes = {info.name: info.type.tensor_type.shape.dim for info in model.graph.value_info}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type not in ("LeakyRelu", "PRelu"):
+            continue
+        slope = node.attribute[0].f if node.attribute else numpy_helper.to_array(constants[node.input[1]])
+        channels = shapes[node.input[0]][1].dim_value
+        by_channel = np.broadcast_to(np.asarray(slope, np.float32).reshape(-1, 1, 1), (channels, 1, 1))
+        model.graph.initializer.append(numpy_helper.from_array(by_channel, f"{node.output[0]}/slopes"))
+        changed = onnx.helper.make_node("PRelu", [node.input[0], f"{node.output[0]}/slopes"], node.output, node.name)
+        node.CopyFrom(changed)
+    path = work / "slopes.onnx"
+    onnx.save(model, path)
+    return path
 
 
 def int8_weights(model: Path) -> dict[str, NDArray[np.int8]]:

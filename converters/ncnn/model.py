@@ -48,11 +48,13 @@ WEIGHTS = {
     "DeconvolutionDepthWise": CONV,
     "InnerProduct": Weights(outputs=0, bias=1, size=2),
 }
+# This kind keeps as many slopes as its first parameter says.
+SLOPES = "PReLU"
 # The files do not say whether any other kind keeps weights, so the list has to be explicit.
 WEIGHTLESS = frozenset(
-    {"BinaryOp", "Clip", "Concat", "Crop", "Dropout", "Eltwise", "Flatten", "HardSigmoid", "HardSwish", "Input"}
-    | {"Interp", "Noop", "Permute", "PixelShuffle", "Pooling", "ReLU", "Reshape", "Sigmoid", "Slice", "Softmax"}
-    | {"Split", "Swish", "TanH", "UnaryOp"}
+    {"BinaryOp", "Clip", "Concat", "Crop", "Dropout", "ELU", "Eltwise", "Flatten", "HardSigmoid", "HardSwish"}
+    | {"Input", "Interp", "Mish", "Noop", "Permute", "PixelShuffle", "Pooling", "ReLU", "Reshape", "Sigmoid", "Slice"}
+    | {"Softmax", "Softplus", "Split", "Swish", "TanH", "UnaryOp"}
 )
 # Parameters of convolutions. Every layer has FEATURES_OFF (docs/developer-guide/layer-feat-mask.md).
 GROUPS, INT8, ACTIVATION, ACTIVATION_PARAMS, PAD_VALUE, DYNAMIC, FEATURES_OFF = 7, 8, 9, 10, 18, 19, 31
@@ -237,15 +239,17 @@ def _parse(line: str) -> Layer:
     if end == first or (first == 4) != (words[0] == "Input"):
         raise EdgeError("has no output, or only Input has no input")
     layer = Layer(words[0], words[1], tuple(words[4:first]), tuple(words[first:end]), params)
-    if layer.kind not in WEIGHTLESS and layer.kind not in WEIGHTS:
+    if layer.kind not in (*WEIGHTLESS, *WEIGHTS, SLOPES):
         raise EdgeError(
-            f"layers of kind {layer.kind!r} are not known; known: {', '.join([*WEIGHTS, *sorted(WEIGHTLESS)])}"
+            f"layers of kind {layer.kind!r} are not known; known: {', '.join([*WEIGHTS, SLOPES, *sorted(WEIGHTLESS)])}"
         )
     return layer
 
 
 def _layout(layer: Layer) -> list[tuple[str, int]]:
     """What the .bin holds for a layer: names and counts of values, in order."""
+    if layer.kind == SLOPES:
+        return [("slope", layer.integer(0))]
     at = WEIGHTS.get(layer.kind)
     if at is None:
         return []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,7 @@ MOST = 100.0
 LEAST = 1e-3
 
 # Layers that work channel by channel and commute with a positive factor.
-TRANSPARENT = (nn.ReLU, nn.ReLU6, nn.Identity, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Dropout)
+TRANSPARENT = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Dropout)
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,17 @@ class Extent:
 
 
 @torch.no_grad()
-def equalise(graph: fx.GraphModule, spec: ModelSpec, crops: NDArray[np.uint8]) -> None:
-    """Scales channels in place; the float network stays the same except for rounding. crops: calibration faces."""
-    extents = _extents(graph, spec, crops)
+def equalise(
+    graph: fx.GraphModule,
+    spec: ModelSpec,
+    crops: NDArray[np.uint8],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Scales channels in place; the float network stays the same except for rounding.
+
+    crops: calibration faces. `progress` gets how many of them are done, and of how many.
+    """
+    extents = _extents(graph, spec, crops, progress)
     stored = points(graph)
     layers = list(convolutions(graph).values())
     for nodes in _groups(graph):
@@ -120,7 +128,9 @@ def _scale(graph: fx.GraphModule, makers: list[fx.Node], readers: list[fx.Node],
         layer.weight /= factors[:, None, None, None] if layer.groups > 1 else factors[None, :, None, None]
 
 
-def _extents(graph: fx.GraphModule, spec: ModelSpec, crops: NDArray[np.uint8]) -> dict[str, Extent]:
+def _extents(
+    graph: fx.GraphModule, spec: ModelSpec, crops: NDArray[np.uint8], progress: Callable[[int, int], None]
+) -> dict[str, Extent]:
     found: dict[str, Extent] = {}
 
     def hook(node: fx.Node, value: Tensor) -> Tensor:
@@ -132,6 +142,7 @@ def _extents(graph: fx.GraphModule, spec: ModelSpec, crops: NDArray[np.uint8]) -
         return value
 
     for start in range(0, len(crops), BATCH):
+        progress(start, len(crops))
         images = normalise(crops[start : start + BATCH], spec)
         Run(graph, hook).run(images.contiguous(memory_format=torch.channels_last))
     return found

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import json
-import os
-import pickle
-import tempfile
-import zipfile
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from pipnet_edge.converters.quantize import equalise, ranges, rounding, scheme
 from pipnet_edge.converters.quantize.calibration import Calibration
 from pipnet_edge.converters.quantize.scheme import Quantized, Range
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.files import cache_folder
+from pipnet_edge.files import cache_folder, opened, write
 from pipnet_edge.spec import ModelSpec
 
 ROUNDINGS = ("sequential", "nearest")
@@ -37,7 +35,10 @@ ROUNDINGS = ("sequential", "nearest")
 # 5: sums in float32, solved by Cholesky, so that the same input gives the same bits again.
 # 6: ranges before a hard swish begin at -3.
 METHOD = 6
+# Bytes of the hash before a kept network, and of the largest file that is read: two float networks.
+HASH, LARGEST = 32, 2 << 30
 
+# Gets what is done now, and how many faces, or layers when they are rounded, are done of how many.
 Progress = Callable[[str, int, int], None]
 
 
@@ -85,17 +86,20 @@ def prepare(network: Network, faces: Calibration, options: Options, progress: Pr
     path = cache_folder() / "rounded" / f"{_key(network, faces, options)}.pt"
     kept = _read(path)
     if kept is None:
-        progress("equalise", 0, 1)
-        equalise.equalise(graph, network.spec, faces.crops)
+        equalise.equalise(graph, network.spec, faces.crops, partial(progress, "equalise"))
     spec = scheme.pixel_lattice(graph, network.spec)
     if kept is not None:
         rounded = copy.deepcopy(graph)
         graph.load_state_dict(kept["float"])
         rounded.load_state_dict(kept["rounded"])
         return Prepared(graph, rounded, spec, kept["ranges"])
-    found = ranges.observe(
-        graph, spec, faces.crops, options.ranges, lambda done, total: progress("calibrate", done, total)
-    )
+    count = len(faces.crops)
+
+    def observed(done: int, total: int) -> None:
+        which, within = divmod(done - 1, count)
+        progress(f"calibrate (pass {which + 1} of {total // count})", within + 1, count)
+
+    found = ranges.observe(graph, spec, faces.crops, options.ranges, observed)
     scheme.fit_biases(graph, found)
     keep = transposed(graph)
     if options.rounding == "nearest":
@@ -111,6 +115,8 @@ def prepare(network: Network, faces: Calibration, options: Options, progress: Pr
 def _key(network: Network, faces: Calibration, options: Options) -> str:
     spec = network.spec
     digest = hashlib.sha256(json.dumps([METHOD, asdict(options), faces.sha256, spec.mean, spec.std]).encode())
+    # Two networks may have the same weights and differ in their activations, which this text names.
+    digest.update(str(network.net).encode())
     for name, tensor in network.net.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
@@ -118,21 +124,24 @@ def _key(network: Network, faces: Calibration, options: Options) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        kept: dict[str, Any] = torch.load(path, weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile):
-        return None  # not there, cut off by a full disk, or another file: torch's reader pops an empty stack on some
-    return kept
+    """What is kept; None if there is no such file, or one that is not as `_write` wrote it."""
+    with suppress(OSError, EdgeError), opened(path, LARGEST) as file:
+        content = file.read()
+        if content[:HASH] == _hash(path, content[HASH:]):
+            kept: dict[str, Any] = torch.load(io.BytesIO(content[HASH:]), weights_only=True)
+            return kept
+    return None
 
 
 def _write(path: Path, kept: Mapping[str, object]) -> None:
-    # If the cache cannot be written, only the next run takes longer. On a full disk, torch raises a RuntimeError.
-    with suppress(OSError, RuntimeError):
+    content = io.BytesIO()
+    torch.save(dict(kept), content)
+    # If the cache cannot be written, only the next run takes longer.
+    with suppress(OSError, EdgeError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            try:
-                torch.save(dict(kept), file)
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        write(path, _hash(path, content.getvalue()) + content.getvalue())
+
+
+def _hash(path: Path, content: bytes) -> bytes:
+    """What stands before the content in its file. The name is in it too: it says what the content was made from."""
+    return hashlib.sha256(path.name.encode() + content).digest()

@@ -34,8 +34,22 @@ Array = NDArray[np.float32]
 
 # Operations whose output is stored like their input.
 SAME = ("PAD", "PADV2", "MAX_POOL_2D", "AVERAGE_POOL_2D", "TRANSPOSE", "RESHAPE")
-# Never integer: an int8 hard swish takes longer than a float one between two conversions. A gate is not stored.
-FLOAT = ("HARD_SWISH", "MUL")
+# Never integer: an int8 hard swish takes longer than a float one between two conversions. A gate is not stored. Other
+# activations are several operations, and what lies between these has no range.
+FLOAT = (
+    "HARD_SWISH",
+    "MUL",
+    "SUB",
+    "EXP",
+    "LOG",
+    "TANH",
+    "LOGISTIC",
+    "GREATER",
+    "GREATER_EQUAL",
+    "SELECT",
+    "SELECT_V2",
+)
+ALTERED = (torch.nn.Hardsigmoid, torch.nn.Hardtanh)
 # A tensor without a range of its own gets the range that one face shows, times this.
 MARGIN = 1.5
 # The quantizer allows 2**31; this leaves room for rounding.
@@ -123,8 +137,9 @@ def _observe(single: Path, quantized: Quantized) -> tuple[dict[str, Array], dict
     found = match.match(tensors, nodes)
     seen = [nodes[name] for name in found.values()]
     for node in graph.graph.nodes:
-        # litert-torch turns a hard sigmoid into a ReLU6, and adds its offset to the bias of the layer before.
-        altered = any(isinstance(module(graph, reader), torch.nn.Hardsigmoid) for reader in readers_of(graph, node))
+        # litert-torch turns a hard sigmoid into a ReLU6, and adds its offset to the bias of the layer before. It fuses
+        # some clips into that layer, and others in part.
+        altered = any(isinstance(module(graph, reader), ALTERED) for reader in readers_of(graph, node))
         if node.name in nodes and not altered and not any(np.array_equal(nodes[node.name], other) for other in seen):
             raise EdgeError(f"the TFLite file has no tensor that equals {node.name}", CHECK_FAILED)
     return tensors, found

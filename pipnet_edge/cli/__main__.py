@@ -1,3 +1,18 @@
-from pipnet_edge.cli.app import main
+"""Starts the command line, as `pipnet-edge` and as `python -m pipnet_edge.cli`."""
 
-main()
+from __future__ import annotations
+
+import signal
+
+
+def main() -> None:
+    # Ctrl-C ends this at once and without a word until a command runs, which then cleans up.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from pipnet_edge.cli.app import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

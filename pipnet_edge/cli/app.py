@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -16,12 +18,13 @@ from pipnet_edge.cli import (
     emulator,
     inspect,
     parity,
+    render,
     report,
     run,
     sensitivity,
     targets,
 )
-from pipnet_edge.cli.command import INTERRUPTED
+from pipnet_edge.cli.render import INTERRUPTED
 
 __all__ = ["INTERRUPTED", "app", "main"]
 
@@ -67,4 +70,9 @@ for _function in (
 
 
 def main() -> None:
-    app(prog_name="pipnet-edge")
+    status = render.printed(lambda: app(prog_name="pipnet-edge"))
+    if status == INTERRUPTED:
+        # All is cleaned up by now. Python would take seconds to free what torch holds.
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -110,7 +110,10 @@ def bench(
     if output:
         from pipnet_edge.files import write
 
-        write(output, (json.dumps(envelope("bench", out), allow_nan=False) + "\n").encode())
+        try:
+            write(output, (json.dumps(envelope("bench", out), allow_nan=False) + "\n").encode())
+        except EdgeError as e:  # what was measured is shown all the same
+            return Output(out.data, out.parts, e.code, str(e))
         return Output(out.data, (*out.parts, f"result  {output}"), out.code, out.error)
     return out
 

@@ -7,7 +7,7 @@ import functools
 import inspect as python_inspect
 import signal
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,10 +15,6 @@ from pipnet_edge.cli import render
 from pipnet_edge.errors import USER_ERROR, EdgeError
 from pipnet_edge.output import Output
 
-if TYPE_CHECKING:
-    pass
-
-INTERRUPTED = 130
 UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
@@ -32,11 +28,13 @@ def command(function: Callable[..., Output]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(*, json: bool, **arguments: Any) -> None:
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             output = function(**arguments)
         except EdgeError as e:
-            output = Output({}, code=e.code, error=" ".join(str(e).split()))
+            output = Output({}, code=e.code, error=str(e))
         except ModuleNotFoundError as e:
             if e.name not in WORKSTATION:
                 raise
@@ -48,7 +46,7 @@ def command(function: Callable[..., Output]) -> Callable[..., None]:
                 raise
             output = Output({}, code=USER_ERROR, error=f"cannot write {e.filename or 'a file'}: {e.strerror}")
         except KeyboardInterrupt:
-            output = Output({}, code=INTERRUPTED, error="interrupted; nothing half-written was left")
+            output = Output({}, code=render.INTERRUPTED, error="interrupted; nothing half-written was left")
         render.emit(name, output, json)
         raise typer.Exit(output.code)
 
@@ -61,7 +59,3 @@ def command(function: Callable[..., Output]) -> Callable[..., None]:
     run.__signature__ = python_inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipnet_edge.cli import render
-from pipnet_edge.cli.command import INTERRUPTED, command
+from pipnet_edge.cli.command import command
 from pipnet_edge.cli.options import DEFAULT_BUNDLE, BundleArgument, thread_count
 from pipnet_edge.output import Output
 
@@ -67,7 +67,7 @@ def drift(
         error = (
             f"interrupted; chunks of faces that were finished are kept in {cache}, the same command goes on with them"
         )
-        return Output({}, code=INTERRUPTED, error=error)
+        return Output({}, code=render.INTERRUPTED, error=error)
     against = variants[0].name
     pictures = drawn.draw(opened, faces, against, rows, landmarks, output)
     verdicts = drifts.judged(rows, limits)

@@ -9,7 +9,8 @@ import typer
 
 from pipnet_edge.cli.command import command
 from pipnet_edge.cli.options import Mean, Outputs, Std, Weights, normalization, output_names
-from pipnet_edge.output import Output
+from pipnet_edge.errors import USER_ERROR
+from pipnet_edge.output import Output, Table
 
 
 @command
@@ -23,23 +24,9 @@ def inspect(
     trust_pickle: Annotated[bool, typer.Option(help="Load pickled modules, which run the file's code.")] = False,
 ) -> Output:
     """Say what a checkpoint or a bundle is."""
-    from pipnet_edge.benchmarks import tables
-
     if path.is_dir():
-        from pipnet_edge import bundle as bundles
-
-        bundle = bundles.read(path)
-        tuned = [f"tuned for {machine}: {tuned}" for machine, tuned in bundle.tuned.items()]
-        return Output(
-            bundle.to_json(),
-            (
-                tables.network(bundle.spec, bundle.source),
-                "",
-                tables.variants(bundle),
-                *tables.quantization(bundle),
-                *tuned,
-            ),
-        )
+        return _bundle(path)
+    from pipnet_edge.benchmarks import tables
     from pipnet_edge.converters.checkpoint import read as checkpoints
 
     options = checkpoints.Options(
@@ -63,3 +50,31 @@ def inspect(
         "notes": found.notes,
     }
     return Output(data, (tables.checkpoint(data), *found.notes))
+
+
+def _bundle(path: Path) -> Output:
+    """What a bundle is, and which of its files are not as they were written."""
+    from pipnet_edge import bundle as bundles
+    from pipnet_edge.benchmarks import tables
+
+    bundle = bundles.read(path)
+    damaged = bundle.damaged()
+    table = tables.variants(bundle)
+    if damaged:
+        marks = ("damaged" if name in damaged else "" for name, *_ in table.rows)
+        table = Table([*table.columns, ""], [[*row, mark] for row, mark in zip(table.rows, marks, strict=True)])
+    faults = list(dict.fromkeys(fault for found in damaged.values() for fault in found))
+    more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
+    return Output(
+        {**bundle.to_json(), "damaged": damaged},
+        (
+            tables.network(bundle.spec, bundle.source),
+            "",
+            table,
+            *tables.quantization(bundle),
+            *(f"tuned for {machine}: {tuned}" for machine, tuned in bundle.tuned.items()),
+            *(f"damaged: {fault}" for fault in faults),
+        ),
+        code=USER_ERROR if faults else 0,
+        error=f"{path} is damaged: {faults[0]}{more}" if faults else None,
+    )

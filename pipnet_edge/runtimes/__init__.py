@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from pipnet_edge.spec import ModelSpec
 from pipnet_edge.words import one_line
 
 ARM_HALF = "asimdhp"
+BITS = 64 if sys.maxsize > 2**32 else 32
 
 
 @dataclass(frozen=True)
@@ -132,14 +135,30 @@ class Session(Protocol):
 
 
 def adapter(runtime: str) -> ModuleType:
-    """The adapter module of one of RUNTIMES. Raises EdgeError when its package is missing."""
+    """The adapter module of one of RUNTIMES.
+
+    Raises EdgeError that says how to get its package when that is missing, and why it cannot be imported when it is
+    installed.
+    """
     if runtime not in RUNTIMES:
         raise EdgeError(f"no runtime {runtime!r}; allowed: {', '.join(DESTINATIONS)}")
-    row = RUNTIMES[runtime]
     try:
-        return importlib.import_module(f"{__name__}.{row.module}")
-    except ImportError as e:
-        raise EdgeError(f"{runtime} needs the package {row.package}: pip install {row.package} ({e})") from e
+        return importlib.import_module(f"{__name__}.{RUNTIMES[runtime].module}")
+    except Exception as e:  # a broken package raises what it likes
+        if not is_missing(runtime):
+            raise EdgeError(f"{runtime} is installed but cannot be imported: {one_line(e)}") from e
+        package = package_for(runtime)
+        advice = f"needs the package {package}: pip install {package}" if package else "has no package for this Python"
+        raise EdgeError(f"{runtime} {advice}") from e
+
+
+def package_for(runtime: str, bits: int = BITS, python: str = platform.python_version()) -> str | None:
+    """The package that gives a runtime to a Python of so many bits and this version. None if there is none."""
+    row = RUNTIMES[runtime]
+    if bits != 32:
+        return row.package
+    is_other = row.on_32_bit_python and not python.startswith(f"{row.on_32_bit_python}.")
+    return None if is_other else row.on_32_bit
 
 
 @dataclass(frozen=True, eq=False)

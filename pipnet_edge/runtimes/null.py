@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipnet_edge import npz
 from pipnet_edge.decode import Maps, map_names
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
@@ -25,8 +26,8 @@ class Session:
 
     def __init__(self, folder: Path, spec: ModelSpec, precision: str, threads: int) -> None:
         self._spec, self._names = spec, map_names(spec.num_nb)
-        with np.load(folder / FILES[0], allow_pickle=False) as golden:
-            self._golden = {name: golden[name] for name in ("crops", *self._names)}
+        golden = npz.read_all(folder / FILES[0])
+        self._golden = {name: golden[name] for name in ("crops", *self._names)}
 
     def run(self, crop: NDArray[np.uint8]) -> Maps:
         for index, known in enumerate(self._golden["crops"]):

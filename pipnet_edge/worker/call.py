@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,15 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.decode import MAP_NAMES, WINNER_NAMES, Landmarks, Maps, Winners
+from pipnet_edge import bundle as bundles
+from pipnet_edge import npz
+from pipnet_edge.decode import Landmarks, Maps, Winners, map_shapes, winner_shapes
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import write_array
-from pipnet_edge.words import one_line
-from pipnet_edge.worker import protocol
+from pipnet_edge.npz import Form
+from pipnet_edge.spec import ModelSpec
+from pipnet_edge.worker import limits, protocol
+from pipnet_edge.worker.limits import ANSWERS, Limits
 from pipnet_edge.worker.protocol import LONGEST, Answer, Error, Event, Infer, Job
 
 Listen = Callable[[Event], None]
@@ -34,10 +37,15 @@ Listen = Callable[[Event], None]
 WORKER = ("-P", "-m", "pipnet_edge.worker")
 # Bytes of all arrays together. No worker writes so many.
 LARGEST = 1 << 30
+SAID = 1 << 16  # bytes at the end of stderr in which the last line is looked for
 
 
 class Lost(EdgeError):
     """The connection to the target broke; nothing more can be done there."""
+
+
+class Died(EdgeError):
+    """The worker died: its runtime crashed or ended it."""
 
 
 def ignore(_: Event) -> None:
@@ -47,8 +55,8 @@ def ignore(_: Event) -> None:
 class Call(Protocol):
     """Gives one job to a worker and returns its answer.
 
-    `listen` gets every event before the answer, as it comes. Raises EdgeError with the worker's own message, or, if
-    the worker died, with a message that says how it died.
+    `listen` gets every event before the answer, as it comes. Raises EdgeError with the worker's own message, and when
+    it takes longer or tells more than its job allows (limits.py); Died, which says how, if it died.
     """
 
     def __call__(self, job: Job[Answer], listen: Listen = ignore) -> Answer: ...
@@ -66,14 +74,14 @@ class Workers:
     """
 
     def __init__(self) -> None:
-        self._started = list[subprocess.Popen[str]]()
+        self._started = list[subprocess.Popen[bytes]]()
         self._lock, self._is_over = threading.Lock(), False
 
     def call(self, job: Job[Answer], listen: Listen = ignore) -> Answer:
         """A Call. Raises EdgeError after the end of the block."""
         return start([sys.executable, *WORKER], job, listen, started=self._keep)
 
-    def _keep(self, worker: subprocess.Popen[str]) -> None:
+    def _keep(self, worker: subprocess.Popen[bytes]) -> None:
         with self._lock:
             self._started.append(worker)
         if self._is_over:
@@ -94,76 +102,107 @@ def start(
     job: Job[Answer],
     listen: Listen = ignore,
     environment: Mapping[str, str] | None = None,
-    started: Callable[[subprocess.Popen[str]], None] = lambda _: None,
+    started: Callable[[subprocess.Popen[bytes]], None] = lambda _: None,
+    slowness: float = 1.0,
 ) -> Answer:
     """A Call to the worker that `command` starts. The worker is killed if this is interrupted.
 
-    `started` gets the worker's process.
+    `started` gets the worker's process. slowness: as in limits.of.
     """
-    with tempfile.TemporaryFile("w+", errors="replace") as stderr:
+    allowed, is_late = limits.of(job, slowness), threading.Event()
+    with tempfile.TemporaryFile() as stderr:
         # The worker has a session of its own: only this process acts on Ctrl-C. The worker ends when its stdin does.
         worker = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            encoding="utf-8",
-            errors="replace",
             env=environment,
             start_new_session=True,
         )
         assert worker.stdin is not None
         assert worker.stdout is not None
+
+        def give_up() -> None:
+            is_late.set()
+            _kill(worker)
+
+        timer = threading.Timer(allowed.seconds, give_up)
+        timer.daemon = True
         try:
             started(worker)
+            timer.start()
             # A worker that dies at once closes the pipe; its exit status tells more than the broken pipe.
             with contextlib.suppress(BrokenPipeError):
-                worker.stdin.write(protocol.write_job(job))
+                worker.stdin.write(protocol.write_job(job).encode())
                 worker.stdin.flush()
-            answer = follow(_lines(worker.stdout), job, listen)
+            answer = follow(_lines(worker.stdout), job, listen, allowed)
             worker.wait()
         finally:
+            timer.cancel()
             _kill(worker)
             worker.wait()
             with contextlib.suppress(BrokenPipeError):
                 worker.stdin.close()
             worker.stdout.close()
+        if is_late.is_set():
+            raise EdgeError(too_late(job, allowed))
         if worker.returncode or answer is None:
-            stderr.seek(0)
-            raise EdgeError(how_it_died(worker.returncode, stderr.read()))
+            stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - SAID))
+            raise Died(how_it_died(worker.returncode, stderr.read().decode(errors="replace")))
     return answer
 
 
-def _kill(worker: subprocess.Popen[str]) -> None:
-    """Kills a worker and all that it started, if it still runs."""
-    if worker.poll() is None:
+def _kill(worker: subprocess.Popen[bytes]) -> None:
+    """Kills a worker and all that it started, unless its end was seen."""
+    if worker.returncode is None:  # not poll(): what it started may outlive it, and hold its stdout
         with contextlib.suppress(ProcessLookupError):  # another thread was faster
             os.killpg(worker.pid, signal.SIGKILL)
 
 
-def follow(lines: Iterable[str], job: Job[Answer], listen: Listen = ignore) -> Answer | None:
+def follow(lines: Iterable[str], job: Job[Answer], listen: Listen = ignore, allowed: Limits = ANSWERS) -> Answer | None:
     """Reads all that a worker writes and returns its answer; None if it gave none.
 
-    `listen` gets the events. Raises EdgeError as soon as the worker reports an error or writes a line that is no event.
+    `listen` gets the events. Raises EdgeError as soon as the worker reports an error, writes a line that is no event,
+    goes on after its answer or tells more than is allowed.
     """
     answer: Answer | None = None
-    for line in lines:
-        told = protocol.read_event(line, job)
-        if isinstance(told, Error):
-            raise EdgeError(told.message, told.code)
-        if isinstance(told, Event):
-            listen(told)
+    told = 0
+    for number, line in enumerate(lines, 1):
+        told += len(line)
+        for count, most, what in ((number, allowed.lines, "lines"), (told, allowed.text, "characters")):
+            if count > most:
+                raise EdgeError(f"the worker wrote more than {most} {what} for {str(job)!r}")
+        if answer is not None:
+            raise EdgeError(f"the worker went on after its answer to {str(job)!r}")
+        event = protocol.read_event(line, job)
+        if isinstance(event, Error):
+            raise EdgeError(event.message, event.code)
+        if isinstance(event, Event):
+            listen(event)
         else:
-            answer = told
+            answer = event
     return answer
 
 
-def _lines(stdout: IO[str]) -> Iterator[str]:
-    while (line := stdout.readline(LONGEST)).endswith("\n"):
-        yield line
+def _lines(stdout: IO[bytes]) -> Iterator[str]:
+    while (line := stdout.readline(LONGEST)).endswith(b"\n"):
+        yield text_of(line, "the worker")
     if len(line) == LONGEST:
-        raise EdgeError(f"the worker wrote a line of more than {LONGEST} characters")
+        raise EdgeError(f"the worker wrote a line of more than {LONGEST} bytes")
     # Otherwise it was the end, or the worker died before it finished the line.
+
+
+def text_of(line: bytes, who: str) -> str:
+    """The text of a line. Raises EdgeError if it is not UTF-8."""
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        raise EdgeError(f"{who} wrote a line that is not UTF-8: {line[:40]!r}") from None
+
+
+def too_late(job: Job[Any], allowed: Limits) -> str:
+    return f"{str(job)!r} did not answer within {allowed.seconds:.0f} s"
 
 
 def how_it_died(status: int, stderr: str) -> str:
@@ -172,6 +211,8 @@ def how_it_died(status: int, stderr: str) -> str:
     if status < 0:
         names = {number.value: number.name for number in signal.Signals}
         how = f"crashed with {names.get(-status, f'signal {-status}')}"
+    if -status == signal.SIGILL and not stderr.strip():
+        return f"the runtime {how}: its package is built for another CPU"
     return f"the runtime {how}: {last_line(stderr)}"
 
 
@@ -205,35 +246,36 @@ def infer(
 
     Raises EdgeError as `call` does, and when what came back is not what was asked for.
     """
+    spec = bundles.read(bundle).spec
     with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as folder:
         given, out = Path(folder, "crops.npy"), Path(folder, "out.npz")
         write_array(given, crops)
         job = Infer(str(bundle), variant, threads, str(out), str(given), maps, tuple(cpus) or None)
         answer = call(job, listen)
-        arrays = _arrays(out)
-    try:
-        found = Landmarks(arrays["points"], arrays["score"], arrays["cell"])
-        given_maps = _maps(arrays) if maps else None
-    except KeyError as e:
-        raise EdgeError(f"the worker gave no array {e}") from None
-    if found.points.ndim != 3 or found.points.shape[::2] != (len(crops), 2):
-        raise EdgeError(f"the worker gave points {found.points.shape} for {len(crops)} crops")
-    return Inference(found, given_maps, answer.version)
+        try:
+            landmarks, found = _given(out, spec, len(crops), maps)
+        except EdgeError as e:
+            raise EdgeError(str(e).replace(str(out), "what the worker gave")) from None
+    return Inference(landmarks, found, answer.version)
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file from a worker. Their size is checked before they are read."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > LARGEST:
-            raise EdgeError(f"the worker gave arrays of {size} bytes; at most {LARGEST} are read")
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
-        raise EdgeError(f"what the worker gave is not readable: {one_line(e)}") from e
-
-
-def _maps(arrays: Mapping[str, NDArray[Any]]) -> Maps | Winners:
-    kind, names = (Winners, WINNER_NAMES) if "map_offsets" in arrays else (Maps, MAP_NAMES)
-    return kind(**{name: arrays[f"map_{name}"] for name in names})
+def _given(path: Path, spec: ModelSpec, count: int, maps: bool) -> tuple[Landmarks, Maps | Winners | None]:
+    """What a worker found in `count` crops, from its .npz file. Raises EdgeError for anything else."""
+    forms = {
+        "points": Form((count, spec.num_lms, 2)),
+        "score": Form((count, spec.num_lms)),
+        "cell": Form((count, spec.num_lms), (np.int64, np.int32)),
+    }
+    kind: type[Maps] | type[Winners] = Maps
+    shapes = map_shapes(spec)
+    if maps and "map_offsets" in npz.names(path, LARGEST):
+        kind, shapes = Winners, winner_shapes(spec)
+    asked = {f"map_{name}": Form((count, *shape)) for name, shape in shapes.items()} if maps else {}
+    arrays = npz.read(path, forms | asked, LARGEST)
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise EdgeError(f"{path}: {name} holds NaN or infinity")
+    if not ((arrays["cell"] >= 0) & (arrays["cell"] < spec.grid**2)).all():
+        raise EdgeError(f"{path}: cell names cells that the map of {spec.grid} x {spec.grid} has not")
+    landmarks = Landmarks(arrays["points"], arrays["score"], arrays["cell"])
+    return landmarks, kind(**{name: arrays[f"map_{name}"] for name in shapes}) if maps else None

@@ -6,7 +6,8 @@ ends the worker and all that it started. The worker writes lines on stdout: even
     {"protocol": 2, "do": "probe", "runtime": "ncnn"}
     {"event": "done", "version": "ncnn 1.0"}
 
-Both ends read strictly (see pipnet_edge.strict): an extra field, a missing field or another type is refused.
+Both ends read strictly (see pipnet_edge.strict): an extra field, a missing field, another type, a number out of its
+bounds and a line of more than LONGEST bytes are refused.
 tests/golden/worker holds example lines for workers in other languages.
 """
 
@@ -18,14 +19,23 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pipnet_edge import strict
-from pipnet_edge.errors import EdgeError
+from pipnet_edge.errors import CHECK_FAILED, USER_ERROR, EdgeError
 
 # 1: a job had no version and was all of stdin. 2: typed; a job is a line; facts have a field of their own.
 VERSION = 2
-LONGEST = 1 << 22  # bytes of a line
+LONGEST = 1 << 20  # bytes of a line
 STAGES = ("preprocess", "inference", "decode")
+# No machine has more CPUs, and no number of bytes, milliseconds, megahertz or crops is larger.
+CPU_LIMIT, LIMIT = 4096, 1 << 50
 
 Fact = str | int | list[str]
+
+
+def _bounded(what: str, *numbers: float | None, most: int = LIMIT) -> None:
+    """Raises EdgeError for a number that is negative or more than `most`."""
+    for number in numbers:
+        if number is not None and not 0 <= number <= most:
+            raise EdgeError(f"{what} is {number!r:.60}; 0 to {most} are allowed")
 
 
 # --- Answers: every job ends with one.
@@ -52,12 +62,21 @@ class Groups:
 
     groups: tuple[tuple[int, ...], ...]
 
+    def __post_init__(self) -> None:
+        cpus = [cpu for group in self.groups for cpu in group]
+        _bounded("a CPU", *cpus, most=CPU_LIMIT - 1)
+        if not self.groups or not all(self.groups) or len(set(cpus)) < len(cpus):
+            raise EdgeError("groups of CPUs are empty, or have one twice")
+
 
 @dataclass(frozen=True)
 class Peak:
     """The most memory that the worker has held, in bytes; None if the system does not tell."""
 
     peak_bytes: int | None
+
+    def __post_init__(self) -> None:
+        _bounded("peak_bytes", self.peak_bytes)
 
 
 # --- Jobs.
@@ -159,6 +178,9 @@ class Loaded:
     version: str
     arithmetic: str
 
+    def __post_init__(self) -> None:
+        _bounded("milliseconds", self.milliseconds)
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -167,6 +189,10 @@ class Progress:
     done: int
     of: int
 
+    def __post_init__(self) -> None:
+        _bounded("of", self.of)
+        _bounded("done", self.done, most=self.of)
+
 
 @dataclass(frozen=True)
 class First:
@@ -174,6 +200,10 @@ class First:
 
     milliseconds: float
     cpus: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _bounded("milliseconds", self.milliseconds)
+        _bounded("a CPU", *self.cpus, most=CPU_LIMIT - 1)
 
 
 @dataclass(frozen=True)
@@ -184,6 +214,9 @@ class State:
     celsius: float | None = None
     throttled: int | None = None
     load: float | None = None
+
+    def __post_init__(self) -> None:
+        _bounded("a machine's state", *self.mhz, self.throttled, self.load)
 
 
 @dataclass(frozen=True)
@@ -197,6 +230,13 @@ class Samples:
     def __post_init__(self) -> None:
         if set(self.stages) != set(STAGES):
             raise EdgeError(f"samples of {', '.join(self.stages) or 'no stage'}; {', '.join(STAGES)} are needed")
+        _bounded("at", self.at)
+        _bounded("a sample", *(sample for samples in self.stages.values() for sample in samples))
+        counts = {name: len(samples) for name, samples in self.stages.items()}
+        if counts["decode"] != counts["inference"] or counts["preprocess"] not in (0, counts["inference"]):
+            raise EdgeError(f"samples of {counts} frames; as many of each stage are needed, or none of preprocess")
+        if not all(self.stages["inference"]):
+            raise EdgeError("a sample of inference is 0; more is needed")
 
 
 @dataclass(frozen=True)
@@ -205,6 +245,10 @@ class Error:
 
     message: str
     code: int
+
+    def __post_init__(self) -> None:
+        if self.code not in (USER_ERROR, CHECK_FAILED):
+            raise EdgeError(f"an error has code {self.code!r:.60}; {USER_ERROR} and {CHECK_FAILED} are allowed")
 
 
 Event = Loaded | Progress | First | Samples

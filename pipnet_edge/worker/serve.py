@@ -9,15 +9,14 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipnet_edge import host, strict
+from pipnet_edge import confined, host, strict
 from pipnet_edge.errors import USER_ERROR, EdgeError
-from pipnet_edge.worker import protocol
+from pipnet_edge.worker import limits, protocol
 from pipnet_edge.worker.protocol import (
     LONGEST,
     STAGES,
@@ -42,11 +41,13 @@ from pipnet_edge.worker.protocol import (
     Version,
 )
 
-TELL = 0.25  # seconds between two events with samples
+TELL, MOST = 0.25, 8192  # seconds and frames between two events with samples: the line stays short
+SAID = 2000  # characters of an error's message
 MARK = 0x9E7  # no kind of process that getpriority knows
 
 
 def probe(job: Probe) -> Iterator[Version]:
+    confined.limit_memory(limits.memory(0))
     from pipnet_edge.runtimes.probe import probe as run_probe
 
     yield Version(run_probe(job.runtime))
@@ -132,7 +133,7 @@ def timing(job: Time) -> Iterator[Event | Peak]:
     while count < job.count or clock() - start < job.seconds:
         taken.append(frame(count))
         count += 1
-        if clock() - told > TELL:
+        if clock() - told > TELL or len(taken) == MOST:
             yield samples(clock() - start, taken)
             taken, told = [], clock()
     yield samples(clock() - start, taken)
@@ -206,11 +207,12 @@ def _open(job: Infer | Time | Count, threads: int) -> tuple[Any, Any, Any, Any, 
     from pipnet_edge import runtimes
 
     bundle = bundles.read(Path(job.bundle))
+    variant = bundle.variant(job.variant)
+    confined.limit_memory(limits.memory(variant.size, job.crops))
     crops = np.load(job.crops, allow_pickle=False) if job.crops else bundle.read_golden()[0]
     side = bundle.spec.input_size
     if crops.dtype != np.uint8 or crops.shape[1:] != (side, side, 3) or not len(crops):
         raise EdgeError(f"crops are {crops.dtype} {crops.shape}, this bundle takes uint8 (n, {side}, {side}, 3)")
-    variant = bundle.variant(job.variant)
     adapter = runtimes.adapter(variant.runtime)
     start = time.perf_counter()
     session = bundle.open_session(job.variant, threads)
@@ -237,22 +239,26 @@ def serve(lines: TextIO, job: str) -> int:
         lines.write(protocol.write_event(event))
         lines.flush()
 
+    def refuse(message: str, code: int = USER_ERROR) -> int:
+        write(Error(strict.printable(message)[:SAID], code))
+        return code
+
     try:
         asked: Job[Any] = protocol.read_job(job)
         for event in JOBS[type(asked)](asked):  # type: ignore[index]
             write(event)
     except EdgeError as e:
-        write(Error(strict.printable(str(e)), e.code))
-        return e.code
+        return refuse(str(e), e.code)
     except OSError as e:
         # The job names a file that is not there, or the disk is full.
-        write(Error(strict.printable(f"cannot use {e.filename or 'a file'}: {e.strerror or e}"), USER_ERROR))
-        return USER_ERROR
+        return refuse(f"cannot use {e.filename or 'a file'}: {e.strerror or e}")
+    except MemoryError:
+        return refuse("more memory is needed than a worker may have, or than there is")
     return 0
 
 
 def _first_line() -> str:
-    """The first line of stdin. It is read without a buffer, because another thread would lock the buffer."""
+    """The first line of stdin. It is read without a buffer, because another process reads the rest."""
     line = bytearray()
     with contextlib.suppress(OSError):  # there is no stdin
         while not line.endswith(b"\n") and len(line) <= LONGEST and (part := os.read(0, 1 << 16)):
@@ -260,12 +266,24 @@ def _first_line() -> str:
     return line.partition(b"\n")[0].decode(errors="replace")
 
 
-def _end_with_stdin() -> None:
-    """Ends this process and all that it has started, when stdin ends."""
-    with contextlib.suppress(OSError):
-        while os.read(0, 1 << 16):
-            pass  # a sign of life
-    os.killpg(0, signal.SIGKILL)
+def _end_with_stdin(lines: TextIO) -> int:
+    """Starts a process that ends this one, with all that it has started, when stdin ends. Returns its id.
+
+    A thread would not do: a runtime that hangs may let none run. lines: what only this process writes to.
+    """
+    worker = os.getpid()
+    watcher = os.fork()
+    if watcher:
+        return watcher
+    try:
+        confined.end_with(worker)
+        os.close(lines.fileno())  # who reads it waits for the last that could write
+        with contextlib.suppress(OSError):
+            while os.read(0, 1 << 16):
+                pass  # a sign of life
+        os.killpg(0, signal.SIGKILL)
+    finally:
+        os._exit(0)
 
 
 def main() -> None:
@@ -277,6 +295,8 @@ def main() -> None:
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as lines:
         os.dup2(2, 1)
         job = _first_line()
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
+        watcher = _end_with_stdin(lines)
         status = serve(lines, job)
+    os.kill(watcher, signal.SIGKILL)
+    os.waitpid(watcher, 0)
     sys.exit(status)

@@ -21,10 +21,12 @@ from types import MappingProxyType
 
 from pipnet_edge import strict
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.files import opened
 from pipnet_edge.host import ISA_FEATURES
 from pipnet_edge.words import counted
 
 FOLDER = Path(__file__).parent
+LARGEST = 1 << 20  # bytes of a file
 MACHINES = ("aarch64", "x86_64")
 SETTINGS = ("governor", "threads")
 OPTIONAL: Mapping[str, object] = {"boards": [], "qemu": None, "settings": [], "anchors": []}
@@ -191,9 +193,10 @@ def device(name: str) -> Device:
 def read_device(path: Path) -> Device:
     """Reads one file; its stem must be the device's name. Raises EdgeError that names file and field."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        with opened(path, LARGEST) as file:
+            data = tomllib.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else strict.printable(str(error))[:200]
         raise EdgeError(f"{path} cannot be read as a device: {reason}") from None
     try:
         found = strict.read(Device, {**OPTIONAL, **data}, "device")

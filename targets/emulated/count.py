@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import write_array
 from pipnet_edge.targets.devices import Device
-from pipnet_edge.targets.emulated.emulator import WORKER, Emulator
+from pipnet_edge.targets.emulated.emulator import SLOWNESS, WORKER, Emulator
 from pipnet_edge.targets.emulated.instructions import Count, Instructions
 from pipnet_edge.targets.emulated.way import core, untimed
 from pipnet_edge.worker import call as calls
@@ -49,7 +49,7 @@ def count(
         plugin, log, cpu = compiled(folder), folder / "log", core(device)
         with emulator.environment() as environment:
             command = [*emulator.counted_python(cpu, root(emulator, cpu, folder / "root"), plugin, log), *WORKER]
-            answer = calls.start(command, job, lambda event: listen(untimed(event)), environment)
+            answer = calls.start(command, job, lambda event: listen(untimed(event)), environment, slowness=SLOWNESS)
         stages, spread = _read(log.read_text())
         return Instructions(cpu, answer.version, stages, frames, spread)
 

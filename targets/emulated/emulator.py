@@ -44,6 +44,7 @@ QEMU = "qemu-aarch64"
 FILES = "files.json"
 PROBED_ON = "cortex-a76"  # the core with the most instructions
 WORKER = ("-m", "pipnet_edge.worker")
+SLOWNESS = 10.0  # a worker may take so many times as long as on a board
 
 Step = Callable[[str, int, int], None]
 
@@ -185,7 +186,8 @@ def _build(folder: Path, step: Step) -> None:
     for done, runtime in enumerate(tried):
         step(f"{runtime} in the emulator", len(TREES) + 1 + done, steps)
         with emulator.environment() as environment:
-            calls.start([*emulator.python(PROBED_ON), *WORKER], Probe(runtime), environment=environment)
+            command = [*emulator.python(PROBED_ON), *WORKER]
+            calls.start(command, Probe(runtime), environment=environment, slowness=SLOWNESS)
     (folder / FILES).write_text(json.dumps(_sizes(folder)))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets.devices import Device, devices
-from pipnet_edge.targets.emulated.emulator import WORKER, Emulator, ready
+from pipnet_edge.targets.emulated.emulator import SLOWNESS, WORKER, Emulator, ready
 from pipnet_edge.targets.place import Place
 from pipnet_edge.worker import call as calls
 from pipnet_edge.worker.call import Call, Listen, ignore
@@ -46,7 +46,7 @@ class Emulated:
         cpu = core(self.device)
         with self.emulator.environment() as environment:
             command = [*self.emulator.python(cpu), *WORKER]
-            answer = calls.start(command, job, lambda event: listen(untimed(event)), environment)
+            answer = calls.start(command, job, lambda event: listen(untimed(event)), environment, slowness=SLOWNESS)
         if isinstance(answer, Machine):
             facts = {name: value for name, value in answer.facts.items() if name in FACTS}
             return replace(answer, facts={"cpu": cpu} | facts)

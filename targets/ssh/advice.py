@@ -78,19 +78,17 @@ def numpy(has: Mapping[str, Any]) -> str:
 def runtime(name: str, has: Mapping[str, Any]) -> str:
     """For a Python without a runtime's package."""
     row = runtimes.RUNTIMES[name]
-    package = row.package
-    if has["bits"] == 32:
-        if not row.on_32_bit:
-            return (
-                f"{package} does not exist for 32 bit, as {_which(has)} is; {' and '.join(ON_32_BIT)} do, or put a "
-                "64-bit system on the board"
-            )
-        package, only = row.on_32_bit, row.on_32_bit_python
-        if only and not has["version"].startswith(f"{only}."):
-            others = " and ".join(name for name in ON_32_BIT if not runtimes.RUNTIMES[name].on_32_bit_python)
-            which = f"{_which(has)} is {has['version']}"
-            return f"{package} exists for 32 bit and Python {only} alone, {which}; {others} exists"
-    return f"{name} needs the package {package} in {_which(has)}: {_pip(has, package)}"
+    package = runtimes.package_for(name, has["bits"], has["version"])
+    if package:
+        return f"{name} needs the package {package} in {_which(has)}: {_pip(has, package)}"
+    if not row.on_32_bit:
+        return (
+            f"{row.package} does not exist for 32 bit, as {_which(has)} is; {' and '.join(ON_32_BIT)} do, or put a "
+            "64-bit system on the board"
+        )
+    others = " and ".join(name for name in ON_32_BIT if not runtimes.RUNTIMES[name].on_32_bit_python)
+    which = f"{_which(has)} is {has['version']}"
+    return f"{row.on_32_bit} exists for 32 bit and Python {row.on_32_bit_python} alone, {which}; {others} exists"
 
 
 def space(folder: str, free: int, need: int) -> str:

@@ -14,6 +14,7 @@ import re
 import shlex
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from pipnet_edge.targets.ssh import advice, far, wire
 from pipnet_edge.targets.ssh.far import Hello
 from pipnet_edge.targets.ssh.wire import Wire
 from pipnet_edge.worker import call as calls
-from pipnet_edge.worker import device_half, protocol
+from pipnet_edge.worker import device_half, limits, protocol
 from pipnet_edge.worker.call import Listen, Lost, ignore
 from pipnet_edge.worker.protocol import Answer, Count, Infer, Job, Probe, Time
 
@@ -67,7 +68,7 @@ class Board:
                 message = f"the connection to {self.host} was lost while {str(job)!r} ran there ({lost})"
                 raise Lost(f"{message}; the board cleans up by itself") from None
             except EdgeError as e:
-                raise EdgeError(f"{self.host}: {e}", e.code) from None
+                raise type(e)(f"{self.host}: {e}", e.code) from None
             return answer
 
     def _there(self, job: Job[Any]) -> tuple[Job[Any], dict[str, Path]]:
@@ -117,30 +118,35 @@ class Board:
         self._pushed.update(new)
 
     def _follow(self, job: Job[Answer], listen: Listen) -> Answer:
-        lines = self._lines()
+        allowed = limits.of(job)
         try:
-            answer = calls.follow(lines, job, listen)
+            answer = calls.follow(self._lines(job, allowed), job, listen, allowed)
         except Lost:
             raise
         except BaseException:
             with contextlib.suppress(EdgeError):
                 self._wire.send({"ask": "stop"})
-                while not isinstance(self._wire.next()[0], far.Ended):
+                end = time.monotonic() + wire.CLOSING
+                while (told := self._wire.next(end)) and not isinstance(told[0], far.Ended):
                     pass
             raise
         if self._ended.status or answer is None:
-            raise EdgeError(calls.how_it_died(self._ended.status, self._ended.stderr))
+            raise calls.Died(calls.how_it_died(self._ended.status, self._ended.stderr))
         return answer
 
-    def _lines(self) -> Iterator[str]:
-        """The worker's lines until it ends."""
-        while isinstance(line := self._wire.next()[0], str):
-            yield line
-        self._ended = self._as(far.Ended, line)
+    def _lines(self, job: Job[Any], allowed: limits.Limits) -> Iterator[str]:
+        """The worker's lines until it ends. Raises EdgeError if it takes too long."""
+        end = time.monotonic() + allowed.seconds
+        while told := self._wire.next(end):
+            if not isinstance(told[0], str):
+                self._ended = self._as(far.Ended, told[0])
+                return
+            yield told[0]
+        raise EdgeError(calls.too_late(job, allowed))
 
     def _receive(self, kind: type[Kind]) -> tuple[Kind, bytes]:
         """The next message, which must be of this kind, and the bytes after it."""
-        message, content = self._wire.next()
+        message, content = self._wire.reply()
         return self._as(kind, message), content
 
     def _as(self, kind: type[Kind], message: far.Message | str) -> Kind:
@@ -180,6 +186,9 @@ def connect(
             if status and not lost:
                 reason = calls.last_line(line.said())
                 raise EdgeError(f"{host}: did not clean up ({reason}); ~/.cache/pipnet-edge may still lie there")
+        except KeyboardInterrupt:
+            line.close(wire.HURRIED)
+            raise
         finally:
             line.close()
 
@@ -188,7 +197,7 @@ def _greet(host: str, line: Wire, pythons: Sequence[str], program: bytes) -> Hel
     """Starts the far end and returns its facts of the board. Raises EdgeError if the board cannot be used."""
     try:
         line.send(program)
-        has, _ = line.next()
+        has, _ = line.reply()
     except Lost as lost:
         if line.ended:
             raise Lost(advice.no_connection(host, line.said())) from None

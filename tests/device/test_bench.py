@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -200,11 +199,32 @@ def test_measure_raises_what_went_wrong(null_bundle: Bundle, bundle: Bundle) -> 
         bench.measure(null_bundle, "null-fp32", 1, np.zeros_like(crops), QUICK)
 
 
-def test_rests_are_between_runs_alone(null_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rests_are_between_runs_alone(null_bundle: Bundle) -> None:
     rests: list[float] = []
-    monkeypatch.setattr(time, "sleep", rests.append)
-    sweep(calls.here, null_bundle, replace(ONE, settings=replace(QUICK, rest=7.0)))
+    plan = replace(ONE, settings=replace(QUICK, rest=7.0))
+    list(bench.sweep(calls.here, "board", null_bundle, plan, FACTS, quiet, rests.append))
     assert rests == [7.0]
+
+
+def test_a_worker_that_times_nothing_or_not_all(null_bundle: Bundle) -> None:
+    state = protocol.State()
+
+    def telling(*counts: tuple[int, int]) -> calls.Call:
+        def call(job: Any, listen: calls.Listen = calls.ignore) -> Any:
+            for cuts, frames in counts:
+                stages = {"preprocess": (1.0,) * cuts, "inference": (1.0,) * frames, "decode": (1.0,) * frames}
+                listen(protocol.Samples(0.0, stages, state))
+            return protocol.Peak(None)
+
+        return call
+
+    (run, _) = sweep(telling(), null_bundle)
+    assert run.failure == "the worker timed no frame"
+    (run, _) = sweep(telling((2, 2), (0, 2)), null_bundle)
+    assert run.failure == "the worker did not time the same stages of all frames"
+    assert run.frames.size == 0
+    (run, _) = sweep(telling((2, 2), (1, 1)), null_bundle)
+    assert (run.failure, run.frames.size) == (None, 3)
 
 
 # --- Several places.

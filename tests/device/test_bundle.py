@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -187,6 +188,19 @@ def test_missing_files(bundle: Bundle) -> None:
     shutil.rmtree(bundle.folder / "null-fp16")
     with pytest.raises(EdgeError, match=r"lacks null-fp16/golden\.npz"):
         read(bundle.folder).open_session("null-fp16", 1)
+
+
+def test_files_that_are_devices_or_of_another_size_are_not_hashed(bundle: Bundle, edit_manifest: Edit) -> None:
+    path = bundle.folder / GOLDEN
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(EdgeError, match=r"golden\.npz in bundle .* is no regular file$"):
+        read(bundle.folder).read_golden()
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(100 << 30)
+    with pytest.raises(EdgeError, match=r"was changed after it was written \(107374182400 bytes, not \d+\)"):
+        read(bundle.folder).read_golden()
 
 
 def test_a_file_that_the_runtime_loads_but_the_manifest_does_not_list(bundle: Bundle, edit_manifest: Edit) -> None:

@@ -308,6 +308,25 @@ def test_peak_bytes_are_this_process_s_own() -> None:
     assert int(done.stdout) < len(held)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("proc/loadavg", "0.5 0.5"),
+        ("proc/loadavg", "a b c d/e 1"),
+        ("proc/meminfo", "MemTotal:\n"),
+        ("proc/meminfo", "MemTotal: much kB\n"),
+        ("sys/devices/platform/soc/soc:firmware/get_throttled", "50005.4"),
+        ("sys/devices/system/cpu/cpu0/cpu_capacity", "9" * 5000),
+    ],
+)
+def test_odd_system_files_state_nothing(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert host.state(tmp_path) == {}
+    assert not {"memory_mb", "clusters"} & set(host.facts(tmp_path))
+
+
 def test_threads_are_at_most_one_a_core() -> None:
     assert host.cut_threads(3, 4) == (3, None)
     assert host.cut_threads(4, 4) == (4, None)

@@ -115,7 +115,7 @@ def test_a_line_without_an_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     script = tmp_path / "endless"
     script.write_text("#!/bin/sh\nread job\nyes | tr -d '\\n'\n")
     script.chmod(0o755)
-    with pytest.raises(EdgeError, match=f"a line of more than {protocol.LONGEST} characters"):
+    with pytest.raises(EdgeError, match=f"a line of more than {protocol.LONGEST} bytes"):
         calls.start([str(script)], protocol.Facts())
 
 
@@ -133,15 +133,17 @@ def test_what_a_worker_leaves_is_looked_at(monkeypatch: pytest.MonkeyPatch, null
         with pytest.raises(EdgeError, match=message):
             calls.infer(call, null_bundle.folder, "null-fp32", 1, crops)
 
-    good = {"points": np.zeros((3, 5, 2), np.float32), "score": np.zeros((3, 5)), "cell": np.zeros((3, 5), int)}
+    points, score, cell = np.zeros((3, 5, 2), np.float32), np.zeros((3, 5), np.float32), np.zeros((3, 5), int)
+    good = {"points": points, "score": score, "cell": cell}
     assert calls.infer(leaving(**good), null_bundle.folder, "null-fp32", 1, crops).version == "x"
-    refused(leaving(**{**good, "points": good["points"][:2]}), r"gave points \(2, 5, 2\) for 3 crops")
-    refused(leaving(points=good["points"]), "gave no array 'score'")
+    refused(leaving(**{**good, "points": points[:2]}), r"what the worker gave: points has shape \(2, 5, 2\)")
+    refused(leaving(**{**good, "cell": cell + 9}), "cells that the map of 3 x 3 has not")
+    refused(leaving(**{**good, "score": score + np.nan}), "score holds NaN or infinity")
+    refused(leaving(points=points), "what the worker gave is not readable: it has no array 'score'")
     monkeypatch.setattr(calls, "LARGEST", 100)
-    refused(leaving(**good), "bytes; at most 100 are read")
+    refused(leaving(**good), "what the worker gave has .* bytes; at most 100 are read|at most 100")
 
     def nothing(job: Any, listen: calls.Listen = calls.ignore) -> Any:
-        Path(job.out).write_bytes(b"spoilt")
         return protocol.Version("x")
 
     refused(nothing, "what the worker gave is not readable")

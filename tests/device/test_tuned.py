@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -18,7 +19,9 @@ import pytest
 
 from pipnet_edge import Landmarker, host, picture
 from pipnet_edge import bundle as bundles
-from pipnet_edge.benchmarks.speed import tune
+from pipnet_edge.benchmarks.speed import bench, tune
+from pipnet_edge.benchmarks.speed.bench import Plan
+from pipnet_edge.benchmarks.speed.result import Settings, State
 from pipnet_edge.bundle import MANIFEST, Bundle, Tuned
 from pipnet_edge.defaults import Choice, choose
 from pipnet_edge.errors import EdgeError
@@ -256,6 +259,7 @@ def test_the_worker_of_run_keeps_to_the_cpus(bundle: Bundle, image: Path, monkey
 
 # --- The command.
 
+PLAN = Plan(threads=(1,), settings=Settings(warmup=1, seconds=0, count=5))
 QUICK = ("--variant", "null-fp16", "--threads", "1", "--seconds", "0", "--count", "5", "--warmup", "1")
 
 
@@ -271,6 +275,29 @@ def test_tune_writes_what_run_then_does(bundle: Bundle, image: Path, tmp_path: P
     assert row[-1] == "chosen"
     found = command("run", bundle.folder, image, "-o", tmp_path / "out.png")
     assert "by null-fp16" in found.stdout
+
+
+def test_a_tuning_under_load_is_marked(bundle: Bundle) -> None:
+    """For everybody who looks at it later."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        assert command("bench", bundle.folder, "--tune", *QUICK).returncode == 0
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    (entry,) = bundles.read(bundle.folder).tuned.values()
+    assert re.fullmatch(r"null \(numpy \S+\), under load \d+\.\d", entry.runtime)
+    assert f" ms ({entry.runtime}, " in command("inspect", bundle.folder).stdout
+
+
+def test_what_ran_is_marked_if_most_runs_were_beside_other_work(bundle: Bundle) -> None:
+    run, _ = bench.sweep(calls.here, "local", bundle, PLAN, protocol.Machine({}, ("null",)), lambda *_: None)
+    idle = replace(run, states=(State(0.0, (), None, None, 1.0),))
+    loaded = replace(run, states=(State(0.0, (), None, None, 6.0),))
+    assert tune.ran(idle, [idle, loaded], {}) == run.runtime
+    assert tune.ran(idle, [idle, loaded, loaded], {}) == f"{run.runtime}, under load 6.0"
+    assert tune.ran(loaded, [loaded], {"cores": "16"}) == run.runtime
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_a_native_crash_in_the_real_worker(packages: Callable[[str, str], None])
 def test_an_exception_in_the_real_worker(packages: Callable[[str, str], None]) -> None:
     packages("ncnn", "raise RuntimeError('built for another CPU')\n")
     refused(
-        "ended with status 1: RuntimeError: built for another CPU",
+        "^ncnn is installed but cannot be imported: RuntimeError: built for another CPU$",
         lambda: calls.here(protocol.Probe("ncnn")),
     )
 
@@ -60,6 +60,7 @@ def test_an_exception_in_the_real_worker(packages: Callable[[str, str], None]) -
     ("script", "message"),
     [
         ("exit 7\n", "ended with status 7: nothing on stderr"),
+        ("read job\nkill -ILL $$\n", "crashed with SIGILL: its package is built for another CPU"),
         ("exit 0\n", "ended with status 0: nothing on stderr"),
         (
             'read job\necho \'{"event": "progress", "done": 1, "of": 2}\'\n',
@@ -70,7 +71,7 @@ def test_an_exception_in_the_real_worker(packages: Callable[[str, str], None]) -
         # Native code writes what it likes.
         ("read job\nprintf 'bad \\377\\376 name\\n' >&2\nkill -SEGV $$\n", "crashed with SIGSEGV"),
     ],
-    ids=["status", "nothing", "no result", "half a line", "bytes"],
+    ids=["status", "illegal", "nothing", "no result", "half a line", "bytes"],
 )
 def test_however_a_worker_ends_it_is_one_line(python: Callable[[str], None], script: str, message: str) -> None:
     python(script)

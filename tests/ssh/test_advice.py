@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pipnet_edge import runtimes
 from pipnet_edge.targets.ssh import advice
 
 PI = {"python": "/usr/bin/python3", "version": "3.11.2", "machine": "armv7l", "bits": 32, "venv": False}
@@ -25,6 +26,15 @@ PI = {"python": "/usr/bin/python3", "version": "3.11.2", "machine": "armv7l", "b
 )
 def test_runtimes_to_install(destination: str, has: dict[str, Any], message: str) -> None:
     assert re.search(message, advice.runtime(destination, PI | has))
+
+
+def test_packages_that_exist() -> None:
+    for name in ("onnx", "mnn", "ncnn", "tflite"):
+        assert runtimes.package_for(name, 64, "3.13.5") == runtimes.RUNTIMES[name].package
+    assert [runtimes.package_for(name, 32, "3.13.5") for name in ("onnx", "mnn", "ncnn", "tflite")] == [
+        *(None, None, "ncnn", None)
+    ]
+    assert runtimes.package_for("tflite", 32, "3.11.2") == "tflite-runtime"
 
 
 def test_numpy_to_install() -> None:

@@ -188,7 +188,7 @@ def test_map_shapes(tmp_path: Path, nodes: str, maps: tuple[int, ...], shapes: s
 @pytest.mark.parametrize(
     ("nodes", "weights", "message"),
     [
-        ("features = Elu (image)", {}, "Elu node 'features' has no counterpart here; supported: Add, AveragePool,"),
+        ("features = Selu (image)", {}, "Selu node 'features' has no counterpart here; supported: Add, AveragePool,"),
         ("a, b = Split <axis=2> (image)\nfeatures = Concat <axis=2> (b, a)", {}, "Split node 'a' has no counterpart"),
         (
             'm = MaxPool <kernel_shape=[3,3]> (image)\nfeatures = Pad <mode="reflect"> (m, p)',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,6 +38,7 @@ def test_the_same_seed_gives_the_same_files(tmp_path, cli, monkeypatch):
         done = cli(*words, *options, "-o", tmp_path / name, "--json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["ok"]
+        assert re.search(r"\] calibrate \(pass 1 of 1\): \d+ of 16 faces\n", done.stderr)
         assert len(list((tmp_path / f"cache-{name}").rglob("*.pt"))) == 1
     one, two, other = (bundles.read(tmp_path / name) for name in ("one", "two", "other"))
     assert one.calibration == two.calibration

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,8 @@ def test_layers_return_to_float_until_the_budget_holds(tmp_path, cli, faces):
     options = ("--input-size", 192, "--to", "onnx", "--precision", "int8", "--max-drift", limit)
     done = cli("convert", *NET, "--calibrate", folder, *QUICK, *options, "-o", tmp_path / "b", "--json")
     assert done.returncode == 0, done.stderr
+    for part in (r"equalise: \d+ of 16 faces", r"one layer in int8: \d+ of \d+ runs", r"drift: \d+ of 16 faces"):
+        assert re.search(rf"\] (onnx-int8: )?{part}$", done.stderr, re.MULTILINE), part
     bundle = bundles.read(tmp_path / "b")
     (variant,) = bundle.variants
     how = variant.quantization

@@ -88,6 +88,7 @@ def test_kinds(tmp_path: Path, name: str) -> None:
 def test_onnx(tmp_path: Path, tiny_onnx: Callable[..., Path]) -> None:
     path = tiny_onnx(tmp_path / "net.pth")
     assert kind.of(path) is Kind.ONNX
+    assert read.read(path).backbone == "onnx"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])  # truncated, but known
     assert kind.of(path) is Kind.ONNX

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -86,6 +87,19 @@ def test_the_cache_gives_the_same_bits(cache: Path, network: Network, tiny_calib
     assert equal(made.keeping(keep).graph, again.keeping(keep).graph)
 
 
+def test_progress_counts_faces_and_layers(cache: Path, network: Network, tiny_calibration: Calibration) -> None:
+    told: list[tuple[str, int, int]] = []
+    made = prepare.prepare(network, tiny_calibration, Options(), lambda *given: told.append(given))
+    faces = len(tiny_calibration.crops)
+    for which in (1, 2):
+        seen = [(done, of) for what, done, of in told if what == f"calibrate (pass {which} of 2)"]
+        assert seen == sorted(seen)
+        assert seen[-1] == (faces, faces)
+        assert seen[0][0] <= ranges.BATCH
+    assert {of for what, _, of in told if what.startswith("round ")} == {len(convolutions(made.float_))}
+    assert next((done, of) for what, done, of in told if what == "equalise") == (0, faces)
+
+
 def test_what_is_prepared_is_the_network_given(
     cache: Path, network: Network, tiny_calibration: Calibration, values_of: ValuesOf
 ) -> None:
@@ -125,6 +139,26 @@ def test_a_file_that_was_cut_off_is_replaced(
     assert equal(made.rounded, again.rounded)
     assert list(cache.iterdir()) == [path]
     assert steps_of(network, tiny_calibration)[1] == set()
+
+
+def test_a_file_with_other_numbers_is_replaced(cache: Path, network: Network, tiny_calibration: Calibration) -> None:
+    made, _ = steps_of(network, tiny_calibration)
+    (path,) = cache.iterdir()
+    whole = path.read_bytes()
+    kept = torch.load(io.BytesIO(whole[prepare.HASH :]), weights_only=True)
+    kept["rounded"]["backbone.project.weight"] *= 0.9
+    changed = io.BytesIO()
+    torch.save(kept, changed)
+    for content in (whole[: prepare.HASH] + changed.getvalue(), changed.getvalue()):
+        path.write_bytes(content)
+        again, told = steps_of(network, tiny_calibration)
+        assert "equalise" in told
+        assert equal(made.rounded, again.rounded)
+    # Nor is one that was made from something else, under this one's name.
+    other = path.with_name(f"{'0' * 64}.pt")
+    other.write_bytes(whole)
+    assert prepare._read(path) is not None
+    assert prepare._read(other) is None
 
 
 def test_other_files_in_its_place_are_replaced(cache: Path, network: Network, tiny_calibration: Calibration) -> None:

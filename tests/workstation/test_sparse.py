@@ -120,9 +120,7 @@ def other_head(net: nn.Module, name: str, **options: int) -> nn.Module:
 WHOLE_NETS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "3x3 offsets": lambda net: other_head(net, "offset_x", kernel_size=3, padding=1),
     "3x3 neighbours": lambda net: other_head(net, "neighbor_y", kernel_size=3, padding=1),
-    "3x3 score": lambda net: other_head(net, "score", kernel_size=3, padding=1),
     "groups": lambda net: other_head(net, "neighbor_x", groups=2),
-    "score reads something else": lambda net: Apart(net, "score", nn.ReLU6()).eval(),
     "offset reads something else": lambda net: Apart(net, "offset_y", nn.ReLU6()).eval(),
     "scaled map": lambda net: Scaled(net).eval(),
 }
@@ -141,6 +139,26 @@ def test_networks_that_cannot_be_split(
             work()
         assert "\n" not in str(refusal.value)
     assert list(tmp_path.iterdir()) == []
+
+
+SCORES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "3x3": lambda net: other_head(net, "score", kernel_size=3, padding=1),
+    "reads something else": lambda net: Apart(net, "score", nn.ReLU6()).eval(),
+}
+
+
+@pytest.mark.parametrize("kind", SCORES)
+def test_the_score_may_be_made_in_any_way(tiny_net: Make, kind: str, one_thread: None) -> None:
+    """It stays in the network; only offset heads are taken out."""
+    net = SCORES[kind](tiny_net())
+    part, heads = sparse.split(net, 5)
+    image = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3, 64, 64), np.float32))
+    score, features = run(part, image)
+    whole = run(net, image)
+    np.testing.assert_array_equal(score, whole[0])
+    maps = heads.maps(Features(score, features))
+    for name, want in zip(MAP_NAMES, whole, strict=True):
+        np.testing.assert_allclose(getattr(maps, name).reshape(want.shape), want, atol=1e-5 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("heads", ["other", "", "Sparse"])

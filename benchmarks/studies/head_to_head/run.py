@@ -185,7 +185,7 @@ def _line(process: subprocess.Popen[str]) -> str:
     return line
 
 
-def _say(what: str, done: int, total: int) -> None:
+def _say(what: str, done: int, total: int, part: str = "") -> None:
     print(f"[{done + 1}/{total}] {what}", file=sys.stderr, flush=True)
 
 

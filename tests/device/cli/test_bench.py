@@ -200,8 +200,22 @@ def test_user_errors_of_bench(
 
 
 def test_cores_that_are_not_here(here: Run, failed: Failed, null_bundle: Bundle) -> None:
+    """Said once, before anything runs."""
     result = here("bench", null_bundle.folder, *FAST, "--cores", "4095")
-    failed(result, CHECK_FAILED, "null-fp32: CPUs 4095 are not all here; allowed: ")
+    assert failed(result, USER_ERROR, "CPUs 4095 are not all on local; allowed: ")[-1].isdecimal()
+    assert (result.stdout, result.stderr.count("\n")) == ("", 1)
+
+
+def test_a_full_disk_does_not_cost_the_table(
+    failed: Failed, null_bundle: Bundle, tmp_path: Path, isolated: tuple[str, ...]
+) -> None:
+    words = [sys.executable, "-P", "-m", "pipnet_edge.cli", "bench", null_bundle.folder, *FAST, "--count", "2000"]
+    script = 'mount -t tmpfs -o size=16k none "$1" && shift && exec "$@"'
+    line = [*isolated, "sh", "-c", script, "sh", tmp_path, *words, "-o", tmp_path / "r.json"]
+    done = subprocess.run(list(map(str, line)), capture_output=True, text=True, check=False, timeout=120)
+    failed(done, USER_ERROR, "r.json: No space left on device")
+    assert [row.split()[0] for row in done.stdout.splitlines()[2:4]] == ["null-fp32", "null-fp16"]
+    assert "result  " not in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,29 @@ def test_inspect(run: Run, envelope: Envelope, null_bundle: Bundle) -> None:
     for text in ("resnet18", "5 (five), 2 neighbours each", "96 x 96 px, net stride 32", "1.23 M", "null-fp16"):
         assert text in result.stdout
     found = envelope(run("inspect", null_bundle.folder, "--json"), "inspect")
-    assert found == json.loads(json.dumps(null_bundle.to_json()))
+    assert found == json.loads(json.dumps({**null_bundle.to_json(), "damaged": {}}))
+
+
+def test_inspect_says_what_is_damaged(run: Run, bundle: Bundle) -> None:
+    path = bundle.folder / "null-fp16" / "golden.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    size = bundle.variant("null-fp16").size
+    result = run("inspect", bundle.folder)
+    fault = f"null-fp16/golden.npz was changed after it was written (100 bytes, not {size})"
+    assert result.returncode == 1
+    assert result.stderr == f"pipnet-edge inspect: {bundle.folder} is damaged: {fault}\n"
+    assert f"damaged: {fault}\n" in result.stdout
+    rows = {line.split()[0]: line for line in result.stdout.splitlines() if line.startswith("null-fp")}
+    assert rows["null-fp16"].endswith("  damaged")
+    assert "damaged" not in rows["null-fp32"]
+    path.unlink()
+    (bundle.folder / "golden.npz").write_bytes(bytes((bundle.folder / "golden.npz").stat().st_size))
+    result = run("inspect", bundle.folder, "--json")
+    assert json.loads(result.stdout)["result"]["damaged"] == {
+        "golden": ["golden.npz was changed after it was written (sha256 differs)"],
+        "null-fp16": ["null-fp16/golden.npz is missing"],
+    }
+    assert "(and 1 more)" in json.loads(result.stdout)["error"]["message"]
 
 
 def test_parity(run: Run, envelope: Envelope, null_bundle: Bundle) -> None:

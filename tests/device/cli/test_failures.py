@@ -90,7 +90,8 @@ def test_doctor_with_broken_runtimes(
         "mnn": "FAIL",
         "tflite": "absent",
     }
-    assert "libgomp.so.1" in found["ncnn"]["detail"]
+    assert found["ncnn"]["detail"].startswith("ncnn is installed but cannot be imported: ImportError: libgomp.so.1: ")
+    assert found["tflite"]["detail"] == "tflite needs the package ai-edge-litert: pip install ai-edge-litert"
     assert "crashed with SIGABRT" in found["mnn"]["detail"]
     failed(result, CHECK_FAILED, "ncnn, mnn")
 

@@ -35,7 +35,7 @@ def tables() -> dict[str, dict[str, str]]:
 TABLES = tables()
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\xa0\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 PLAIN: dict[str, Callable[[Any], bool]] = {
-    "int": lambda value: type(value) is int,
+    "int": lambda value: type(value) is int and abs(value) < 1 << 63,
     "bool": lambda value: type(value) is bool,
     "float": lambda value: type(value) in (int, float) and math.isfinite(value),
     "text": lambda value: type(value) is str and not UNPRINTABLE.search(value),
@@ -103,6 +103,7 @@ def manifest(folder: Path) -> Any:
         need(v["precision"] in ("fp32", "fp16", "int8", "int8-full", "int16x8", "w8"), "precision")
     for file in (m["golden"], *(file for v in m["variants"] for file in v["files"])):
         check_path(file["path"])
+        need(0 <= file["size"] <= 1 << 30, "size")
     for t in m["tuned"].values():
         cpus = t["cpus"]
         need(t["variant"] in names and 1 <= t["threads"] <= (len(cpus) or 4096) and t["ms"] > 0, "tuned")
