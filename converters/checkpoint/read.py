@@ -90,12 +90,6 @@ def read(
         return Found("onnx", onnx.num_lms, onnx.num_nb, onnx.net_stride, onnx.input_size, onnx.net.eval(), onnx.notes)
     if outputs:
         raise EdgeError(f"--outputs is for ONNX files; {path} is {what or 'none'}")
-<<<<<<< HEAD
-    state = _state_dict(path, trust_pickle)
-    num_lms, num_nb = _heads(path, state)
-    backbone, stride, net = nets.build(state)
-    return Found(backbone, num_lms, num_nb, stride, input_size or 256, net)
-=======
     state, notes = state_dict.read(path, what is Kind.SAFETENSORS, trust_pickle, weights)
     try:
         num_lms, num_nb = _heads(state)
@@ -103,7 +97,6 @@ def read(
         return Found(backbone, num_lms, num_nb, stride, 256 if input_size is None else input_size, net, notes)
     except EdgeError as e:
         raise EdgeError(f"{path}: {e}", e.code) from e
->>>>>>> hB
 
 
 def load(path: Path, options: Options) -> Network:
