@@ -142,7 +142,7 @@ def _of_header(path: Path, about: _Header, data: int, end: int) -> Stored:
     start, stop = about.data_offsets
     if not 0 <= start <= stop <= end - data:
         raise EdgeError(f"{path}: bytes {start} to {stop} of its tensors do not lie in it")
-    if len(about.shape) > MOST_AXES or any(not 0 <= n < 2**63 for n in about.shape):
+    if len(about.shape) > MOST_AXES or any(n < 0 for n in about.shape):
         raise EdgeError(f"{path}: a tensor has a shape of {len(about.shape)} axes that torch does not have")
     strides = tuple(math.prod(about.shape[axis:]) for axis in range(1, len(about.shape) + 1))
     dtype = SAFETENSORS.get(about.dtype, about.dtype[:20])

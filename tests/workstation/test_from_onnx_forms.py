@@ -239,7 +239,8 @@ def test_three_maps(tmp_path: Path, names: list[str], tiny_onnx: Write) -> None:
 def test_the_command_line_names_outputs_and_says_notes(
     tmp_path: Path, tiny_onnx: Write, cli: Callable[..., Any]
 ) -> None:
-    path = tiny_onnx(tmp_path / "net.onnx", outputs=NUMBERED, maps=(3, 3, 3, 6, 6))
+    pool = "features = MaxPool <kernel_shape=[16,16], strides=[16,16]> (image)"
+    path = tiny_onnx(tmp_path / "net.onnx", pool, shape=(1, 3, 64, 64), outputs=NUMBERED)
     found = cli("inspect", path)
     assert found.returncode == 0
     assert "output3 is neighbor_x" in found.stdout
