@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
-import pickle
-import warnings
+import math
+import types
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from torch import Tensor, nn
 
 from pipnet_edge.converters.checkpoint import archive, nets
-from pipnet_edge.converters.checkpoint.archive import Archive
-from pipnet_edge.converters.checkpoint.pickled import Made
-from pipnet_edge.converters.checkpoint.stored import Loaded, Span, Stored, Weight, stored
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.words import counted, one_line
+from pipnet_edge.words import counted
 
 MOST_NODES, DEEPEST, MOST_NETWORKS = 200_000, 8, 50  # how much of a file is searched
+MOST_AXES = 8
 THOP = ("total_ops", "total_params")  # counters that thop.profile puts into a network
 SCORE = f"{nets.HEAD_KEYS['score']}.weight"
 CLASSIFIERS = ("fc.weight", "classifier.1.weight", "classifier.weight")
-# What torch raises for a damaged file, depending on the place.
-TORN = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AssertionError, BadZipFile)
+WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+NEEDED = f"dense numbers are needed, {', '.join(str(dtype).removeprefix('torch.') for dtype in WEIGHTS)}"
 ROOT = "."  # the name of what a file holds bare
+Namespace = argparse.Namespace | types.SimpleNamespace
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Group:
     """What lies together in a file under texts. path: the keys that lead there."""
 
     path: tuple[str, ...]
-    tensors: Mapping[str, Weight]
+    tensors: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Candidate:
     def name(self) -> str:
         return ".".join((*self.group.path, *self.prefix.split("."))).strip(".") or ROOT
 
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> dict[str, Tensor]:
         """Its tensors without the prefix."""
         prefix = self.prefix
         return {key[len(prefix) :]: value for key, value in self.group.tensors.items() if key.startswith(prefix)}
@@ -64,12 +62,11 @@ def read(
     name: which network, where a file holds several. trust_pickle lets the file run code, which pickled modules need.
     Raises EdgeError, one line, for files without a network or with several, and for tensors that are no weights.
     """
-    is_run = trust_pickle and not is_safetensors
-    found = Archive(_unpickle(path), {}) if is_run else archive.read(path, is_safetensors)
-    groups, modules = _search(found.root, found.spans)
+    root = archive.read(path, is_safetensors, trust_pickle)
+    groups = _search(root)
     candidate = _choose(path, _candidates(groups), name)
     if candidate is None:
-        raise _refusal(path, found.root, groups, modules)
+        raise _refusal(path, root, groups)
     weights, notes = candidate.weights(), []
     counters = {key for key in weights if key.rpartition(".")[2] in THOP}
     if counters:
@@ -80,9 +77,43 @@ def read(
         notes.append(f"left aside: {others}, such as {beside[0]!r:.80}")
     used = {key: weight for key, weight in weights.items() if key not in counters and not _is_step_counter(key)}
     for key, weight in used.items():
-        if fault := weight.fault():
+        if fault := _fault(weight):
             raise EdgeError(f"{path}: tensor {key!r:.120} {fault}")
-    return {key: _finite(path, key, weight.load(path)) for key, weight in used.items()}, tuple(notes)
+    # The same bytes may be there under many names.
+    size, most = sum(_size(weight) for weight in used.values()), path.stat().st_size
+    if size > most:
+        raise EdgeError(f"{path}: its tensors take {size:,} bytes, but the file has {most:,}")
+    return {key: _loaded(path, key, weight) for key, weight in used.items()}, tuple(notes)
+
+
+def _fault(tensor: Tensor) -> str | None:
+    """Why it is no weight ("is sparse"), None if it is one: dense, floating point, no larger than its storage."""
+    if kind := _odd(tensor):
+        return f"is {kind}; {NEEDED}"
+    if tensor.dtype not in WEIGHTS:
+        return f"is of type {str(tensor.dtype).removeprefix('torch.')}; {NEEDED}"
+    stored = tensor.untyped_storage().nbytes()
+    if tensor.ndim > MOST_AXES or _size(tensor) > stored:
+        shown = ", ".join(map(str, tensor.shape[:MOST_AXES]))
+        more = ", …" if tensor.ndim > MOST_AXES else ""
+        return f"has the shape ({shown}{more}), but {stored:,} bytes in the file"
+    return None
+
+
+def _odd(tensor: Tensor) -> str | None:
+    """What a tensor is that is not numbers side by side in a storage."""
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.is_meta:
+        return "on the meta device, so without numbers"
+    if tensor.is_nested:
+        return "nested"
+    return None if tensor.layout is torch.strided else "sparse"
+
+
+def _size(tensor: Tensor) -> int:
+    """The bytes of its numbers, those of an expanded one counted each."""
+    return math.prod(tensor.shape) * tensor.element_size()
 
 
 def _is_step_counter(key: str) -> bool:
@@ -90,69 +121,45 @@ def _is_step_counter(key: str) -> bool:
     return key.endswith("num_batches_tracked")
 
 
-def _finite(path: Path, key: str, tensor: Tensor) -> Tensor:
+def _loaded(path: Path, key: str, weight: Tensor) -> Tensor:
+    """A copy, so that it holds when the file changes."""
+    tensor = weight.detach().to("cpu", torch.float32, copy=True)
     if not torch.isfinite(tensor).all():
         raise EdgeError(f"{path}: tensor {key!r:.120} holds NaN or infinity")
     return tensor
 
 
-def _search(root: object, spans: Mapping[str, Span]) -> tuple[list[Group], list[str]]:
-    """The groups of tensors in an object, the nearest first; and the classes of pickled modules, which stay closed."""
-    groups, modules, seen = list[Group](), list[str](), set[int]()
+def _search(root: object) -> list[Group]:
+    """The groups of tensors in an object, the nearest first."""
+    groups, seen = list[Group](), set[int]()
     queue = deque[tuple[tuple[str, ...], object]]([((), root)])
     while queue and len(seen) < MOST_NODES:
         path, node = queue.popleft()
         if id(node) in seen or len(path) > DEEPEST:
             continue
         seen.add(id(node))
-        if isinstance(node, Made) and _is_module(node):
-            modules.append(node.kind)
-            continue
         tensors = {}
         for key, value in _items(node):
-            if weight := _weight(value, spans):
-                tensors[key] = weight
-            elif isinstance(value, Made | Mapping | list | tuple | nn.Module) and len(queue) < MOST_NODES:
+            if isinstance(value, Tensor):
+                tensors[key] = value
+            elif isinstance(value, Mapping | list | tuple | nn.Module | Namespace) and len(queue) < MOST_NODES:
                 queue.append(((*path, key), value))
         if tensors:
             groups.append(Group(path, tensors))
-    return groups, modules
+    return groups
 
 
-def _items(node: Any) -> Iterator[tuple[str, object]]:
+def _items(node: object) -> Iterator[tuple[str, object]]:
     """What an object holds, by name or by number."""
     if isinstance(node, nn.Module):
         node = node.state_dict()
-    if isinstance(node, Made):
-        yield from node.items.items()
-        if isinstance(node.state, dict):
-            yield from node.state.items()
-        yield from _items(node.members)
-        # Python 2 made an OrderedDict of a list of pairs.
-        yield from _pairs(node.arguments)
-    elif isinstance(node, Mapping):
-        yield from ((str(key), value) for key, value in node.items())
+    elif isinstance(node, Namespace):
+        node = vars(node)
+    if isinstance(node, Mapping):
+        # Keys of other types are no names of weights, and some would take hours to print.
+        yield from ((str(key), value) for key, value in node.items() if type(key) in (str, int))
     elif isinstance(node, list | tuple):
         yield from ((str(index), value) for index, value in enumerate(node))
-
-
-def _pairs(arguments: object) -> Iterator[tuple[str, object]]:
-    for argument in arguments if isinstance(arguments, tuple) else ():
-        for pair in argument if isinstance(argument, list) else ():
-            if isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str):
-                yield pair[0], pair[1]
-
-
-def _weight(value: object, spans: Mapping[str, Span]) -> Weight | None:
-    if isinstance(value, Tensor):
-        return Loaded(value)
-    if isinstance(value, Stored):
-        return value
-    return stored(value, spans) if isinstance(value, Made) else None
-
-
-def _is_module(made: Made) -> bool:
-    return isinstance(made.state, dict) and {"_parameters", "_modules"} <= made.state.keys()
 
 
 def _candidates(groups: list[Group]) -> list[Candidate]:
@@ -162,9 +169,14 @@ def _candidates(groups: list[Group]) -> list[Candidate]:
     for group, prefix in itertools.islice(prefixed, MOST_NETWORKS):
         candidate = Candidate(group, prefix)
         weights = candidate.weights()
-        if not _lacks(weights) and all(weights != other.weights() for other in found):
+        if not _lacks(weights) and all(_places(weights) != _places(other.weights()) for other in found):
             found.append(candidate)
     return found
+
+
+def _places(weights: Mapping[str, Tensor]) -> dict[str, object]:
+    """Where each tensor lies in memory: one that was saved twice is loaded as two over the same numbers."""
+    return {key: id(t) if _odd(t) else (t.data_ptr(), t.shape, t.stride()) for key, t in weights.items()}
 
 
 def _prefixes(keys: Iterable[str]) -> Iterator[str]:
@@ -173,7 +185,7 @@ def _prefixes(keys: Iterable[str]) -> Iterator[str]:
     return (prefix for prefix in prefixes if prefix[-1:] in ("", "."))
 
 
-def _lacks(weights: Mapping[str, Weight]) -> str | None:
+def _lacks(weights: Mapping[str, Tensor]) -> str | None:
     """The first key of a head that is missing."""
     keys = (f"{head}.weight" for head in nets.head_keys(weights).values())
     return next((key for key in keys if key not in weights), None)
@@ -191,13 +203,8 @@ def _choose(path: Path, candidates: list[Candidate], name: str | None) -> Candid
     return candidates[0] if candidates else None
 
 
-def _refusal(path: Path, root: object, groups: list[Group], modules: list[str]) -> EdgeError:
+def _refusal(path: Path, root: object, groups: list[Group]) -> EdgeError:
     """Says what is there instead of a network."""
-    if modules:
-        return EdgeError(
-            f"{path} holds a pickled module, {modules[0]!r:.80}, which runs code when it is loaded; save its "
-            "state_dict() instead, or give --trust-pickle if you trust whoever made the file"
-        )
     named = [group for group in groups if not all(key.isdigit() for key in group.tensors)]
     if not named:
         return EdgeError(f"{path} holds {_what(root)}, not a state_dict of a PIPNet")
@@ -210,25 +217,9 @@ def _refusal(path: Path, root: object, groups: list[Group], modules: list[str]) 
 
 
 def _what(root: object) -> str:
-    if _weight(root, {}):
+    if isinstance(root, Tensor):
         return "a tensor"
-    if isinstance(root, Made):
-        return f"a {root.kind!r:.80}".replace("'", "")
     if isinstance(root, Mapping):
-        return f"a dict of {', '.join(repr(str(key))[1:-1] for key in list(root)[:20])[:100] or 'nothing'}"
+        keys = [repr(str(key))[1:-1] for key in list(root)[:20] if type(key) in (str, int)]
+        return f"a dict of {', '.join(keys)[:100] or 'nothing'}"
     return f"a {type(root).__name__}"
-
-
-def _unpickle(path: Path) -> object:
-    """Loads a file as torch does, which may run code from it."""
-    try:
-        with warnings.catch_warnings():
-            # Files that torch warns about here are refused below.
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=False)
-    except OSError as e:
-        raise EdgeError(f"cannot read {path}: {e.strerror}") from e
-    except (AttributeError, ImportError) as e:
-        raise EdgeError(f"{path} needs code that is not installed here: {one_line(e)}") from e
-    except TORN as e:
-        raise EdgeError(f"{path} is not a PyTorch checkpoint, or a truncated one") from e

@@ -20,7 +20,7 @@ UNWRITABLE = (
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 )
 # Packages of the extra [convert]; a device has none of them.
-WORKSTATION = {"torch", "onnx", "onnxsim", "onnxruntime", "pnnx"}
+WORKSTATION = {"torch", "onnx", "onnxsim", "onnxruntime", "pnnx", "safetensors"}
 
 
 def command(function: Callable[..., Output]) -> Callable[..., None]:

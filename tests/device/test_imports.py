@@ -34,7 +34,7 @@ MAY_USE = {
 }
 WORKSTATION = {
     *("torch", "torchvision", "onnx", "onnxsim", "onnxscript", "pnnx", "litert_torch", "ai_edge_quantizer"),
-    *("_tools", "tensorflow", "jax"),
+    *("_tools", "tensorflow", "jax", "safetensors"),
 }
 # Module of an adapter to what it may import.
 ADAPTERS = {

@@ -280,7 +280,7 @@ TARGETS = (
         checkpoint_seeds,
         checks.either(checks.archive("data.pkl"), checks.old_checkpoint),
         pickles.CHECKPOINT,
-        tuple(f"{CHECKPOINT}.{name}" for name in ("read", "state_dict", "archive", "pickled", "stored", "nets")),
+        tuple(f"{CHECKPOINT}.{name}" for name in ("read", "state_dict", "archive", "nesting", "nets")),
         foreign=True,
     ),
     Target(

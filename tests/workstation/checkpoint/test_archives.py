@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import pickle
 import struct
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 from pipnet_edge.converters.checkpoint import read as checkpoints
-from pipnet_edge.converters.checkpoint.archive import MAGIC, VERSION
 
 HEAD = "cls_layer.weight"
 
@@ -56,16 +57,10 @@ def test_views_of_one_storage(saved, state, is_of, legacy):
 
 
 def test_parameters_and_tensors_with_attributes(saved, state, is_of):
-    class Tagged(torch.Tensor):
-        pass
-
     parameters = {key: torch.nn.Parameter(value.float()) for key, value in state.items()}
     parameters[HEAD].tag = "head"
     state["x_layer.weight"].tag = "kept by torch"
     parameters["x_layer.weight"] = state["x_layer.weight"]
-    Tagged.__qualname__ = "Tagged"
-    globals()["Tagged"] = Tagged
-    parameters["y_layer.weight"] = state["y_layer.weight"].as_subclass(Tagged)
     assert is_of(checkpoints.read(saved(parameters)), state)
 
 
@@ -81,20 +76,9 @@ def test_safetensors_by_content(tmp_path, state, is_of, name):
 def test_python_2_made_ordered_dicts_of_pairs(saved, state, is_of):
     class Pairs:
         def __reduce__(self):
-            return OldOrderedDict, ([[key, value] for key, value in state.items()],)
+            return collections.OrderedDict, ([[key, value] for key, value in state.items()],)
 
-    assert is_of(checkpoints.read(saved(Pairs(), pickle_module=Python2)), state)
-
-
-class OldOrderedDict(dict):
-    pass
-
-
-class Python2:
-    """Stands for the pickle of Python 2 in torch.save."""
-
-    Pickler = pickle.Pickler
-    dump = staticmethod(pickle.dump)
+    assert is_of(checkpoints.read(saved(Pairs())), state)
 
 
 def test_checksums_that_were_left_out(saved, state, is_of):
@@ -147,17 +131,12 @@ def test_damaged_numbers_are_noticed(saved, state, refusal):
     content = bytearray(path.read_bytes())
     content[content.find(state[HEAD].numpy().tobytes()) + 5] ^= 1
     path.write_bytes(content)
-    assert "is damaged" in refusal(path)
+    assert f"{path} is damaged: its part 'net/data/" in refusal(path)
 
 
 def test_a_part_that_is_missing(saved, state, refusal):
     path = remade(saved(state), lambda name, content: None if name.endswith("/data/0") else content)
-    assert "tensor 'conv1.weight' has no numbers in the file" in refusal(path)
-
-
-def test_a_part_that_is_too_short(saved, state, refusal):
-    path = remade(saved(state), lambda name, content: content[:-4] if name.endswith("/data/0") else content)
-    assert "tensor 'conv1.weight' has the shape (4, 3, 7, 7), but 2,348 bytes in the file" in refusal(path)
+    assert "is not a PyTorch checkpoint, or a truncated one" in refusal(path)
 
 
 def test_archives_of_big_endian_machines(saved, state, refusal):
@@ -170,10 +149,10 @@ LARGER = (b"K\x05K\x04K\x01K\x01t", b"K\xffK\xffK\xffK\xfft")  # the shape of a 
 
 def test_a_tensor_larger_than_its_part(saved, state, refusal):
     path = remade(saved(state), lambda _, content: content.replace(*LARGER))
-    assert f"tensor '{HEAD}' has the shape (255, 255, 255, 255), but 80 bytes in the file" in refusal(path)
+    assert "is not a PyTorch checkpoint, or a truncated one" in refusal(path)
 
 
-LEGACY = b"".join(pickle.dumps(part, 2) for part in (MAGIC, VERSION, {"little_endian": True}))
+LEGACY = b"".join(pickle.dumps(part, 2) for part in (MAGIC_NUMBER, PROTOCOL_VERSION, {"little_endian": True}))
 
 
 def legacy_file(path, root, storages):
@@ -207,7 +186,7 @@ def test_a_legacy_storage_of_terabytes(tmp_path, refusal, count):
 def test_a_legacy_tensor_larger_than_its_storage(tmp_path, refusal, state, saved):
     path = saved(state, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes().replace(*LARGER))
-    assert f"tensor '{HEAD}' has the shape (255, 255, 255, 255), but 80 bytes in the file" in refusal(path)
+    assert "is not a PyTorch checkpoint, or a truncated one" in refusal(path)
 
 
 @pytest.mark.parametrize("size", [3, 1000, 20_000, -1])
@@ -221,31 +200,25 @@ SAFE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 
 @pytest.mark.parametrize(
-    ("about", "message"),
+    "about",
     [
-        (SAFE | {"shape": [1000], "data_offsets": [0, 4000]}, "bytes 0 to 4000 of its tensors do not lie in it"),
-        (SAFE | {"data_offsets": [8, 0]}, "bytes 8 to 0"),
-        (SAFE | {"data_offsets": [-8, 0]}, "bytes -8 to 0"),
-        (SAFE | {"shape": [2] * 100_000}, "a shape of 100000 axes"),
-        (SAFE | {"shape": [2**63]}, "9223372036854775808"),
-        (SAFE | {"shape": [-1, 2]}, "a shape of 2 axes"),
-        (SAFE | {"shape": [1e300]}, "int is needed"),
-        ({"dtype": "F32"}, "has no 'shape'"),
-        (3, "dict is needed"),
-        ([], "dict is needed"),
+        SAFE | {"shape": [1000], "data_offsets": [0, 4000]},
+        *(SAFE | {"data_offsets": offsets} for offsets in ([8, 0], [-8, 0], [0, 4])),
+        *(SAFE | {"shape": shape} for shape in ([2] * 100_000, [2**63], [-1, 2], [1e300], [10**6, 10**6])),
+        *({"dtype": "F32"}, SAFE | {"dtype": "F3"}, 3, []),
     ],
 )
-def test_safetensors_headers_that_lie(tmp_path, refusal, about, message):
+def test_safetensors_headers_that_lie(tmp_path, refusal, about):
     header = json.dumps({HEAD: about}).encode()
     path = tmp_path / "net.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
-    assert message in refusal(path)
+    line = refusal(path)
+    assert "is not a safetensors file, or a truncated one: " in line
+    assert len(line) < 600
 
 
-def test_safetensors_larger_than_the_file(tmp_path, state, refusal):
-    header = json.dumps({key: SAFE | {"shape": [10**6, 10**6]} for key in state}).encode()
+@pytest.mark.parametrize("length", [2**40, 100, 0])
+def test_safetensors_with_headers_of_another_length(tmp_path, refusal, length):
     path = tmp_path / "net.safetensors"
-    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
-    assert "has the shape (1000000, 1000000), but 8 bytes in the file" in refusal(path)
-    path.write_bytes(struct.pack("<Q", 2**40) + header)
-    assert str(path) in refusal(path)
+    path.write_bytes(struct.pack("<Q", length) + b'{"a":3}')
+    assert "is not a" in refusal(path)
