@@ -81,6 +81,13 @@ def test_python_2_made_ordered_dicts_of_pairs(saved, state, is_of):
     assert is_of(checkpoints.read(saved(Pairs())), state)
 
 
+def test_archives_that_were_packed_again_lie_at_odd_places(saved, state, is_of):
+    def kept(name, content):
+        return content if name.endswith(("data.pkl", "byteorder")) or "/data/" in name else content + b"\n" * 3
+
+    assert is_of(checkpoints.read(remade(saved(state), kept)), state)
+
+
 def test_checksums_that_were_left_out(saved, state, is_of):
     torch.serialization.set_crc32_options(False)
     try:

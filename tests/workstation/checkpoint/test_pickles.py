@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 
 import pytest
 from torch import nn
@@ -51,10 +52,11 @@ def test_classes_of_the_user_are_named(saved, state, refusal, legacy):
         assert "--trust-pickle" in line
 
 
-def test_what_the_process_allows_is_left_as_it_was(saved, state):
-    before = set(get_safe_globals())
+def test_what_the_process_may_do_is_left_as_it_was(saved, state, refusal):
+    before = set(get_safe_globals()), resource.getrlimit(resource.RLIMIT_DATA)
     checkpoints.read(saved(state))
-    assert set(get_safe_globals()) == before
+    refusal(saved({"state_dict": state, "thing": Config()}))
+    assert (set(get_safe_globals()), resource.getrlimit(resource.RLIMIT_DATA)) == before
 
 
 @pytest.mark.parametrize("legacy", [False, True])
