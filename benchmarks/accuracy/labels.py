@@ -29,6 +29,7 @@ from pipnet_edge.benchmarks.accuracy.label_text import (
 )
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import PICTURE_SUFFIXES, Rect, image_size, pictures_in
+from pipnet_edge.words import counted
 
 # A face's extent tells normalised coordinates from pixels. Between these two values nothing is guessed.
 NORMALISED_MOST, PIXELS_LEAST = 2.0, 16.0
@@ -56,10 +57,10 @@ class Labels:
 
     def notes(self) -> list[str]:
         """A sentence on left-out labels and one on left-out images: how many, and the first three of them."""
-        left_out = (("labels without an image", self.without_image), ("images without a label", self.without_label))
+        left_out = (("label", "without an image", self.without_image), ("image", "without a label", self.without_label))
         return [
-            f"{len(names)} {what}: {', '.join(map(shown, names[:3]))}{', …' if len(names) > 3 else ''}"
-            for what, names in left_out
+            f"{counted(len(names), what)} {lack}: {', '.join(map(shown, names[:3]))}{', …' if len(names) > 3 else ''}"
+            for what, lack, names in left_out
             if names
         ]
 

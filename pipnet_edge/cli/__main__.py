@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 
@@ -9,6 +10,8 @@ def main() -> None:
     # Ctrl-C ends this at once and without a word until a command runs, which then cleans up.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # OpenCV would write its own lines beside ours for a damaged picture.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     from pipnet_edge.cli.app import main as run
 
     run()

@@ -33,6 +33,13 @@ def photo(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("photo.png")
 
 
+def test_opencv_says_nothing_beside_the_one_line(photo: Path, null_bundle: Bundle, here: Run, failed: Failed) -> None:
+    cv2.imwrite("float.tiff", np.zeros((16, 16, 3), np.float32))
+    result = here("run", null_bundle.folder, "float.tiff")
+    failed(result, 1, "float.tiff is not an image that OpenCV can read")
+    assert len(result.stderr.splitlines()) == 1
+
+
 # --- What is written.
 
 
