@@ -38,6 +38,7 @@ _NEEDED = "a state_dict or a five-map ONNX file is needed"
 _ORIGINAL = "give the state_dict or the five-map ONNX file that it was made from"
 _INSIDE = "unpack it and give the checkpoint inside"
 ADVICE = {
+    Kind.ONNX: "give it a name that ends in .onnx",
     Kind.ZIP: _INSIDE,
     Kind.GZIP: _INSIDE,
     Kind.PACKED: _INSIDE,

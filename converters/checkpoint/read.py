@@ -81,9 +81,10 @@ def read(
     if not path.is_file():
         raise EdgeError(f"{path} is a folder, no checkpoint" if path.is_dir() else f"there is no file {path}")
     what = kind.of(path)
-    if what not in (None, Kind.ONNX, Kind.TORCH, Kind.SAFETENSORS):
+    is_onnx = path.suffix.lower() == ".onnx"
+    if what not in (None, Kind.ONNX if is_onnx else None, Kind.TORCH, Kind.SAFETENSORS):
         raise kind.refusal(path, what)
-    if what is Kind.ONNX or (what is None and path.suffix.lower() == ".onnx"):
+    if is_onnx and what in (None, Kind.ONNX):
         if weights is not None:
             raise EdgeError(f"--weights is for checkpoints; {path} is an ONNX file")
         onnx = from_onnx.read(path, input_size, outputs)

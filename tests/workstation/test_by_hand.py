@@ -47,7 +47,7 @@ def test_a_loop_by_hand_gives_the_adapter_s_landmarks(
         outputs["features"] = np.moveaxis(outputs["features"], -1, 2)
     decode, spec = bundle.decoder(name), bundle.spec
     for index in range(2):
-        maps = decode_outputs(outputs).from_outputs({key: array[index] for key, array in outputs.items()}, spec)
+        maps = decode_outputs(outputs, spec).from_outputs({key: array[index] for key, array in outputs.items()}, spec)
         landmarks = decode(maps)
         # Bit for bit: with another option, number of threads or input the sums would be others.
         np.testing.assert_array_equal(landmarks.points, ours.points[index])

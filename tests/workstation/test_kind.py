@@ -86,9 +86,13 @@ def test_kinds(tmp_path: Path, name: str) -> None:
 
 
 def test_onnx(tmp_path: Path, tiny_onnx: Callable[..., Path]) -> None:
-    path = tiny_onnx(tmp_path / "net.pth")
+    pool = "features = MaxPool <kernel_shape=[16,16], strides=[16,16]> (image)"
+    path = tiny_onnx(tmp_path / "net.ONNX", pool, shape=(1, 3, 32, 32))
     assert kind.of(path) is Kind.ONNX
     assert read.read(path).backbone == "onnx"
+    path = path.rename(tmp_path / "net.pth")
+    with pytest.raises(EdgeError, match=r"net\.pth is an ONNX file; give it a name that ends in \.onnx$"):
+        read.read(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])  # truncated, but known
     assert kind.of(path) is Kind.ONNX
