@@ -23,7 +23,7 @@ class Limit:
 def parse(text: str, units: Mapping[str, str]) -> Limit:
     """A Limit from `px_mean<=0.30`. units: the metrics allowed, with their units; an error names them."""
     allowed = ", ".join(f"{name} [{unit}]" if unit else name for name, unit in units.items())
-    match = re.fullmatch(r"\s*(\w+)\s*<=\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*", text, re.ASCII)
+    match = re.fullmatch(r"\s*(\w+)\s*<=\s*((?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)\s*", text, re.ASCII)
     if not match:
         raise EdgeError(f"--limit {text!r:.60} is not METRIC<=NUMBER; metrics: {allowed}")
     if match[1] not in units:

@@ -30,7 +30,7 @@ class Budget:
 def parse(text: str) -> Budget:
     """A Budget from a number and a metric, "0.5px" or "0.02nme". Raises EdgeError for anything else."""
     found = re.fullmatch(
-        rf"\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*({'|'.join(METRICS)})\s*", text, re.ASCII | re.IGNORECASE
+        rf"\s*((?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)\s*({'|'.join(METRICS)})\s*", text, re.ASCII | re.IGNORECASE
     )
     limit = float(found[1]) if found else math.inf
     if not found or not math.isfinite(limit):

@@ -10,7 +10,7 @@ from typing import Any
 from pipnet_edge.worker.protocol import Count, Infer, Job, Time
 
 # Seconds: for what has to answer soon, to load a network, and for each frame. The slowest boards take less.
-SOON, LOAD, FRAME = 60.0, 600.0, 10.0
+SOON, LOAD, FRAME = 60.0, 120.0, 10.0
 # Lines, and characters of all lines: of any job, of the samples of a second, of a frame. 1 << 18 is 8000 frames.
 LINES, LINES_A_SECOND, LINES_A_FRAME = 1 << 12, 8, 2
 TEXT, TEXT_A_SECOND, TEXT_A_FRAME = 1 << 24, 1 << 18, 64

@@ -64,3 +64,9 @@ def test_unknown_metric() -> None:
     with pytest.raises(EdgeError) as e:
         parse("px_p99<=1", UNITS)
     assert str(e.value) == f"--limit 'px_p99<=1': no metric 'px_p99'; allowed: {ALLOWED}"
+
+
+@pytest.mark.timeout(20)
+def test_an_endless_number_is_refused_at_once() -> None:
+    with pytest.raises(EdgeError, match="--limit 'px_mean<=9999"):
+        parse(f"px_mean<={'9' * 200_000}px", UNITS)

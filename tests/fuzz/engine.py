@@ -145,7 +145,7 @@ class Engine:
         return True
 
     def _died(self, tally: Tally, at: int, hung: bool, status: int, dump: Path) -> None:
-        if tally.target.contained and not hung:
+        if tally.target.contained:
             tally.contained += 1
             return
         finding = _death(tally.target, at, hung, status, dump)

@@ -23,9 +23,10 @@ class Target:
     parse gets a scratch folder that it may fill; the folder is kept between inputs. seeds: valid inputs. first: whether
     an input gets past the format's first check, by code of our own, for example "it is JSON of this format and
     version". modules: those whose line coverage is printed, whole or only some functions (see cover.lines_of).
-    foreign: C code reads the bytes and may die. contained: the product runs this parser in a process of its own, so
-    that a death is an answer there; it is counted, no finding. minimum: the inputs that an hour has to reach. warm: the
-    first seed is read once before all, because a library loads parts of it late, and each fork would do it again.
+    foreign: C code reads the bytes and may die. contained: the product runs this parser in a process of its own with
+    a time limit, so that a death or a hang is an answer there; it is counted, no finding. minimum: the inputs that an
+    hour has to reach. warm: the first seed is read once before all, because a library loads parts of it late, and each
+    fork would do it again.
     """
 
     name: str

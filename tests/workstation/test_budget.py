@@ -169,3 +169,9 @@ def test_a_limit_that_no_trial_keeps_is_an_error_that_names_the_variant() -> Non
 def test_a_budget_needs_a_judge() -> None:
     with pytest.raises(EdgeError, match=r"^a budget of 0.5px needs a judge"):
         Quantize({}, budget=parse("0.5px"))
+
+
+@pytest.mark.timeout(20)
+def test_an_endless_number_is_refused_at_once() -> None:
+    with pytest.raises(EdgeError, match="--max-drift '9999"):
+        parse("9" * 200_000)
