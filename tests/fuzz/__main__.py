@@ -19,7 +19,7 @@ from typing import Any
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"
 
-from tests.fuzz import cover, findings, planted  # noqa: E402
+from tests.fuzz import cover, findings, guided, planted  # noqa: E402
 from tests.fuzz.engine import Engine, Tally  # noqa: E402
 from tests.fuzz.findings import Finding  # noqa: E402
 from tests.fuzz.target import Target, made  # noqa: E402
@@ -47,9 +47,15 @@ def main() -> int:
             print(f"{len(data)} bytes, past the first check: {target.first(data)}: {data[:200]!r}")
             print(target.parse(data, Path(folder)))
         return 0
+    if options.guided and (len(chosen) != 1 or chosen[0].foreign):
+        names = ", ".join(target.name for target in known.values() if not target.foreign)
+        sys.exit(f"--guided takes one --target of {names}")
     engine = Engine(chosen, options.seed, options.output)
     if options.cases:
         engine.replay(options.cases)
+    elif options.guided:
+        guided.run(engine, options.seconds)
+        engine.minimise()
     else:
         engine.run(options.seconds, options.jobs)
         engine.minimise()
@@ -72,7 +78,10 @@ def _options() -> Any:
     parser.add_argument("--json", type=Path, help="Write the table as JSON too.")
     parser.add_argument("--cases", type=Path, help="Run the cases in this folder instead, TARGET-NAME.bin each.")
     parser.add_argument("--index", type=int, help="Run only this input of one target, in this process.")
+    parser.add_argument("--guided", action="store_true", help="Guided by coverage, one target; needs atheris.")
     options = parser.parse_args()
+    if options.guided and not guided.installed():
+        sys.exit(guided.MISSING)
     if findings.read(options.output):
         parser.error(f"{options.output} holds findings of an earlier run; give another folder or remove it")
     return options

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,9 @@ MEMORY_DISK = "/dev/shm" if os.path.isdir("/dev/shm") else None  # files there c
 HARNESS = 70  # the status of a process in which the harness itself failed
 # next input, inputs done, of these past the first check, accepted by the parser
 COUNTS = struct.Struct("<4q")
+
+# What a process does: it gets its folder, and the memory for its counts.
+Work = Callable[[Path, mmap.mmap], None]
 
 
 @dataclass
@@ -58,10 +61,10 @@ class Tally:
 
 @dataclass
 class Slice:
-    """A running process. at: the input that it was at when last looked, and since when."""
+    """A running process. input: the bytes of an input by its number. at: the one last looked at, and since when."""
 
     tally: Tally
-    start: int
+    input: Callable[[int], bytes]
     process: int
     shared: mmap.mmap
     dump: Path
@@ -104,18 +107,26 @@ class Engine:
 
     def started(self, tally: Tally, seconds: float, only: bytes | None = None) -> Slice:
         """Starts a process that runs inputs for so long, or only the one that is given."""
+
+        def work(folder: Path, shared: mmap.mmap) -> None:
+            _inputs(self, tally, folder, shared, seconds, only)
+
+        return self.forked(tally, work, lambda at: made(tally.target, tally.seeds, self.seed, at))
+
+    def forked(self, tally: Tally, work: Work, data: Callable[[int], bytes]) -> Slice:
+        """Starts a process with the limits of an input. data: the bytes of an input by its number."""
         shared = mmap.mmap(-1, COUNTS.size)
         shared[:] = COUNTS.pack(tally.next, 0, 0, 0)
         dump = self.folder / f"dump-{tally.target.name}"
         process = os.fork()
         if not process:
             try:
-                _child(self, tally, shared, dump, seconds, only)
+                _child(self, tally, shared, dump, work)
                 os._exit(0)
             except BaseException:  # a fault of the harness itself
                 dump.write_text(traceback.format_exc())
                 os._exit(HARNESS)
-        return Slice(tally, tally.next, process, shared, dump, time.monotonic())
+        return Slice(tally, data, process, shared, dump, time.monotonic())
 
     def ended(self, running: Slice) -> bool:
         """Whether a process is over; its counts and its death are then noted."""
@@ -141,15 +152,15 @@ class Engine:
         tally.past, tally.accepted = tally.past + past, tally.accepted + accepted
         tally.seconds += time.monotonic() - running.began
         if died:
-            self._died(tally, at, hung, status, running.dump)
+            self._died(running, at, hung, status)
         return True
 
-    def _died(self, tally: Tally, at: int, hung: bool, status: int, dump: Path) -> None:
-        if tally.target.contained:
-            tally.contained += 1
+    def _died(self, running: Slice, at: int, hung: bool, status: int) -> None:
+        if running.tally.target.contained:
+            running.tally.contained += 1
             return
-        finding = _death(tally.target, at, hung, status, dump)
-        findings.keep(self.out, finding, made(tally.target, tally.seeds, self.seed, at))
+        finding = _death(running.tally.target, at, hung, status, running.dump)
+        findings.keep(self.out, finding, running.input(at))
 
     def outcome(self, tally: Tally, data: bytes) -> Finding | None:
         """What one input does, in a process of its own."""
@@ -201,8 +212,8 @@ def _death(target: Target, at: int, hung: bool, status: int, dump: Path) -> Find
     return findings.of_death(target.name, "kill", what, told, at)
 
 
-def _child(engine: Engine, tally: Tally, shared: mmap.mmap, dump: Path, seconds: float, only: bytes | None) -> None:
-    """The inputs of a slice, from tally.next on, until its time is over; or one input that is given."""
+def _child(engine: Engine, tally: Tally, shared: mmap.mmap, dump: Path, work: Work) -> None:
+    """Does the work in a folder of its own, with the limits."""
     os.setpgid(0, 0)
     confined.end_with(os.getppid())
     confined.limit_memory(_held() + MEMORY)
@@ -210,27 +221,32 @@ def _child(engine: Engine, tally: Tally, shared: mmap.mmap, dump: Path, seconds:
     with dump.open("w") as file:
         faulthandler.enable(file, all_threads=False)
         faulthandler.register(signal.SIGALRM, file, all_threads=False)
-        target, index, done, past, accepted = tally.target, tally.next, 0, 0, 0
-        folder = engine.folder / f"{target.name}-{os.getpid()}"
+        folder = engine.folder / f"{tally.target.name}-{os.getpid()}"
         folder.mkdir()
         os.chdir(folder)
         tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
-        until = time.monotonic() + seconds
-        while True:
-            shared[:] = COUNTS.pack(index, done, past, accepted)
-            if done and (only is not None or time.monotonic() > until):
-                break
-            data = made(target, tally.seeds, engine.seed, index) if only is None else only
-            accepted += _tried(target, data, folder, index, engine.out)
-            past += target.first(data)
-            index, done = index + 1, done + 1
+        work(folder, shared)
     import shutil
 
     os.chdir("/")
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _tried(target: Target, data: bytes, folder: Path, index: int, out: Path) -> bool:
+def _inputs(engine: Engine, tally: Tally, folder: Path, shared: mmap.mmap, seconds: float, only: bytes | None) -> None:
+    """The inputs of a slice, from tally.next on, until its time is over; or one input that is given."""
+    target, index, done, past, accepted = tally.target, tally.next, 0, 0, 0
+    until = time.monotonic() + seconds
+    while True:
+        shared[:] = COUNTS.pack(index, done, past, accepted)
+        if done and (only is not None or time.monotonic() > until):
+            break
+        data = made(target, tally.seeds, engine.seed, index) if only is None else only
+        accepted += tried(target, data, folder, index, engine.out)
+        past += target.first(data)
+        index, done = index + 1, done + 1
+
+
+def tried(target: Target, data: bytes, folder: Path, index: int, out: Path) -> bool:
     """Whether the parser accepts the input."""
     try:
         target.parse(data, folder)

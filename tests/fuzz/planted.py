@@ -1,4 +1,7 @@
-"""Parsers with a fault, to see that the harness finds it: an exception, a hang, a death, too much memory."""
+"""Parsers with a fault, to see that the harness finds it: an exception, a hang, a death, too much memory.
+
+The fault of `deep` lies behind five bytes; only those who build on the inputs that got a byte further find it.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,24 @@ def takes(data: bytes, folder: Path) -> None:
         bytearray(3 << 30)
 
 
-TARGETS = tuple(
-    Target(f"planted-{parse.__name__}", parse, _seeds, lambda data: len(data) == 8, (plain.flip,))
-    for parse in (raises, hangs, dies, takes)
+def deep(data: bytes, folder: Path) -> None:
+    if data[:1] != b"\x00":
+        raise EdgeError("no first")
+    if data[1:2] != b"\xff":
+        raise EdgeError("no second")
+    if data[2:3] != b"\x1b":
+        raise EdgeError("no third")
+    if data[3:4] != b"\x80":
+        raise EdgeError("no fourth")
+    if data[4:5] != b"\x01":
+        raise EdgeError("no fifth")
+    raise KeyError("planted")
+
+
+TARGETS = (
+    *(
+        Target(f"planted-{parse.__name__}", parse, _seeds, lambda data: len(data) == 8, (plain.flip,))
+        for parse in (raises, hangs, dies, takes)
+    ),
+    Target("planted-deep", deep, _seeds, lambda data: True, (plain.flip,)),
 )
