@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge import confined, image_header, resize
+from pipnet_edge import confined, image_header
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.image_header import Header
 from pipnet_edge.spec import CROPS
@@ -47,8 +47,9 @@ picture = cv2.imdecode(numpy.fromfile(sys.argv[1], numpy.uint8), cv2.IMREAD_COLO
 sys.exit("no picture") if picture is None else numpy.save(sys.argv[2], picture)
 """
 
-# The machines where OpenCV's own resizing gives other pixels and reads past the picture's end (see resize.py).
-RESIZED_OTHERWISE = ("aarch64", "arm64")
+# The machines where OpenCV hands resizing to KleidiCV, which reads up to a row past the end of its source
+# (opencv#29794), and rounds otherwise than OpenCV does on x86: up to LEVELS of 255, on a part of the pixels.
+READS_ON, LEVELS = ("aarch64", "arm64"), 2
 
 # Computed as in lib/demo.py. It is a little less than 0.1, which matters if a tenth of a side is a whole pixel.
 DEMO_MARGIN = (1.2 - 1) / 2
@@ -127,16 +128,26 @@ def crop_rect(box: Box, width: int, height: int, policy: str, name: str = "box")
 def cut(picture: NDArray[np.uint8], rect: Rect, side: int) -> NDArray[np.uint8]:
     """Cuts a rectangle from an (H, W, 3) uint8 picture, resized to (side, side, 3), bilinear as the reference does.
 
-    The pixels are the same on every machine.
+    On 64-bit Arm, pixels may differ by LEVELS from those of other machines.
     """
     crop = picture[rect.top : rect.bottom, rect.left : rect.right]
     if crop.shape[:2] == (side, side):
         return np.ascontiguousarray(crop)
-    if platform.machine() in RESIZED_OTHERWISE:
-        return resize.bilinear(crop, side)
+    if platform.machine() in READS_ON:
+        crop = with_room(crop)
     import cv2
 
     return np.asarray(cv2.resize(crop, (side, side), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+
+
+def with_room(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A copy of an (H, W, 3) picture with two rows' memory, and at least 256 bytes, behind it: zeros to be read."""
+    size = crop.size
+    memory = np.empty(size + max(2 * crop.shape[1] * 3, 256), np.uint8)
+    memory[size:] = 0
+    copy = memory[:size].reshape(crop.shape)
+    copy[:] = crop
+    return copy
 
 
 def pictures_in(folder: Path, below: bool = False) -> list[Path]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipnet_edge.errors import USER_ERROR, EdgeError
-from pipnet_edge.preprocess import Box, Rect, crop_rect, cut, pictures_in, read_picture
+from pipnet_edge.preprocess import Box, Rect, crop_rect, cut, pictures_in, read_picture, with_room
 
 Corners = tuple[int, int, int, int]
 
@@ -214,6 +214,18 @@ def test_cut_is_the_reference_s_resize(picture: NDArray[np.uint8], rect: Rect, s
     assert found.dtype == np.uint8
     assert found.flags.c_contiguous
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("rect", [Rect(0, 50, 159, 120), Rect(3, 4, 4, 5)])
+def test_a_crop_with_room_is_the_crop(picture: NDArray[np.uint8], rect: Rect) -> None:
+    """On Arm OpenCV reads on; what it finds there must not depend on what was in memory."""
+    crop = picture[rect.top : rect.bottom, rect.left : rect.right]
+    copy = with_room(crop)
+    np.testing.assert_array_equal(copy, crop)
+    assert copy.flags.c_contiguous
+    behind = copy.base[copy.size :]  # type: ignore[index]
+    assert len(behind) >= max(2 * crop.shape[1] * 3, 256)
+    assert not behind.any()
 
 
 def test_a_cut_of_the_right_size_is_the_picture_itself(picture: NDArray[np.uint8]) -> None:
