@@ -32,7 +32,7 @@ SIDES = (64, 96)  # of the bundles, in turn
 EVERY = "onnx,ncnn,mnn,tflite"
 MARK = "PIPNET_EDGE_RELIABILITY"  # in the environment of all that a trial starts
 GRACE = 3.0  # seconds in which what a killed program has started must end
-ROOM = 80 << 20  # bytes that a conversion needs for certain, beside the bundle that is there
+TIGHT, ROOM = 34 << 20, 80 << 20  # bytes that no conversion and that any has enough of, beside the bundle there is
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def full(place: Place, count: int, to: str, chance: random.Random) -> Iterator[T
         shutil.copytree(place.bundle, Path(kept, "bundle"))
         taken = sum(path.stat().st_size for path in place.bundle.rglob("*"))
         for _ in range(count):
-            size = taken + chance.randrange(64 << 10, ROOM)
+            size = taken + chance.randrange(64 << 10, TIGHT)
             with disk(place.folder, size):
                 shutil.copytree(Path(kept, "bundle"), place.bundle)
                 made = trial(place, f"disk of {size / 1e6:.0f} MB, {to}", SIDES[1], to, None)
