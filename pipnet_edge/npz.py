@@ -187,8 +187,9 @@ def _stated(file: IO[bytes], name: str) -> _Stated:
 def _check(where: str, stated: _Stated, form: Form, lengths: dict[str, int]) -> None:
     """Holds what is stated against a form. lengths: what the letters stand for so far."""
     needed = tuple(lengths.get(n, n) if isinstance(n, str) else n for n in form.shape)
-    fits = len(stated.shape) == len(needed) and 0 not in stated.shape
-    fits = fits and all(isinstance(n, str) or n == length for length, n in zip(stated.shape, needed, strict=True))
+    fits = len(stated.shape) == len(needed) and all(
+        length > 0 if isinstance(n, str) else length == n for length, n in zip(stated.shape, needed, strict=True)
+    )
     if not fits or not any(stated.dtype == kind for kind in form.kinds):
         raise EdgeError(f"{where} has shape {stated.shape} of {stated.dtype}, {Form(needed, form.kinds)} is needed")
     lengths |= {n: length for length, n in zip(stated.shape, needed, strict=True) if isinstance(n, str)}

@@ -192,3 +192,11 @@ def test_known_hostile_files(shared: Path, name: str) -> None:
     for reads in (lambda path: npz.read(path, FORMS), npz.read_all):
         with pytest.raises(EdgeError, match=r"\.npz is not readable: "):
             reads(shared / "cases" / "hostile" / f"heads_{name}.npz")
+
+
+def test_an_array_is_empty_only_where_its_form_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "maps.npz"
+    np.savez(path, none=np.zeros((2, 0, 4), np.float32))
+    assert npz.read(path, {"none": Form((2, 0, 4))})["none"].shape == (2, 0, 4)
+    with pytest.raises(EdgeError, match=r"none has shape \(2, 0, 4\)"):
+        npz.read(path, {"none": Form((2, "n", 4))})
