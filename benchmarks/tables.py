@@ -13,7 +13,7 @@ from pipnet_edge import host
 from pipnet_edge.benchmarks.speed.result import warnings
 from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.output import Table
-from pipnet_edge.words import megabytes
+from pipnet_edge.words import joined, megabytes
 
 if TYPE_CHECKING:
     from pipnet_edge.benchmarks.accuracy.drift import Row as DriftRow
@@ -46,13 +46,9 @@ def checkpoint(found: Mapping[str, Any]) -> Table:
         ("backbone", found["backbone"]),
         ("landmarks", f"{found['num_lms']} ({datasets}), {_neighbours(found['num_nb'])}"),
         ("input", _input(found["input_size"], found["net_stride"])),
-        ("normalization", f"mean {_listed(found['mean'])}, std {_listed(found['std'])}"),
+        ("normalization", f"mean {joined(found['mean'])}, std {joined(found['std'])}"),
         ("parameters", f"{found['parameters'] / 1e6:.2f} M"),
     )
-
-
-def _listed(numbers: Sequence[float]) -> str:
-    return ",".join(f"{number:.6g}" for number in numbers)
 
 
 def _neighbours(num_nb: int) -> str:

@@ -48,8 +48,11 @@ def run(program: Sequence[str], folder: Path, output: IO[bytes], memory: int, se
         process.wait()
 
 
-def limit_memory(memory: int) -> None:
-    """From now on this process may take `memory` bytes of its own, memory of the C library included."""
+def limit_memory(memory: int, for_good: bool = True) -> None:
+    """From now on this process may take `memory` bytes of its own, memory of the C library included.
+
+    for_good: it cannot be given more later.
+    """
     import resource
 
     # Not RLIMIT_AS: runtimes reserve gigabytes of addresses and use none of them.
@@ -57,7 +60,7 @@ def limit_memory(memory: int) -> None:
     if most != resource.RLIM_INFINITY:
         memory = min(memory, most)
     with contextlib.suppress(ValueError, OSError):  # a system that has no such limit
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory if for_good else most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

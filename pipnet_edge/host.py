@@ -40,7 +40,7 @@ RUNNING = re.compile(r"(?:\S+\s+){3}([0-9]{1,7})/")
 
 def default_threads() -> int:
     """The number of cores that this process may use, at most 4: small networks do not gain from more."""
-    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(4, len(allowed_cpus()))
 
 
 def cut_threads(threads: int, cores: int) -> tuple[int, str | None]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.words import joined
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -99,20 +100,16 @@ def check_sizes(num_lms: int, num_nb: int, net_stride: int, input_size: int) -> 
 
 def check_normalization(name: str, values: Sequence[float]) -> None:
     """Raises EdgeError unless a mean or std is three numbers in [0, 1], std above 0. name: "mean", "std", "--mean" …"""
-    given = f"{name} {_listed(values)}"
+    given = f"{name} {joined(values)}"
     if len(values) != 3 or not all(map(math.isfinite, values)):
         raise EdgeError(f"{given}: three finite numbers are needed")
     if name.endswith("std") and min(values) <= 0:
         raise EdgeError(f"{given}: numbers above 0 and up to 1 are needed")
     if not all(0 <= value <= 1 for value in values):
         scaled = [value / 255 for value in values]
-        advice = f"; given in pixels? that would be {name} {_listed(scaled)}"
+        advice = f"; given in pixels? that would be {name} {joined(scaled)}"
         is_in_pixels = 0 <= min(scaled) <= max(scaled) <= 1
         raise EdgeError(f"{given}: numbers from 0 to 1 are needed{advice if is_in_pixels else ''}")
-
-
-def _listed(numbers: Sequence[float]) -> str:
-    return ",".join(f"{number:.6g}" for number in numbers)
 
 
 @lru_cache(maxsize=1)

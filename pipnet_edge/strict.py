@@ -12,6 +12,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.words import clean
 
 Kind = TypeVar("Kind")
 # The largest whole number that a field may have, and how many digits are read at all.
@@ -51,7 +52,7 @@ def json_object(text: str, what: str) -> dict[str, Any]:
 
 def printable(text: str) -> str:
     """The text as `read` accepts it: on one line, with "?" for each character that cannot be printed."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return clean(" ".join(text.split()))
 
 
 def shown(data: object) -> str:

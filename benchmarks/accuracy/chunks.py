@@ -14,7 +14,7 @@ import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ from pipnet_edge import __version__, host, runtimes
 from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.decode import Landmarks
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.files import write
+from pipnet_edge.files import opened, write
 from pipnet_edge.words import counted
 from pipnet_edge.worker.call import Call, Listen, Workers, infer
 from pipnet_edge.worker.protocol import Event, Progress
@@ -155,14 +155,11 @@ def _cached(
 
 def _kept(path: Path, shape: tuple[int, ...]) -> NDArray[np.float64] | None:
     """The table in a file of the cache; None if there is none, or if it is not what was written."""
-    digest = hashlib.sha256().digest_size
-    try:
-        if not path.is_file() or path.stat().st_size != digest + math.prod(shape) * 8:
-            return None
-        data = path.read_bytes()
-    except OSError:
-        return None
-    if hashlib.sha256(data[digest:]).digest() != data[:digest]:
+    digest, data = hashlib.sha256().digest_size, b""
+    size = digest + math.prod(shape) * 8
+    with suppress(OSError, EdgeError), opened(path, size) as file:
+        data = file.read()
+    if len(data) != size or hashlib.sha256(data[digest:]).digest() != data[:digest]:
         return None
     table = np.frombuffer(data[digest:], "<f8")
     return table.reshape(shape).astype(np.float64) if np.isfinite(table).all() else None

@@ -8,7 +8,6 @@ decode.MAP_NAMES, simplified; and MAPS, a sample input with what ONNX Runtime co
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,10 +20,12 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import inliner
 
+from pipnet_edge import confined
 from pipnet_edge.converters.checkpoint import onnx_data, onnx_form, onnx_normalization
 from pipnet_edge.converters.checkpoint.onnx_form import Image, first_line
 from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.errors import CHECK_FAILED, USER_ERROR, EdgeError
+from pipnet_edge.spec import MOST_LANDMARKS
 from pipnet_edge.strict import printable
 
 ANSWER, NETWORK, MAPS = "answer.json", "network.onnx", "maps.npz"
@@ -32,7 +33,6 @@ MEMORY = 1 << 30  # bytes; what the libraries take, and a network's activations
 MEMORY_PER_BYTE = 8  # of the file: messages, sessions and the simplified copy hold the weights again
 OLDEST_OPSET = 9  # from here on BatchNormalization and broadcasting mean what they mean today
 TOLERANCE, HALF_TOLERANCE = 1e-4, 3e-2
-MOST_LANDMARKS = 1000
 Array = NDArray[np.float32]
 
 
@@ -130,9 +130,7 @@ def _load(path: Path) -> onnx.ModelProto:
 
 def _limit_memory(size: int) -> None:
     """From now on as much memory as a file of `size` bytes may take, its data files included."""
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    memory = MEMORY + MEMORY_PER_BYTE * size
-    resource.setrlimit(resource.RLIMIT_DATA, (memory if most < 0 else min(memory, most), most))
+    confined.limit_memory(MEMORY + MEMORY_PER_BYTE * size, for_good=False)
 
 
 def _computed(model: onnx.ModelProto, image: Image, sample: Array) -> dict[str, Array]:

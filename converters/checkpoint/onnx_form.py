@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pipnet_edge.converters.checkpoint.onnx_data import messages
 from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.spec import LARGEST_INPUT
 
 # The names that an output may have. The last part of its name decides, never its position.
 OUTPUT_NAMES = {
@@ -24,7 +25,6 @@ OUTPUT_NAMES = {
 }
 NAME_THEM = "or name them with --outputs SCORE,X,Y,NB_X,NB_Y"
 DECODING_OPS = ("ArgMax", "TopK")
-LARGEST_SIDE = 4096  # pixels
 LARGEST_TENSOR, LARGEST_SUM = 1 << 26, 1 << 30  # numbers
 MOST_NODES = 10_000
 MOST_BATCH = 64
@@ -66,7 +66,7 @@ def image_input(graph: onnx.GraphProto, input_size: int | None) -> Image:
     shape = [d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim]
     kind = TensorProto.DataType.Name(tensor.elem_type).lower()
     given = f"its input is {kind} ({', '.join('?' if n is None else str(n) for n in shape)})"
-    allowed = f"{given}; needed is float (1, 3, S, S) or (1, S, S, 3), S up to {LARGEST_SIDE}"
+    allowed = f"{given}; needed is float (1, 3, S, S) or (1, S, S, 3), S up to {LARGEST_INPUT}"
     if tensor.elem_type not in FLOATS or len(shape) != 4:
         raise EdgeError(allowed)
     is_last = shape[1] != CHANNELS and (
@@ -74,15 +74,15 @@ def image_input(graph: onnx.GraphProto, input_size: int | None) -> Image:
     )
     channels = shape[3] if is_last else shape[1]
     sizes = {n for n in (shape[1:3] if is_last else shape[2:]) if n is not None}
-    if channels not in (CHANNELS, None) or len(sizes) > 1 or max(sizes, default=1) > LARGEST_SIDE:
+    if channels not in (CHANNELS, None) or len(sizes) > 1 or max(sizes, default=1) > LARGEST_INPUT:
         raise EdgeError(allowed)
     batch = shape[0] or 1
     if batch > MOST_BATCH:
         raise EdgeError(f"{given}; allowed: a batch of up to {MOST_BATCH} images")
-    if not sizes and not (input_size and 0 < input_size <= LARGEST_SIDE):
+    if not sizes and not (input_size and 0 < input_size <= LARGEST_INPUT):
         got = "" if input_size is None else f", not {input_size}"
         raise EdgeError(
-            f"{given}, of any size: give the one it was trained for as --input-size, up to {LARGEST_SIDE}{got}"
+            f"{given}, of any size: give the one it was trained for as --input-size, up to {LARGEST_INPUT}{got}"
         )
     size = min(sizes or {input_size or 0})
     if input_size not in (None, size):

@@ -82,7 +82,7 @@ def read(
         raise EdgeError(f"{path} is a folder, no checkpoint" if path.is_dir() else f"there is no file {path}")
     what = kind.of(path)
     is_onnx = path.suffix.lower() == ".onnx"
-    if what not in (None, Kind.ONNX if is_onnx else None, Kind.TORCH, Kind.SAFETENSORS):
+    if what not in (None, Kind.TORCH, Kind.SAFETENSORS) and not (is_onnx and what is Kind.ONNX):
         raise kind.refusal(path, what)
     if is_onnx and what in (None, Kind.ONNX):
         if weights is not None:

@@ -101,7 +101,5 @@ def _processes(jobs: int) -> tuple[int, list[str]]:
     """How many processes run at a time, and a note if more were asked for than there are cores."""
     from pipnet_edge import host
 
-    cores = len(host.allowed_cpus())
-    if jobs > cores:
-        return cores, [f"--jobs {jobs}: {cores} run at a time, one a core"]
-    return thread_count(jobs), []
+    cores, count = len(host.allowed_cpus()), thread_count(jobs)
+    return count, [f"--jobs {jobs}: {count} run at a time, one a core"] if jobs > cores else []

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pipnet_edge.errors import USER_ERROR
 from pipnet_edge.output import Output, Table, envelope
 from pipnet_edge.strict import printable
+from pipnet_edge.words import clean
 
 INTERRUPTED = 130
 CLOSED = 128 + signal.SIGPIPE  # what a shell gives for a program that wrote to a pipe nobody read
@@ -33,7 +34,7 @@ def emit(command: str, output: Output, as_json: bool) -> None:
     else:
         for part in output.parts:
             lines = part.split("\n") if isinstance(part, str) else _lines(part)
-            print("\n".join(_cut(_clean(line), LINE) for line in lines))
+            print("\n".join(_cut(clean(line), LINE) for line in lines))
     if output.error:
         print(f"pipnet-edge {command}: {output.error}", file=sys.stderr)
 
@@ -48,11 +49,6 @@ def _lines(table: Table) -> Iterator[str]:
             for column, cell, width in zip(table.columns, row, widths, strict=True)
         )
         yield "  ".join(cells).rstrip()
-
-
-def _clean(line: str) -> str:
-    """The line with "?" for each character that a terminal would act on. (strict.printable also closes up spaces.)"""
-    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def _cut(text: str, most: int) -> str:

@@ -53,6 +53,13 @@ def deep(data: bytes, folder: Path) -> None:
     raise KeyError("planted")
 
 
+# Each parser, and what the harness has to say of it.
+FAULTS = (
+    ("raises", "exception", "KeyError: 'planted'"),
+    ("hangs", "hang", "more than 5 s"),
+    ("dies", "kill", "SIGSEGV"),
+    ("takes", "exception", "MemoryError"),
+)
 TARGETS = (
     *(
         Target(f"planted-{parse.__name__}", parse, _seeds, lambda data: len(data) == 8, (plain.flip,))

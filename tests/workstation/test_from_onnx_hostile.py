@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 import pytest
 
-from pipnet_edge.converters.checkpoint import from_onnx, onnx_file
+from pipnet_edge.converters.checkpoint import from_onnx
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.spec import MOST_LANDMARKS
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -91,7 +92,7 @@ def test_a_child_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("landmarks", [1001, 1000])
 def test_many_landmarks(tmp_path: Path, landmarks: int, tiny_onnx: Write) -> None:
     path = tiny_onnx(tmp_path / "net.onnx", maps=(landmarks,) * 5)
-    if landmarks == onnx_file.MOST_LANDMARKS:
+    if landmarks == MOST_LANDMARKS:
         assert from_onnx.read(path).num_lms == landmarks
     else:
         refused(path, "L is at most 1000")
