@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,14 @@ def _interruptible() -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Rounded weights are cached; neither may a test find what an earlier run left, nor leave anything itself."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _unlimited_process() -> Iterator[None]:
+    """A limit that a test leaves on this process would fail a test of another file, much later."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    yield
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
+from pipnet_edge import confined
 from pipnet_edge.bundle import CONV, GOLDEN, MANIFEST, Bundle, File, Layer, Source, Variant
 from pipnet_edge.decode import map_shapes
 from pipnet_edge.spec import MeanFace, ModelSpec
@@ -33,6 +34,14 @@ def _find_spec(cls, name, path=None, target=None):
     return None if name.partition(".")[0] in absent else _real(name, path, target)
 importlib.machinery.PathFinder.find_spec = classmethod(_find_spec)
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _unlimited() -> Iterator[None]:
+    """A worker limits its own memory for good; a test that does a worker's job in this process goes on after it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(confined, "limit_memory", lambda _: None)
+        yield
 
 
 def golden_arrays(spec: ModelSpec, count: int, seed: int) -> dict[str, NDArray[Any]]:

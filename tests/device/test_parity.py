@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipnet_edge import confined
 from pipnet_edge.benchmarks.accuracy import parity
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.decode import MAP_NAMES, WINNER_NAMES, Decoder, Landmarks, Maps, Winners, map_shapes
@@ -161,12 +160,6 @@ def test_swapped_axes_fail(null_bundle: Bundle, first: str, second: str) -> None
 def within(job: Any, listen: calls.Listen = calls.ignore) -> Any:
     """A worker's job in this process."""
     return list(serve.JOBS[type(job)](job))[-1]
-
-
-@pytest.fixture(autouse=True)
-def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker limits its own memory for good, and this process goes on after the job."""
-    monkeypatch.setattr(confined, "limit_memory", lambda _: None)
 
 
 @pytest.fixture
