@@ -286,7 +286,9 @@ def sensitivity(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['px_without']:.3f}",
             f"{row['flips_without']:.2f}",
             f"{row['px_gain']:+.3f}",
+            f"{100 * row['clipped']:.2f}",
+            "" if row["clipped_calibration"] is None else f"{100 * row['clipped_calibration']:.2f}",
         ]
         for row in rows
     ]
-    return Table([*columns, ">px without", ">flips %", ">px gain"], cells)
+    return Table([*columns, ">px without", ">flips %", ">px gain", ">clipped %", ">calib. %"], cells)

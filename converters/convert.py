@@ -65,7 +65,7 @@ def convert(
         methods = prepare.Options(quantize.ranges, quantize.rounding) if quantize else prepare.Options()
         gathered = faces.gather(quantize, network) if quantize else None
         exported = cores.export(network.net, network.spec, work / "float", simplify, plan.is_sparse)
-        golden.write(folder / GOLDEN, network)
+        golden.write(folder / GOLDEN, network, gathered.calibration.crops if gathered and plan.is_sparse else None)
         bundle_of = partial(
             Bundle,
             spec=network.spec,

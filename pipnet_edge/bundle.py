@@ -2,7 +2,7 @@
 
     manifest.json    version, ModelSpec, source, the network's layers, the files of each variant with sha256 and size,
                      and the fastest way to run the bundle on each machine that it was tuned for
-    golden.npz       crops (n, S, S, 3) uint8 RGB and the float network's maps for them
+    golden.npz       crops (n, S, S, 3) uint8 RGB and the float network's maps for them, and its features' domain
     <variant>/       the runtime's files, for example ncnn-fp32/model.param; and heads.npz if the model has no heads
 
 A bundle is untrusted when read: paths that leave the folder, unknown versions and changed files are refused.
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pipnet_edge import folders, npz, runtimes
 from pipnet_edge import manifest as manifests
 from pipnet_edge.decode import Decoder, Heads, Maps, map_names, map_shapes
+from pipnet_edge.domain import Domain
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.manifest import (
     CONV,
@@ -133,6 +134,14 @@ class Bundle(Manifest):
         # Maps of neighbours, where there are none, are not in the file.
         empty = {name: np.zeros((len(crops), *shape), np.float32) for name, shape in shapes.items() if 0 in shape}
         return crops, Maps(**empty, **arrays)
+
+    def read_domain(self) -> Domain | None:
+        """What calibration saw, from golden.npz; None if there was no calibration, or the network gives no features."""
+        path, ranges = self.golden.verified(self.folder), Form(("C",))
+        if "feature_limit" not in npz.names(path):
+            return None
+        arrays = npz.read(path, {"feature_low": ranges, "feature_high": ranges, "feature_limit": Form((1,))})
+        return Domain(arrays["feature_low"], arrays["feature_high"], float(arrays["feature_limit"][0]))
 
     def damaged(self) -> dict[str, list[str]]:
         """Variant name -> what is wrong with its files; no entry for a whole one. The golden cases are "golden"."""

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,8 +25,10 @@ from numpy.typing import NDArray
 from pipnet_edge import __version__, host, runtimes
 from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.decode import Landmarks
+from pipnet_edge.domain import Domain
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import opened, write
+from pipnet_edge.precisions import PRECISIONS
 from pipnet_edge.words import counted
 from pipnet_edge.worker.call import Call, Listen, Workers, infer
 from pipnet_edge.worker.protocol import Event, Progress
@@ -33,6 +36,15 @@ from pipnet_edge.worker.protocol import Event, Progress
 CHUNK = 128
 
 Item = TypeVar("Item")
+UNKNOWN = -1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a variant gave for n faces. outside: (n,) whether each lies outside what calibration saw, if it tells."""
+
+    landmarks: Landmarks
+    outside: NDArray[np.bool_] | None = None
 
 
 def run(
@@ -43,8 +55,10 @@ def run(
     cache: Path,
     jobs: int,
     progress: Callable[[str, int, int], None],
-) -> dict[str, Landmarks | EdgeError]:
+) -> dict[str, Found | EdgeError]:
     """By variant the landmarks of all faces, normalised to the crop, or why it cannot run.
+
+    The first variant that is not quantized and gives features tells which faces lie outside what calibration saw.
 
     crop: gives the crop (S, S, 3) uint8 RGB of one of the `count` faces. jobs: workers at a time. progress gets the
     faces done and all of them. Raises EdgeError if a face cannot be read, and if the cache cannot be written.
@@ -54,18 +68,22 @@ def run(
     except OSError as e:
         raise EdgeError(f"cannot write into {cache}: {e.strerror}") from e
     chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
-    found: dict[tuple[str, int], Landmarks | EdgeError] = {}
+    found: dict[tuple[str, int], Found | EdgeError] = {}
+    # Features of a quantized variant are clipped, and may be scaled.
+    tells = next((v for v in variants if v.heads and not PRECISIONS[v.precision].is_quantized), None)
+    domain = bundle.read_domain() if tells else None
     meter, over = _Meter(count, len(variants), progress), threading.Event()
 
     with ThreadPoolExecutor(jobs) as pool, Workers() as workers:
 
-        def work(index: int) -> dict[tuple[str, int], Landmarks | EdgeError]:
+        def work(index: int) -> dict[tuple[str, int], Found | EdgeError]:
             pixels = np.stack([crop(face) for face in _until(over, chunks[index])])
             done = {}
             for variant in _until(over, variants):
-                path = cache / f"{_key(variant, pixels)}.landmarks"
+                known = domain if variant is tells else None
+                path = cache / f"{_key(variant, pixels, bundle.golden.sha256 if known else None)}.landmarks"
                 with meter.counts(len(pixels)) as listen:
-                    done[variant.name, index] = _cached(workers.call, bundle, variant, pixels, path, listen)
+                    done[variant.name, index] = _cached(workers.call, bundle, variant, pixels, known, path, listen)
             return done
 
         tasks = [pool.submit(work, index) for index in range(len(chunks))]
@@ -88,18 +106,20 @@ def _until(over: threading.Event, items: Iterable[Item]) -> Iterator[Item]:
         yield item
 
 
-def _joined(parts: Sequence[Landmarks | EdgeError]) -> Landmarks | EdgeError:
+def _joined(parts: Sequence[Found | EdgeError]) -> Found | EdgeError:
     """All chunks as one, or the first error."""
-    whole = []
+    whole, outside = [], []
     for part in parts:
         if isinstance(part, EdgeError):
             return part
-        whole.append(part)
-    return Landmarks(
+        whole.append(part.landmarks)
+        outside += [part.outside] if part.outside is not None else []
+    landmarks = Landmarks(
         np.concatenate([part.points for part in whole]),
         np.concatenate([part.score for part in whole]),
         np.concatenate([part.cell for part in whole]),
     )
+    return Found(landmarks, np.concatenate(outside) if outside else None)
 
 
 class _Meter:
@@ -134,23 +154,36 @@ class _Meter:
 
 
 def _cached(
-    call: Call, bundle: Bundle, variant: Variant, crops: NDArray[np.uint8], path: Path, listen: Listen
-) -> Landmarks | EdgeError:
-    """The landmarks from the cache's file, or else from a worker; the reason if the variant cannot run.
+    call: Call,
+    bundle: Bundle,
+    variant: Variant,
+    crops: NDArray[np.uint8],
+    domain: Domain | None,
+    path: Path,
+    listen: Listen,
+) -> Found | EdgeError:
+    """What is in the cache's file, or else from a worker; the reason if the variant cannot run.
 
     Raises EdgeError if the file cannot be written.
     """
-    shape = len(crops), bundle.spec.num_lms, 4
-    if (table := _kept(path, shape)) is None:
+    # Points, score and cell; with a domain, one row more says in its first place whether the face lies outside.
+    count, rows = len(crops), bundle.spec.num_lms
+    if (table := _kept(path, (count, rows + bool(domain), 4))) is None:
         try:
-            found = infer(call, bundle.folder, variant.name, 1, crops, listen=listen).landmarks
+            found = infer(call, bundle.folder, variant.name, 1, crops, listen=listen)
+            outside = domain.are_outside(found.features) if domain and found.features is not None else UNKNOWN
         except EdgeError as e:
             return e
-        table = np.concatenate([found.points, found.score[..., None], found.cell[..., None]], axis=2, dtype=np.float64)
+        table = np.zeros((count, rows + bool(domain), 4))
+        table[:, :rows, :2] = found.landmarks.points
+        table[:, :rows, 2], table[:, :rows, 3] = found.landmarks.score, found.landmarks.cell
+        table[:, rows:, 0] = np.reshape(outside, (-1, 1))
         content = table.astype("<f8").tobytes()
         write(path, hashlib.sha256(content).digest() + content)
-    points, score, cell = table[..., :2], table[..., 2], table[..., 3]
-    return Landmarks(points.astype(np.float32), score.astype(np.float32), cell.astype(np.intp))
+    points, score, cell = table[:, :rows, :2], table[:, :rows, 2], table[:, :rows, 3]
+    landmarks = Landmarks(points.astype(np.float32), score.astype(np.float32), cell.astype(np.intp))
+    is_told = domain is not None and (table[:, rows, 0] != UNKNOWN).all()
+    return Found(landmarks, table[:, rows, 0] != 0 if is_told else None)
 
 
 def _kept(path: Path, shape: tuple[int, ...]) -> NDArray[np.float64] | None:
@@ -165,10 +198,11 @@ def _kept(path: Path, shape: tuple[int, ...]) -> NDArray[np.float64] | None:
     return table.reshape(shape).astype(np.float64) if np.isfinite(table).all() else None
 
 
-def _key(variant: Variant, crops: NDArray[np.uint8]) -> str:
-    """A hash of what landmarks depend on: crops, files, program, runtime and the CPU's features."""
+def _key(variant: Variant, crops: NDArray[np.uint8], domain: str | None) -> str:
+    """A hash of what is kept: crops, files, program, runtime, the CPU's features, and the sha256 of a domain's file."""
     # A runtime chooses its kernels by the CPU's features, and kernels round differently.
     runs = [__version__, runtimes.installed(variant.runtime), platform.machine(), host.features(), np.__version__]
-    key = hashlib.sha256(json.dumps([runs, [file.sha256 for file in variant.files]]).encode())
+    parts = [runs, [file.sha256 for file in variant.files], *([domain] if domain else ())]
+    key = hashlib.sha256(json.dumps(parts).encode())
     key.update(crops.tobytes())
     return key.hexdigest()[:32]

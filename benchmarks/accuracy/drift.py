@@ -17,13 +17,17 @@ from pipnet_edge.benchmarks.accuracy.labels import Labels
 from pipnet_edge.benchmarks.limits import Limit
 from pipnet_edge.bundle import Bundle, Variant
 from pipnet_edge.decode import Landmarks
+from pipnet_edge.domain import USUAL
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 from pipnet_edge.files import file_sha256
+from pipnet_edge.precisions import PRECISIONS
 from pipnet_edge.preprocess import Rect, cut, read_picture
 from pipnet_edge.spec import ModelSpec
 
 # Networks reach 2 to 8 % on the faces they are made for; labels in another order or of another crop give 20 % and more.
 FITS = 15.0
+# Of fewer faces, chance may have most outside what calibration saw.
+FEWEST = 8
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,43 @@ class Fit:
 
     def to_json(self) -> dict[str, Any]:
         return {"nme": self.nme, "nme_swapped": self.swapped, "fits": self.nme <= FITS}
+
+
+@dataclass(frozen=True)
+class Strangers:
+    """How many of so many faces lie outside what calibration saw."""
+
+    outside: int
+    of: int
+
+    @property
+    def is_warning(self) -> bool:
+        """Whether most faces are strange, which those like the calibration's never were (docs/quantization.md)."""
+        return self.of >= FEWEST and self.outside > self.of / 2
+
+    def notes(self) -> list[str]:
+        if not self.is_warning:
+            return []
+        return [
+            f"warning: {self.outside} of {self.of} faces lie outside what calibration saw (of faces like its own "
+            f"{USUAL:.0%} do), so int8 may lose more on them: convert with faces like these in --calibrate; "
+            "`sensitivity --images` shows which layers clip them"
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"outside": self.outside, "of": self.of, "usual": USUAL, "warning": self.is_warning}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run gives. landmarks: of the reference and of every variant that ran, n faces, normalised to the crop.
+
+    strangers: None if what calibration saw is not known, or if no quantized variant is measured.
+    """
+
+    rows: tuple[Row, ...]
+    landmarks: dict[str, Landmarks]
+    strangers: Strangers | None
 
 
 @dataclass(frozen=True)
@@ -153,15 +194,15 @@ def run(
     cache: Path,
     jobs: int,
     progress: Callable[[str, int, int], None] = lambda *_: None,
-) -> tuple[tuple[Row, ...], dict[str, Landmarks]]:
-    """Rows, and the landmarks of every variant that ran and of the reference (n faces, normalised to the crop).
+) -> Measured:
+    """Measures variants against the reference, which comes first.
 
     progress gets the faces done and all of them. Raises EdgeError when the reference cannot run, and if the cache
     cannot be written. If another variant cannot run, its row says why.
     """
     reference, others = variants
     found = chunks.run(bundle, (reference, *others), faces.crop, len(faces), cache, jobs, progress)
-    landmarks = {name: each for name, each in found.items() if isinstance(each, Landmarks)}
+    landmarks = {name: each.landmarks for name, each in found.items() if isinstance(each, chunks.Found)}
     failures = {name: each for name, each in found.items() if isinstance(each, EdgeError)}
     if reference.name in failures:
         raise failures[reference.name]
@@ -175,7 +216,10 @@ def run(
             rows.append(Row(variant.name, metrics.summarise(sample), mean_face=bundle.spec.mean_face.points))
         except EdgeError as e:
             rows.append(Row(variant.name, failure=str(e)))
-    return tuple(rows), landmarks
+    told = [each.outside for each in found.values() if isinstance(each, chunks.Found) and each.outside is not None]
+    calibrated = any(PRECISIONS[variant.precision].is_quantized for variant in others)
+    strangers = Strangers(int(told[0].sum()), len(faces)) if told and calibrated else None
+    return Measured(tuple(rows), landmarks, strangers)
 
 
 def fit(reference: str, landmarks: Landmarks, spec: ModelSpec, faces: Faces) -> Fit | None:

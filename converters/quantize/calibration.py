@@ -59,16 +59,23 @@ def choose(faces: Sequence[Face], side: int, count: int = COUNT, seed: int = 0) 
     candidates = sorted(set(faces), key=_order)
     if len(candidates) < LEAST:
         raise EdgeError(f"{len(candidates) or 'no'} images to calibrate with; at least {LEAST} are needed")
+    crops, drawn = draw(candidates, side, count, seed)
+    different = len({hashlib.sha256(crop.tobytes()).digest() for crop in crops})
+    if different < LEAST:
+        raise EdgeError(f"{different} of {len(crops)} calibration images differ; at least {LEAST} are needed")
+    images = tuple(file_sha256(path) for path, _ in drawn)
+    return Calibration(crops, drawn, images, len(crops) - different)
+
+
+def draw(faces: Sequence[Face], side: int, count: int, seed: int) -> tuple[NDArray[np.uint8], tuple[Face, ...]]:
+    """(crops (n, side, side, 3) uint8 RGB of `count` faces, drawn and refused as by `choose`; those faces)."""
+    candidates = sorted(set(faces), key=_order)
     drawn = [candidates[i] for i in np.random.default_rng(seed).permutation(len(candidates))[:count]]
     crops = np.empty((len(drawn), side, side, 3), np.uint8)
     for crop, (path, rect) in zip(crops, drawn, strict=True):
         crop[:] = _crop(path, rect, side)
     _check_contrast(crops, [path for path, _ in drawn])
-    different = len({hashlib.sha256(crop.tobytes()).digest() for crop in crops})
-    if different < LEAST:
-        raise EdgeError(f"{different} of {len(crops)} calibration images differ; at least {LEAST} are needed")
-    images = tuple(file_sha256(path) for path, _ in drawn)
-    return Calibration(crops, tuple(drawn), images, len(crops) - different)
+    return crops, tuple(drawn)
 
 
 def split(faces: Sequence[Face], count: int, seed: int) -> tuple[list[Face], list[Face]]:

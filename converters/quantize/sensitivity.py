@@ -42,6 +42,8 @@ class LayerSensitivity:
     in int8. params, macs: its share, 0 to 1, of the weights and of the multiply-adds of all convolutions. px is in
     pixels of the crop, flips in % of all winning cells. alone: this layer is the only one in int8. without: it is the
     only one in float. px_gain: how much px falls when this layer returns to float and all others stay in int8.
+    clipped: the share, 0 to 1, of the layer's float outputs that lie outside the range in which they are stored, which
+    may be meant: a hard swish needs nothing below -3. clipped_calibration: the same over calibration faces, if given.
     """
 
     layer: str
@@ -53,6 +55,8 @@ class LayerSensitivity:
     px_without: float
     flips_without: float
     px_gain: float
+    clipped: float
+    clipped_calibration: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,9 +81,16 @@ def simulate(
 
 
 def measure(
-    float_graph: fx.GraphModule, quantized: Quantized, crops: Crops, progress: Progress = lambda *_: None
+    float_graph: fx.GraphModule,
+    quantized: Quantized,
+    crops: Crops,
+    progress: Progress = lambda *_: None,
+    calibration: Crops | None = None,
 ) -> tuple[LayerSensitivity, ...]:
-    """Every int8 layer's sensitivity on crops (n, S, S, 3) uint8 RGB, in the network's order. See also simulate."""
+    """Every int8 layer's sensitivity on crops (n, S, S, 3) uint8 RGB, in the network's order. See also simulate.
+
+    calibration: crops of the faces that ranges were made from, to compare what is clipped.
+    """
     network = _Network(float_graph, quantized)
     layers, every, none = sorted(network.int8, key=list(network.layers).index), network.int8, frozenset[str]()
     sweeps = {
@@ -105,6 +116,8 @@ def measure(
     truth = _join(landmarks["float", ""])
     drift = {key: _drift(_join(parts), truth, quantized.spec) for key, parts in landmarks.items()}
     weights, products = network.costs(images[0][:1])
+    clipped = network.clipped(images)
+    before = {} if calibration is None else network.clipped(list(_images(calibration, quantized.spec)))
     return tuple(
         LayerSensitivity(
             layer=layer,
@@ -116,6 +129,8 @@ def measure(
             px_without=drift["without", layer][0],
             flips_without=drift["without", layer][1],
             px_gain=drift["int8", ""][0] - drift["without", layer][0],
+            clipped=clipped[layer],
+            clipped_calibration=before.get(layer),
         )
         for layer in layers
     )
@@ -213,6 +228,18 @@ class _Network:
             if node in layers:
                 true = exact.double()
                 yield layers[node], float(true.square().sum()), float((noisy - true).square().sum())
+
+    def clipped(self, images: Sequence[Tensor]) -> dict[str, float]:
+        """The share of each int8 layer's float outputs that lie outside the range in which they are stored."""
+        layers = {self.outputs[name]: name for name in self.int8}
+        outside, total = dict.fromkeys(self.int8, 0), dict.fromkeys(self.int8, 0)
+        for image in images:
+            for node, value in self.walk(frozenset(), image):
+                if node in layers and node.name in self.quantized.ranges:
+                    low, high = self.quantized.ranges[node.name]
+                    outside[layers[node]] += int(((value < min(low, 0.0)) | (value > max(high, 0.0))).sum())
+                    total[layers[node]] += value.numel()
+        return {name: outside[name] / max(total[name], 1) for name in self.int8}
 
     def costs(self, image: Tensor) -> tuple[dict[str, int], dict[str, int]]:
         """The number of weights of each layer, and of its multiply-adds for one image (1, 3, S, S)."""

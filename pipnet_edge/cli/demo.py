@@ -44,7 +44,7 @@ def demo(
         labelled = labels.read_labels(FACES / "labels.txt", FACES, num_lms=bundle.spec.num_lms)
         faces = drift.Faces(labelled, bundle.spec.input_size)
         with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as cache:
-            rows, _ = drift.run(bundle, faces, drift.choose(bundle, (), None), Path(cache), 1, progress.step)
+            rows = drift.run(bundle, faces, drift.choose(bundle, (), None), Path(cache), 1, progress.step).rows
         crops, _ = bundle.read_golden()
         timings = []
         for index, variant in enumerate(bundle.variants):

@@ -62,23 +62,26 @@ def drift(
     progress, cache = render.Progress(), output / "cache"
     try:
         with progress.shown():
-            rows, landmarks = drifts.run(opened, faces, variants, cache, processes, progress.step)
+            measured = drifts.run(opened, faces, variants, cache, processes, progress.step)
     except KeyboardInterrupt:
         error = (
             f"interrupted; chunks of faces that were finished are kept in {cache}, the same command goes on with them"
         )
         return Output({}, code=render.INTERRUPTED, error=error)
     against = variants[0].name
+    rows, landmarks, strangers = measured.rows, measured.landmarks, measured.strangers
     pictures = drawn.draw(opened, faces, against, rows, landmarks, output)
     verdicts = drifts.judged(rows, limits)
     broken = drifts.broken_limits(rows, verdicts)
     fit = drifts.fit(against, landmarks[against], opened.spec, faces)
-    notes = [*(fit.notes() if fit else ()), *cut, *found.notes(), *drifts.overlap_note(faces, opened)]
+    notes = [*(fit.notes() if fit else ()), *(strangers.notes() if strangers else ())]
+    notes += [*cut, *found.notes(), *drifts.overlap_note(faces, opened)]
     note = f"{len(faces)} faces, against {against}; [low, high]: 95 % bootstrap interval over faces"
     return Output(
         {
             "reference": against,
             "labels": fit.to_json() if fit else None,
+            "calibration": strangers.to_json() if strangers else None,
             "notes": notes,
             "rows": [row.to_json() for row in rows],
             "limits": [verdict.to_json() for verdict in verdicts],

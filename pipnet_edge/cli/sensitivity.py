@@ -41,6 +41,9 @@ def sensitivity(
     seed: Seed = 0,
     ranges: Ranges = "mse",
     rounding: Rounding = "sequential",
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of other faces to measure on; then none is held out.")
+    ] = None,
     faces: Annotated[int, typer.Option(min=1, max=64, help="Faces to measure on; the time grows with them.")] = 16,
     output: Annotated[Path, typer.Option("-o", "--output", help="The picture to draw.")] = Path("sensitivity.png"),
 ) -> Output:
@@ -57,10 +60,15 @@ def sensitivity(
     with progress.shown():
         found_faces, notes = faces_in(calibrate, calibrate_labels)
         quantize = converters.Quantize(found_faces, count, seed, ranges, rounding)
-        rows = converters.sensitivities(checkpoint, options, quantize, precision, faces, progress.step)
+        others, more = faces_in(images, None) if images else ({}, [])
+        notes += more
+        rows = converters.sensitivities(checkpoint, options, quantize, precision, faces, progress.step, tuple(others))
     found = [row.to_json() for row in rows]
     draw.write_picture(output, layers.picture(found, f"{checkpoint.name}, {precision}, {counted(faces, 'face')}"))
-    note = "px: mean drift from float in pixels of the crop; alone: only this layer is int8; without: only it is not"
+    note = (
+        "px: mean drift from float in pixels of the crop; alone: only this layer is int8; without: only it is not; "
+        "clipped: outputs beyond the range they are stored in, on these faces and on those of calibration"
+    )
     return Output(
         {"notes": notes, "layers": found, "picture": str(output)},
         (tables.sensitivity(found), "", note, *notes, f"picture  {output}"),

@@ -1,14 +1,15 @@
-"""No runtime at all: replays the bundle's golden maps. The test double for everything above the runtimes."""
+"""No runtime at all: replays golden maps or features. The test double for everything above the runtimes."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import npz
-from pipnet_edge.decode import Maps, map_names
+from pipnet_edge.decode import Output, outputs
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
@@ -22,17 +23,17 @@ def version() -> str:
 
 
 class Session:
-    """Gives the golden maps of a golden crop, even of one that was resized on its way. Refuses any other crop."""
+    """Gives what golden.npz has for a golden crop, even for one that was resized on its way. Refuses any other crop."""
 
     def __init__(self, folder: Path, spec: ModelSpec, precision: str, threads: int) -> None:
-        self._spec, self._names = spec, map_names(spec.num_nb)
         golden = npz.read_all(folder / FILES[0])
-        self._golden = {name: golden[name] for name in ("crops", *self._names)}
+        self._spec, self._crops, self._kind = spec, golden["crops"], outputs(golden, spec)
+        self._golden = {field.name: golden[field.name] for field in fields(self._kind) if field.name in golden}
 
-    def run(self, crop: NDArray[np.uint8]) -> Maps:
-        for index, known in enumerate(self._golden["crops"]):
+    def run(self, crop: NDArray[np.uint8]) -> Output:
+        for index, known in enumerate(self._crops):
             if np.abs(known.astype(np.int16) - crop).mean() <= TOLERANCE:
-                return Maps.from_outputs({name: self._golden[name][index] for name in self._names}, self._spec)
+                return self._kind.from_outputs({name: given[index] for name, given in self._golden.items()}, self._spec)
         raise EdgeError("the null runtime knows only the golden crops, and this crop is none of them")
 
     def close(self) -> None:

@@ -224,12 +224,14 @@ def last_line(stderr: str) -> str:
 class Inference:
     """landmarks and, if asked for, maps with a batch axis; version names the runtime that ran.
 
-    maps are Winners if the network computes its offset heads only at winning cells.
+    maps are Winners if the network computes its offset heads only at winning cells. features: (n, C), the mean of each
+    channel over all cells, if the network gives them.
     """
 
     landmarks: Landmarks
     maps: Maps | Winners | None
     version: str
+    features: NDArray[np.float32] | None = None
 
 
 def infer(
@@ -253,14 +255,17 @@ def infer(
         job = Infer(str(bundle), variant, threads, str(out), str(given), maps, tuple(cpus) or None)
         answer = call(job, listen)
         try:
-            landmarks, found = _given(out, spec, len(crops), maps)
+            landmarks, found, features = _given(out, spec, len(crops), maps)
         except EdgeError as e:
             raise EdgeError(str(e).replace(str(out), "what the worker gave")) from None
-    return Inference(landmarks, found, answer.version)
+    return Inference(landmarks, found, answer.version, features)
 
 
-def _given(path: Path, spec: ModelSpec, count: int, maps: bool) -> tuple[Landmarks, Maps | Winners | None]:
+def _given(
+    path: Path, spec: ModelSpec, count: int, maps: bool
+) -> tuple[Landmarks, Maps | Winners | None, NDArray[np.float32] | None]:
     """What a worker found in `count` crops, from its .npz file. Raises EdgeError for anything else."""
+    held = npz.names(path, LARGEST)
     forms = {
         "points": Form((count, spec.num_lms, 2)),
         "score": Form((count, spec.num_lms)),
@@ -268,9 +273,11 @@ def _given(path: Path, spec: ModelSpec, count: int, maps: bool) -> tuple[Landmar
     }
     kind: type[Maps] | type[Winners] = Maps
     shapes = map_shapes(spec)
-    if maps and "map_offsets" in npz.names(path, LARGEST):
+    if maps and "map_offsets" in held:
         kind, shapes = Winners, winner_shapes(spec)
     asked = {f"map_{name}": Form((count, *shape)) for name, shape in shapes.items()} if maps else {}
+    if "features" in held:
+        asked["features"] = Form((count, "C"))
     arrays = npz.read(path, forms | asked, LARGEST)
     for name, array in arrays.items():
         if not np.isfinite(array).all():
@@ -278,4 +285,5 @@ def _given(path: Path, spec: ModelSpec, count: int, maps: bool) -> tuple[Landmar
     if not ((arrays["cell"] >= 0) & (arrays["cell"] < spec.grid**2)).all():
         raise EdgeError(f"{path}: cell names cells that the map of {spec.grid} x {spec.grid} has not")
     landmarks = Landmarks(arrays["points"], arrays["score"], arrays["cell"])
-    return landmarks, kind(**{name: arrays[f"map_{name}"] for name in shapes}) if maps else None
+    found = kind(**{name: arrays[f"map_{name}"] for name in shapes}) if maps else None
+    return landmarks, found, arrays.get("features")

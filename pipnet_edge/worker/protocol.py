@@ -115,9 +115,9 @@ class Facts(Job[Machine]):
 class Infer(Job[Version]):
     """Landmarks of crops, into the .npz file `out`: points (n, L, 2), score and cell (n, L).
 
-    crops: a .npy file, (n, S, S, 3) uint8; None for the crops of the bundle's golden.npz. maps: write map_score … too,
-    the fields of decode.Maps, or of decode.Winners if the network gives no more. cpus: as host.pin takes them; None for
-    all.
+    If the network gives features: features too (n, C), the mean of each channel over all cells. crops: a .npy file,
+    (n, S, S, 3) uint8; None for the crops of the bundle's golden.npz. maps: write map_score … too, the fields of
+    decode.Maps, or of decode.Winners if the network gives no more. cpus: as host.pin takes them; None for all.
     """
 
     DO, ANSWER = "infer", Version

@@ -70,6 +70,7 @@ def infer(job: Infer) -> Iterator[Event | Version]:
     _keep_to_cpus(job)
     import numpy as np
 
+    from pipnet_edge import domain
     from pipnet_edge.decode import Features
 
     # Only this machine knows how many CPUs it has. More threads are useless, and thousands end it.
@@ -81,6 +82,8 @@ def infer(job: Infer) -> Iterator[Event | Version]:
         maps = session.run(crop)
         landmarks = decode(maps)
         found = {"points": landmarks.points, "score": landmarks.score, "cell": landmarks.cell}
+        if isinstance(maps, Features):
+            found["features"] = domain.means(maps.features)
         if job.maps:
             dense = heads.maps(maps) if heads and isinstance(maps, Features) else maps
             found |= {f"map_{name}": value for name, value in vars(dense).items()}

@@ -33,6 +33,8 @@ def test_every_variant_against_the_first_fp32(measured):
     assert result["labels"]["nme"] == pytest.approx(1.98, abs=0.02)
     assert result["labels"]["fits"] is True
     assert result["notes"] == [f"the NME of onnx-fp32 itself is {result['labels']['nme']:.3f} %"]
+    assert result["calibration"]["of"] == 25
+    assert result["calibration"]["warning"] is False
     rows = {row["variant"]: row["summary"] for row in result["rows"]}
     floats = {f"{runtime}-{precision}" for runtime in ("ncnn", "mnn", "tflite") for precision in ("fp32", "fp16")}
     assert set(rows) == floats | {f"{runtime}-int8" for runtime in ("onnx", "ncnn", "mnn", "tflite")}
@@ -81,7 +83,7 @@ def test_a_variant_that_cannot_run_has_a_row(demo_bundle, tmp_path):
     bundle = bundles.read(folder)
     faces = drift.Faces(labels.image_folder(demo.FACES), 256)
     chosen = drift.choose(bundle, ["mnn-fp16", "ncnn-fp16"], None)
-    rows, _ = drift.run(bundle, faces, chosen, tmp_path / "cache", 2)
+    rows = drift.run(bundle, faces, chosen, tmp_path / "cache", 2).rows
     assert "was changed after it was written" in rows[0].failure
     assert rows[1].summary
     verdicts = drift.judged(rows, [Limit("px_mean", 1)])

@@ -242,6 +242,23 @@ def test_noise_of_a_layer_is_that_of_the_plain_simulation(rows: Rows) -> None:
         assert 15 < found < 60
 
 
+def test_what_is_clipped_is_counted_on_both_kinds_of_faces() -> None:
+    stem, most = EXACT.get_submodule(LAYERS[0]), QUANTIZED.ranges[STEM][1] / 4
+    narrow = replace(QUANTIZED, ranges={**QUANTIZED.ranges, STEM: (0.0, most)})
+
+    def clipped(crops: NDArray[np.uint8]) -> float:
+        with torch.no_grad():
+            return float((stem(normalise(crops, QUANTIZED.spec)) > most).double().mean())
+
+    row = measure(EXACT, narrow, CROPS, calibration=CROPS[:3] // 2)[0]
+    assert row.layer == LAYERS[0]
+    assert row.clipped == pytest.approx(clipped(CROPS), abs=1e-5)
+    assert row.clipped_calibration == pytest.approx(clipped(CROPS[:3] // 2), abs=1e-5)
+    assert 0 < row.clipped < 1
+    assert abs(row.clipped - row.clipped_calibration) > 0.01
+    assert measure(EXACT, narrow, CROPS[:1])[0].clipped_calibration is None
+
+
 def test_shares_of_weights_and_multiply_adds() -> None:
     everything = measure(*prepared(keep_heads=False), CROPS[:2])
     rows = {row.layer: row for row in everything}
@@ -265,7 +282,8 @@ def test_several_chunks_count_every_image_once(rows: Rows) -> None:
     twice = measure(EXACT, QUANTIZED, np.concatenate([CROPS, CROPS]))
     for row, same in zip(rows, twice, strict=True):
         for name, value in row.to_json().items():
-            assert getattr(same, name) == (value if name == "layer" else pytest.approx(value, rel=1e-6, abs=1e-9)), name
+            is_number = isinstance(value, float)
+            assert getattr(same, name) == (pytest.approx(value, rel=1e-6, abs=1e-9) if is_number else value), name
 
 
 def test_progress_counts_to_the_end() -> None:
@@ -305,7 +323,7 @@ def test_decibels_are_finite(signal: float, noise: float) -> None:
 # What LayerSensitivity.to_json gives.
 ROW: dict[str, Any] = {
     **{"layer": "backbone.stem.0", "snr_db": 31.25, "params": 0.1, "macs": 0.25, "px_alone": 0.125, "flips_alone": 0.5},
-    **{"px_without": 0.75, "flips_without": 1.5, "px_gain": 0.0625},
+    **{"px_without": 0.75, "flips_without": 1.5, "px_gain": 0.0625, "clipped": 0.0125, "clipped_calibration": None},
 }
 
 
@@ -315,10 +333,11 @@ def test_rows_go_through_json(rows: Rows) -> None:
 
 
 def test_the_table_has_a_line_for_every_layer(rows: Rows) -> None:
-    table = tables.sensitivity([ROW, *(row.to_json() for row in rows)])
-    assert len(table.rows) == 1 + len(rows)
+    table = tables.sensitivity([ROW, ROW | {"clipped_calibration": 0.005}, *(row.to_json() for row in rows)])
+    assert len(table.rows) == 2 + len(rows)
     assert {len(row) for row in table.rows} == {len(table.columns)}
-    assert table.rows[0] == ["stem.0", "31.2", "10.0", "25.0", "0.125", "0.50", "0.750", "1.50", "+0.062"]
+    first = ["stem.0", "31.2", "10.0", "25.0", "0.125", "0.50", "0.750", "1.50", "+0.062", "1.25"]
+    assert table.rows[:2] == [[*first, ""], [*first, "0.50"]]
 
 
 def made(alone: list[float], gain: list[float]) -> list[dict[str, Any]]:
