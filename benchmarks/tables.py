@@ -286,8 +286,8 @@ def sensitivity(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['px_without']:.3f}",
             f"{row['flips_without']:.2f}",
             f"{row['px_gain']:+.3f}",
-            f"{100 * row['clipped']:.2f}",
-            "" if row["clipped_calibration"] is None else f"{100 * row['clipped_calibration']:.2f}",
+            f"{100 * row['clipped']:.3f}",
+            "" if row["clipped_calibration"] is None else f"{100 * row['clipped_calibration']:.3f}",
         ]
         for row in rows
     ]

@@ -59,7 +59,8 @@ def example() -> bundles.Bundle:
 def golden(data: bytes, folder: Path) -> object:
     """With the hash mended."""
     path = written(folder, "golden.npz", data)
-    return replace(example(), folder=folder, golden=File.of(folder, path)).read_golden()
+    made = replace(example(), folder=folder, golden=File.of(folder, path))
+    return made.read_golden(), made.read_domain()
 
 
 def heads(data: bytes, folder: Path) -> object:

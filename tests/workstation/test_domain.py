@@ -1,4 +1,4 @@
-"""What calibration saw, on real networks and faces: it is kept, every runtime gives it, and other kinds of faces warn."""
+"""What calibration saw, on real networks and faces: it is kept, every runtime gives it, and other faces warn."""
 
 from __future__ import annotations
 

@@ -336,8 +336,8 @@ def test_the_table_has_a_line_for_every_layer(rows: Rows) -> None:
     table = tables.sensitivity([ROW, ROW | {"clipped_calibration": 0.005}, *(row.to_json() for row in rows)])
     assert len(table.rows) == 2 + len(rows)
     assert {len(row) for row in table.rows} == {len(table.columns)}
-    first = ["stem.0", "31.2", "10.0", "25.0", "0.125", "0.50", "0.750", "1.50", "+0.062", "1.25"]
-    assert table.rows[:2] == [[*first, ""], [*first, "0.50"]]
+    first = ["stem.0", "31.2", "10.0", "25.0", "0.125", "0.50", "0.750", "1.50", "+0.062", "1.250"]
+    assert table.rows[:2] == [[*first, ""], [*first, "0.500"]]
 
 
 def made(alone: list[float], gain: list[float]) -> list[dict[str, Any]]:
