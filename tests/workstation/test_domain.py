@@ -26,7 +26,7 @@ def bundle(demo_bundle: Path) -> Bundle:
     return bundles.read(demo_bundle)
 
 
-@pytest.mark.parametrize("variant", ["onnx-fp32", "ncnn-fp32", "mnn-fp32", "onnx-fp16"])
+@pytest.mark.parametrize("variant", ["onnx-fp32", "ncnn-fp32", "mnn-fp32", "ncnn-fp16"])
 def test_every_runtime_gives_what_is_kept(bundle: Bundle, variant: str) -> None:
     kept = bundle.read_domain()
     assert kept
