@@ -81,6 +81,17 @@ def test_sensitivity(tmp_path, say, faces):
     for row in rows:
         assert f"{row['layer'].removeprefix('backbone.')} " in table
         assert row["px_alone"] >= 0
+    # On other faces, and then none of those to calibrate with are held out: 25 are enough.
+    few = ("sensitivity", *NET, "--calibrate", demo.FACES, *QUICK, "--faces", 1, "-o", output, "--json")
+    others = faces(tmp_path / "others", 2)
+    code, out, error = say(*few, "--images", others)
+    assert code == 0, error
+    other = json.loads(out)["result"]["layers"]
+    assert [row["layer"] for row in other] == [row["layer"] for row in rows]
+    assert all(0 <= row["clipped"] < 0.5 for row in other)
+    # Without clipping, nothing of calibration lies beyond the ranges but by rounding.
+    assert all(row["clipped_calibration"] < 1e-3 for row in other)
+    assert sum(row["clipped"] for row in other) > sum(row["clipped_calibration"] for row in other)
 
 
 def test_what_labels_leave_out_is_said(tmp_path, say, faces):

@@ -104,6 +104,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(wrong, say, cache, monkeypatch
     [
         (("--calibrate", demo.FACES), "25 faces; a budget needs at least 80"),
         (("--calibrate", demo.CALIBRATION, "--faces", 24), "24 faces to measure on; 23 of the 117 faces are held"),
+        (("--calibrate", demo.CALIBRATION, "--images", demo.FACES, "--faces", 26), "to measure on; --images has 25"),
+        (("--calibrate", demo.CALIBRATION, "--images", "nowhere"), "there is no image folder nowhere"),
         (("--calibrate", demo.CALIBRATION, "--precision", "w8"), "--precision w8; allowed: int8, int8-full"),
         (("--calibrate", demo.CALIBRATION, "--ranges", "best"), "--ranges best; allowed: "),
         (
