@@ -36,9 +36,9 @@ def test_every_runtime_gives_what_is_kept(bundle: Bundle, variant: str) -> None:
     found = calls.infer(calls.here, bundle.folder, variant, 1, crops).features
     assert found is not None
     seen = Domain.of(found)
-    np.testing.assert_allclose(seen.low, kept.low, atol=2e-3)
-    np.testing.assert_allclose(seen.high, kept.high, atol=2e-3)
-    assert seen.limit == pytest.approx(kept.limit, abs=2e-3)
+    np.testing.assert_allclose(seen.low, kept.low, atol=5e-3)
+    np.testing.assert_allclose(seen.high, kept.high, atol=5e-3)
+    assert seen.limit == pytest.approx(kept.limit, abs=5e-3)
     assert kept.are_outside(found).sum() <= 1
 
 
