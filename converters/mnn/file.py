@@ -29,7 +29,7 @@ DENSE, INT8 = 1, 6
 NET_STORED, NET_OPERATIONS, NET_TENSORS = 1, 3, 7
 INPUTS, MAIN, NAME, OUTPUTS, KIND = 0, 2, 3, 4, 5
 BINARY_ACTIVATION = 2
-CONVOLUTION_COMMON, CONVOLUTION_WEIGHTS = 0, 3
+CONVOLUTION_COMMON, CONVOLUTION_BIAS, CONVOLUTION_WEIGHTS = 0, 2, 3
 KERNEL_X, KERNEL_Y, CHANNELS = 2, 3, 10
 WEIGHTS_PACKED, WEIGHTS_STEPS, WEIGHTS_WAY, WEIGHTS_WIDE = 0, 1, 2, 10
 
@@ -152,6 +152,11 @@ class Table:
         """A list of numbers, empty if it is missing."""
         position = self._position(field)
         return _array(self.data, self._target(position), kind) if position else np.zeros(0, kind)
+
+    def set_array(self, field: int, values: NDArray[Any]) -> None:
+        """Changes a list of numbers that is not missing to as many others of the same kind."""
+        start = self._target(self._position(field)) + 4
+        self.data[start : start + values.nbytes] = values.tobytes()
 
     def table(self, field: int) -> Table:
         """A table that is not missing."""

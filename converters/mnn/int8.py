@@ -9,7 +9,7 @@ A transposed convolution has no int8 form in MNN and stays in float.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ Array = NDArray[np.float32]
 BITS = (0, 8)
 # The largest distance of a weight from its grid, in steps, that still counts as a rounding error.
 ON_GRID = 1e-3
+# Half of what a sum of 32 bits holds: where the sums of a depthwise layer may begin.
+MOST_START = 2**30
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,11 @@ def convert(core: Core, quantized: Quantized, activation_bits: int, folder: Path
     command = [*tool.PYTHON, "-c", fp.CALL, *options, "--compressionParamsFile", str(parameters)]
     tool.run("mnnconvert", command, work, makes=(model,))
     net = file.read(model)
-    file.store(net, _grids(quantized, placed, net) if activation_bits else {})
+    _check(quantized, placed, net)
+    grids = _grids(quantized, placed, net) if activation_bits else {}
+    _fit_depthwise(net, grids)
+    file.store(net, grids)
     model.write_bytes(net.data)
-    _check(quantized, placed, model)
 
 
 def _with_slopes_by_channel(core: Path, work: Path) -> Path:
@@ -187,9 +191,33 @@ def _signed(bounds: Range) -> Grid:
     return step, zero - file.OFFSET
 
 
-def _check(quantized: Quantized, placed: Sequence[Placed], model: Path) -> None:
+def _fit_depthwise(net: Table, grids: Mapping[int, Grid]) -> None:
+    """Changes steps and biases of int8 depthwise layers to those with which MNN's sums come out right.
+
+    A sum begins at the bias and the output's zero point, as multiples of input step times weight step, each cut to a
+    whole number (CPUConvolution.cpp). If a channel's weights are almost zero, these exceed 32 bits: it gets a larger
+    step, with which its weights still change nothing. Cutting is wrong by half a multiple on average, always towards
+    zero: biases are moved to where the sum of both comes out rounded.
+    """
+    for layer in file.convolutions(net).values():
+        main, read, written = layer.table.table(file.MAIN), grids.get(layer.reads[0]), grids.get(layer.writes[0])
+        if layer.kind != file.DEPTHWISE or not main.has(file.CONVOLUTION_WEIGHTS) or read is None or written is None:
+            continue
+        weights, (step, _), (out_step, zero) = main.table(file.CONVOLUTION_WEIGHTS), read, written
+        bias = main.array(file.CONVOLUTION_BIAS, "<f4").astype(np.float64)
+        least = (np.abs(bias) + abs(zero) * out_step) / (step * MOST_START)
+        steps = np.maximum(weights.array(file.WEIGHTS_STEPS, "<f4"), least).astype(np.float32)
+        unit = step * steps.astype(np.float64)
+        # In 32 bits, as MNN computes it.
+        cut_zero = np.trunc(np.float32(zero) / (steps * (np.float32(step) / np.float32(out_step))))
+        whole = np.rint((bias + zero * out_step) / unit) - cut_zero
+        weights.set_array(file.WEIGHTS_STEPS, steps)
+        main.set_array(file.CONVOLUTION_BIAS, ((whole + 0.5 * np.sign(whole)) * unit).astype(np.float32))
+
+
+def _check(quantized: Quantized, placed: Sequence[Placed], net: Table) -> None:
     """Raises EdgeError unless exactly these layers of the file have int8 weights, equal to the network's."""
-    found = file.int8_layers(file.read(model))
+    found = file.int8_layers(net)
     for layer in placed:
         steps = weight_steps(_weight(quantized, layer))
         exact = _weight(quantized, layer) / steps
