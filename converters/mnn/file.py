@@ -23,7 +23,7 @@ Grid = tuple[float, int]
 OFFSET = 128
 
 # Kinds of operations, a way to keep weights (eight bits each), and a kind of tensor.
-BINARY, CONVOLUTION, DEPTHWISE, POOLING = 7, 12, 13, 47
+BINARY, CONVOLUTION, DEPTHWISE, POOLING, GLOBAL_POOLING = 7, 12, 13, 47, 112
 DENSE, INT8 = 1, 6
 # Numbers of fields.
 NET_STORED, NET_OPERATIONS, NET_TENSORS = 1, 3, 7

@@ -167,7 +167,7 @@ def _grids(quantized: Quantized, placed: Sequence[Placed], net: Table) -> dict[i
             grids[layers[layer.tensor].reads[0]] = _signed(quantized.ranges[sources[layer.layer]])
             grids[layers[layer.tensor].writes[0]] = _signed(written)
     for operation in file.operations(net):
-        if operation.kind == file.POOLING:
+        if operation.kind in (file.POOLING, file.GLOBAL_POOLING):
             _pool_in_float(grids, operation.reads[0], operation.writes[0])
         if operation.kind == file.BINARY and grids.keys() >= {*operation.reads, *operation.writes}:
             # MNN's ReLU after an int8 sum clips at the integer 0 and ignores the zero point (CPUBinaryInt8.cpp). The
