@@ -88,17 +88,34 @@ def int8_layers(net: Table) -> dict[str, Int8]:
     }
 
 
+def change(operation: Operation, layer: Int8, bias: NDArray[np.float32]) -> None:
+    """Gives a convolution with int8 weights others, in the same shapes."""
+    main = operation.table.table(MAIN)
+    stored = main.table(CONVOLUTION_WEIGHTS)
+    packed = stored.array(WEIGHTS_PACKED, np.uint8)
+    packed[_first_weight(operation, packed) :] = (layer.weights.ravel().astype(np.int16) + OFFSET).astype(np.uint8)
+    stored.set_array(WEIGHTS_PACKED, packed)
+    stored.set_array(WEIGHTS_STEPS, layer.steps)
+    main.set_array(CONVOLUTION_BIAS, bias)
+
+
 def _unpack(operation: Operation) -> Int8:
     layer = operation.table.table(MAIN)
     common, stored = layer.table(CONVOLUTION_COMMON), layer.table(CONVOLUTION_WEIGHTS)
-    # The bytes count from -128. Before them are their shape and the table of all 256 values; a 0 stands for 256.
     packed = stored.array(WEIGHTS_PACKED, np.uint8)
+    # The bytes count from -128.
+    weights = (packed[_first_weight(operation, packed) :].astype(np.int16) - OFFSET).astype(np.int8)
+    shape = (common.number(CHANNELS), -1, common.number(KERNEL_Y, 1), common.number(KERNEL_X, 1))
+    return Int8(weights.reshape(shape), stored.array(WEIGHTS_STEPS, "<f4"))
+
+
+def _first_weight(operation: Operation, packed: NDArray[np.uint8]) -> int:
+    # Before the weights are their shape and the table of all 256 values; a 0 stands for 256.
+    stored = operation.table.table(MAIN).table(CONVOLUTION_WEIGHTS)
     head = 1 + int(packed[0]) * (4 if stored.flag(WEIGHTS_WIDE) else 2)
     if stored.number(WEIGHTS_WAY) != DENSE or packed[head] != 0:
         raise EdgeError(f"the weights of {operation.name} in an MNN file are not packed as one byte each", code=3)
-    weights = (packed[head + 257 :].astype(np.int16) - OFFSET).astype(np.int8)
-    shape = (common.number(CHANNELS), -1, common.number(KERNEL_Y, 1), common.number(KERNEL_X, 1))
-    return Int8(weights.reshape(shape), stored.array(WEIGHTS_STEPS, "<f4"))
+    return head + 257
 
 
 def store(net: Table, grids: Mapping[int, Grid]) -> None:
@@ -154,7 +171,7 @@ class Table:
         return _array(self.data, self._target(position), kind) if position else np.zeros(0, kind)
 
     def set_array(self, field: int, values: NDArray[Any]) -> None:
-        """Changes a list of numbers that is not missing to as many others of the same kind."""
+        """Changes a list of numbers that is not missing to as many others of its kind."""
         start = self._target(self._position(field)) + 4
         self.data[start : start + values.nbytes] = values.tobytes()
 

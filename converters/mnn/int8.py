@@ -35,8 +35,9 @@ Array = NDArray[np.float32]
 BITS = (0, 8)
 # The largest distance of a weight from its grid, in steps, that still counts as a rounding error.
 ON_GRID = 1e-3
-# Half of what a sum of 32 bits holds: where the sums of a depthwise layer may begin.
-MOST_START = 2**30
+# Sums of depthwise layers have 32 bits. They may begin at half of what these hold, in steps of LEAST_STEP or more: MNN
+# takes that for every smaller weight step.
+MOST_START, LEAST_STEP = 2**30, 1e-6
 
 
 @dataclass(frozen=True)
@@ -192,27 +193,32 @@ def _signed(bounds: Range) -> Grid:
 
 
 def _fit_depthwise(net: Table, grids: Mapping[int, Grid]) -> None:
-    """Changes steps and biases of int8 depthwise layers to those with which MNN's sums come out right.
+    """Changes int8 depthwise layers so that MNN's sums come out as they should.
 
     A sum begins at the bias and the output's zero point, as multiples of input step times weight step, each cut to a
-    whole number (CPUConvolution.cpp). If a channel's weights are almost zero, these exceed 32 bits: it gets a larger
-    step, with which its weights still change nothing. Cutting is wrong by half a multiple on average, always towards
-    zero: biases are moved to where the sum of both comes out rounded.
+    whole number (CPUConvolution.cpp). If a channel's weights are almost zero, so is the step, and the multiples exceed
+    32 bits: the channel gets a larger step. Cutting errs by half a multiple on average, always towards zero: the bias
+    is moved to where the sum of both comes out rounded.
     """
-    for layer in file.convolutions(net).values():
-        main, read, written = layer.table.table(file.MAIN), grids.get(layer.reads[0]), grids.get(layer.writes[0])
-        if layer.kind != file.DEPTHWISE or not main.has(file.CONVOLUTION_WEIGHTS) or read is None or written is None:
+    layers = file.convolutions(net)
+    for tensor, layer in file.int8_layers(net).items():
+        operation = layers[tensor]
+        read, written = grids.get(operation.reads[0]), grids.get(operation.writes[0])
+        if operation.kind != file.DEPTHWISE or read is None or written is None:
             continue
-        weights, (step, _), (out_step, zero) = main.table(file.CONVOLUTION_WEIGHTS), read, written
-        bias = main.array(file.CONVOLUTION_BIAS, "<f4").astype(np.float64)
+        (step, _), (out_step, zero) = read, written
+        bias = operation.table.table(file.MAIN).array(file.CONVOLUTION_BIAS, "<f4").astype(np.float64)
         least = (np.abs(bias) + abs(zero) * out_step) / (step * MOST_START)
-        steps = np.maximum(weights.array(file.WEIGHTS_STEPS, "<f4"), least).astype(np.float32)
+        # Any step would do for a channel of zeros: the least makes its bias exact.
+        used = np.where(layer.weights.any((1, 2, 3)), layer.steps, 0)
+        steps = np.maximum(used, np.maximum(least, LEAST_STEP)).astype(np.float32)
+        weights = np.rint(layer.weights * (layer.steps / steps)[:, None, None, None]).astype(np.int8)
         unit = step * steps.astype(np.float64)
         # In 32 bits, as MNN computes it.
         cut_zero = np.trunc(np.float32(zero) / (steps * (np.float32(step) / np.float32(out_step))))
         whole = np.rint((bias + zero * out_step) / unit) - cut_zero
-        weights.set_array(file.WEIGHTS_STEPS, steps)
-        main.set_array(file.CONVOLUTION_BIAS, ((whole + 0.5 * np.sign(whole)) * unit).astype(np.float32))
+        bias = (whole + 0.5 * np.sign(whole)) * unit
+        file.change(operation, file.Int8(weights, steps), bias.astype(np.float32))
 
 
 def _check(quantized: Quantized, placed: Sequence[Placed], net: Table) -> None:
