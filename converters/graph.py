@@ -90,6 +90,11 @@ def transposed(graph: fx.GraphModule) -> frozenset[str]:
     return frozenset(name for name, node in layers if isinstance(module(graph, node), nn.ConvTranspose2d))
 
 
+def depthwise(graph: fx.GraphModule) -> frozenset[str]:
+    """The convolutions in groups, as many as channels or fewer."""
+    return frozenset(name for name in convolutions(graph) if graph.get_submodule(name).groups != 1)
+
+
 def heads(graph: fx.GraphModule) -> frozenset[str]:
     """The convolutions that no other convolution follows."""
     layers = convolutions(graph)

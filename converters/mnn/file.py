@@ -23,13 +23,13 @@ Grid = tuple[float, int]
 OFFSET = 128
 
 # Kinds of operations, a way to keep weights (eight bits each), and a kind of tensor.
-BINARY, CONVOLUTION, DEPTHWISE, POOLING = 7, 12, 13, 47
+BINARY, CONVOLUTION, DEPTHWISE, POOLING, GLOBAL_POOLING = 7, 12, 13, 47, 112
 DENSE, INT8 = 1, 6
 # Numbers of fields.
 NET_STORED, NET_OPERATIONS, NET_TENSORS = 1, 3, 7
 INPUTS, MAIN, NAME, OUTPUTS, KIND = 0, 2, 3, 4, 5
 BINARY_ACTIVATION = 2
-CONVOLUTION_COMMON, CONVOLUTION_WEIGHTS = 0, 3
+CONVOLUTION_COMMON, CONVOLUTION_BIAS, CONVOLUTION_WEIGHTS = 0, 2, 3
 KERNEL_X, KERNEL_Y, CHANNELS = 2, 3, 10
 WEIGHTS_PACKED, WEIGHTS_STEPS, WEIGHTS_WAY, WEIGHTS_WIDE = 0, 1, 2, 10
 
@@ -88,17 +88,34 @@ def int8_layers(net: Table) -> dict[str, Int8]:
     }
 
 
+def change(operation: Operation, layer: Int8, bias: NDArray[np.float32]) -> None:
+    """Gives a convolution with int8 weights others, in the same shapes."""
+    main = operation.table.table(MAIN)
+    stored = main.table(CONVOLUTION_WEIGHTS)
+    packed = stored.array(WEIGHTS_PACKED, np.uint8)
+    packed[_first_weight(operation, packed) :] = (layer.weights.ravel().astype(np.int16) + OFFSET).astype(np.uint8)
+    stored.set_array(WEIGHTS_PACKED, packed)
+    stored.set_array(WEIGHTS_STEPS, layer.steps)
+    main.set_array(CONVOLUTION_BIAS, bias)
+
+
 def _unpack(operation: Operation) -> Int8:
     layer = operation.table.table(MAIN)
     common, stored = layer.table(CONVOLUTION_COMMON), layer.table(CONVOLUTION_WEIGHTS)
-    # The bytes count from -128. Before them are their shape and the table of all 256 values; a 0 stands for 256.
     packed = stored.array(WEIGHTS_PACKED, np.uint8)
+    # The bytes count from -128.
+    weights = (packed[_first_weight(operation, packed) :].astype(np.int16) - OFFSET).astype(np.int8)
+    shape = (common.number(CHANNELS), -1, common.number(KERNEL_Y, 1), common.number(KERNEL_X, 1))
+    return Int8(weights.reshape(shape), stored.array(WEIGHTS_STEPS, "<f4"))
+
+
+def _first_weight(operation: Operation, packed: NDArray[np.uint8]) -> int:
+    # Before the weights are their shape and the table of all 256 values; a 0 stands for 256.
+    stored = operation.table.table(MAIN).table(CONVOLUTION_WEIGHTS)
     head = 1 + int(packed[0]) * (4 if stored.flag(WEIGHTS_WIDE) else 2)
     if stored.number(WEIGHTS_WAY) != DENSE or packed[head] != 0:
         raise EdgeError(f"the weights of {operation.name} in an MNN file are not packed as one byte each", code=3)
-    weights = (packed[head + 257 :].astype(np.int16) - OFFSET).astype(np.int8)
-    shape = (common.number(CHANNELS), -1, common.number(KERNEL_Y, 1), common.number(KERNEL_X, 1))
-    return Int8(weights.reshape(shape), stored.array(WEIGHTS_STEPS, "<f4"))
+    return head + 257
 
 
 def store(net: Table, grids: Mapping[int, Grid]) -> None:
@@ -152,6 +169,11 @@ class Table:
         """A list of numbers, empty if it is missing."""
         position = self._position(field)
         return _array(self.data, self._target(position), kind) if position else np.zeros(0, kind)
+
+    def set_array(self, field: int, values: NDArray[Any]) -> None:
+        """Changes a list of numbers that is not missing to as many others of its kind."""
+        start = self._target(self._position(field)) + 4
+        self.data[start : start + values.nbytes] = values.tobytes()
 
     def table(self, field: int) -> Table:
         """A table that is not missing."""

@@ -9,7 +9,7 @@ A transposed convolution has no int8 form in MNN and stays in float.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ Array = NDArray[np.float32]
 BITS = (0, 8)
 # The largest distance of a weight from its grid, in steps, that still counts as a rounding error.
 ON_GRID = 1e-3
+# Sums of depthwise layers have 32 bits. They may begin at half of what these hold, in steps of LEAST_STEP or more: MNN
+# takes that for every smaller weight step.
+MOST_START, LEAST_STEP = 2**30, 1e-6
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,11 @@ def convert(core: Core, quantized: Quantized, activation_bits: int, folder: Path
     command = [*tool.PYTHON, "-c", fp.CALL, *options, "--compressionParamsFile", str(parameters)]
     tool.run("mnnconvert", command, work, makes=(model,))
     net = file.read(model)
-    file.store(net, _grids(quantized, placed, net) if activation_bits else {})
+    _check(quantized, placed, net)
+    grids = _grids(quantized, placed, net) if activation_bits else {}
+    _fit_depthwise(net, grids)
+    file.store(net, grids)
     model.write_bytes(net.data)
-    _check(quantized, placed, model)
 
 
 def _with_slopes_by_channel(core: Path, work: Path) -> Path:
@@ -163,7 +168,7 @@ def _grids(quantized: Quantized, placed: Sequence[Placed], net: Table) -> dict[i
             grids[layers[layer.tensor].reads[0]] = _signed(quantized.ranges[sources[layer.layer]])
             grids[layers[layer.tensor].writes[0]] = _signed(written)
     for operation in file.operations(net):
-        if operation.kind == file.POOLING:
+        if operation.kind in (file.POOLING, file.GLOBAL_POOLING):
             _pool_in_float(grids, operation.reads[0], operation.writes[0])
         if operation.kind == file.BINARY and grids.keys() >= {*operation.reads, *operation.writes}:
             # MNN's ReLU after an int8 sum clips at the integer 0 and ignores the zero point (CPUBinaryInt8.cpp). The
@@ -187,9 +192,38 @@ def _signed(bounds: Range) -> Grid:
     return step, zero - file.OFFSET
 
 
-def _check(quantized: Quantized, placed: Sequence[Placed], model: Path) -> None:
+def _fit_depthwise(net: Table, grids: Mapping[int, Grid]) -> None:
+    """Changes int8 depthwise layers so that MNN's sums come out as they should.
+
+    A sum begins at the bias and the output's zero point, as multiples of input step times weight step, each cut to a
+    whole number (CPUConvolution.cpp). If a channel's weights are almost zero, so is the step, and the multiples exceed
+    32 bits: the channel gets a larger step. Cutting errs by half a multiple on average, always towards zero: the bias
+    is moved to where the sum of both comes out rounded.
+    """
+    layers = file.convolutions(net)
+    for tensor, layer in file.int8_layers(net).items():
+        operation = layers[tensor]
+        read, written = grids.get(operation.reads[0]), grids.get(operation.writes[0])
+        if operation.kind != file.DEPTHWISE or read is None or written is None:
+            continue
+        (step, _), (out_step, zero) = read, written
+        bias = operation.table.table(file.MAIN).array(file.CONVOLUTION_BIAS, "<f4").astype(np.float64)
+        least = (np.abs(bias) + abs(zero) * out_step) / (step * MOST_START)
+        # Any step would do for a channel of zeros: the least makes its bias exact.
+        used = np.where(layer.weights.any((1, 2, 3)), layer.steps, 0)
+        steps = np.maximum(used, np.maximum(least, LEAST_STEP)).astype(np.float32)
+        weights = np.rint(layer.weights * (layer.steps / steps)[:, None, None, None]).astype(np.int8)
+        unit = step * steps.astype(np.float64)
+        # In 32 bits, as MNN computes it.
+        cut_zero = np.trunc(np.float32(zero) / (steps * (np.float32(step) / np.float32(out_step))))
+        whole = np.rint((bias + zero * out_step) / unit) - cut_zero
+        bias = (whole + 0.5 * np.sign(whole)) * unit
+        file.change(operation, file.Int8(weights, steps), bias.astype(np.float32))
+
+
+def _check(quantized: Quantized, placed: Sequence[Placed], net: Table) -> None:
     """Raises EdgeError unless exactly these layers of the file have int8 weights, equal to the network's."""
-    found = file.int8_layers(file.read(model))
+    found = file.int8_layers(net)
     for layer in placed:
         steps = weight_steps(_weight(quantized, layer))
         exact = _weight(quantized, layer) / steps

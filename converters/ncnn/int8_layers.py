@@ -10,6 +10,7 @@ ncnn has no zero point, so a blob that is never negative wastes half of the rang
 *centring*: a constant is subtracted from such a blob. The layers that make the blob subtract the constant from their
 bias. The layers that read it add the constant times the sum of their weights to their bias, and pad with minus the
 constant. This is exact, also at the borders, and costs nothing: saturation at ±127 even replaces the ReLU.
+Behind a hard swish or a product, which cannot subtract, a layer of its own does it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ Range = float | tuple[float, float]
 LIMIT = 127
 HUGE = 3e38  # stands for infinity in a .param file
 TINY = 1e-30
+# A layer that only subtracts a constant passes over memory once more. It is worth that from this share of a finer step.
+WORTH = 0.25
 # Parameter 8 of an int8 layer with float output. It is 100 more with int8 output; an InnerProduct cannot have that.
 INT8_KINDS = {"Convolution": "2", "ConvolutionDepthWise": "1", "InnerProduct": "2"}
 REQUANTIZING = frozenset({"Convolution", "ConvolutionDepthWise"})
@@ -110,7 +113,7 @@ def quantize(
         grid = _centred(*limits[sharing[0]])
         wanted = centre and len({limits[name] for name in sharing}) == 1
         unsafe = winograd and any(_may_overflow(model[name], rounded[name]) for name in sharing)
-        if wanted and not unsafe and shifts.apply(blob, grid.shift):
+        if wanted and not unsafe and (shifts.apply(blob, grid.shift) or shifts.subtract(blob, grid)):
             grids |= dict.fromkeys(sharing, grid)
         else:
             grids |= {name: Grid(LIMIT / max(-limits[name][0], limits[name][1])) for name in sharing}
@@ -120,7 +123,8 @@ def quantize(
     for layer in model.layers:
         after = shift.get(layer.outputs[0], 0.0)
         if layer.kind in WEIGHTS:
-            before = shift.get(model.origin(layer.inputs[0]), 0.0)
+            source = model.origin(layer.inputs[0])
+            before = shifts.subtracted.get(source, shift.get(source, 0.0))
             if layer.name in grids:
                 next_grid = _next_grid(model, layer, grids)
                 new = _int8(layer, rounded[layer.name], grids[layer.name], next_grid, before, after, winograd)
@@ -130,9 +134,18 @@ def quantize(
         elif after and (bounds := _bounds(layer)):
             text = {key: number(end - after) for key, end in enumerate(bounds) if math.isfinite(end)}
             layers.append(replace(layer, kind="Clip", params=text))
+        elif layer.outputs[0] in shifts.subtracted:
+            layers += _subtracting(layer, shifts.subtracted[layer.outputs[0]])
         else:
             layers.append(layer)
     return Model(tuple(layers))
+
+
+def _subtracting(layer: Layer, shift: float) -> tuple[Layer, Layer]:
+    """A layer, and one behind it that subtracts a constant and takes its output's name."""
+    (blob,) = layer.outputs
+    whole, params = f"{blob}_whole", {0: "0", 1: "1", 2: number(-shift)}
+    return replace(layer, outputs=(whole,)), Layer("BinaryOp", f"{layer.name}_shift", (whole,), (blob,), params)
 
 
 def _limits(model: Model, layer: Layer, ranges: Mapping[str, Range], centre: bool) -> tuple[float, float]:
@@ -219,6 +232,8 @@ class _Shifts:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._of: dict[str, float] = {}
+        # Of the blobs that get a layer for it.
+        self.subtracted: dict[str, float] = {}
 
     def apply(self, blob: str, shift: float) -> bool:
         """Shifts a blob if all layers that make and read it can make up for that; else changes nothing."""
@@ -232,6 +247,14 @@ class _Shifts:
                 return False
         self._of |= dict.fromkeys(chain, shift)
         return True
+
+    def subtract(self, blob: str, grid: Grid) -> bool:
+        """Has a blob shifted by a layer of its own if that is worth it and all that read it can make up for it."""
+        maker, worth = self._model.maker(blob), abs(grid.shift) * grid.scale > WORTH * LIMIT
+        able = worth and maker.inputs and maker.kind not in WEIGHTS and not self._model.is_output(blob)
+        if able and all(reader.kind in INT8_KINDS for reader in self._model.readers(blob)):
+            self.subtracted[blob] = grid.shift
+        return blob in self.subtracted
 
     def settled(self) -> dict[str, float]:
         """All shifts: the applied ones, and those of the layers that make up for them before additions."""

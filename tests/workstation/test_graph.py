@@ -69,11 +69,11 @@ def test_points_maps_and_inputs_of_the_tiny_network(tiny_net: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "layers", "gates", "transposed"),
-    [(MBV2, 57, 0, 0), (MBV3, 67, 16, 0), (RESNET, 26, 0, 1)],
+    ("case", "layers", "gates", "transposed", "depthwise"),
+    [(MBV2, 57, 0, 0, 17), (MBV3, 67, 16, 0, 15), (RESNET, 26, 0, 1, 0)],
 )
 def test_kinds_of_layers(
-    graph_of: Callable[[str], fx.GraphModule], case: str, layers: int, gates: int, transposed: int
+    graph_of: Callable[[str], fx.GraphModule], case: str, layers: int, gates: int, transposed: int, depthwise: int
 ) -> None:
     graph = graph_of(case)
     assert len(graphs.convolutions(graph)) == layers
@@ -82,6 +82,7 @@ def test_kinds_of_layers(
     assert len(found) == gates
     assert all(".excite." in name for name in found)
     assert graphs.transposed(graph) == ({"backbone.deconv1"} if transposed else set())
+    assert len(graphs.depthwise(graph)) == depthwise
     assert set(graphs.maps(graph)) == {name.replace(".", "_") for name in HEADS}
     assert not graphs.maps(graph).keys() & graphs.points(graph).keys()
 

@@ -129,7 +129,7 @@ def compute(layer: Layer, inputs: list[Values]) -> Values:
     """One layer's output, as float64 or, if it hands on int8, int64; inputs in int64 are int8 values."""
     x = inputs[0]
     if layer.kind == "BinaryOp":
-        return x * inputs[1][:, None, None] if layer.integer(0) else x + inputs[1]
+        return x * inputs[1][:, None, None] if layer.integer(0) else x + (*inputs[1:], *layer.floats(2))[0]
     if layer.kind in ("ReLU", "Clip"):
         return np.clip(x, (*layer.floats(0), 0.0)[0], (*layer.floats(1), np.inf)[0])
     if layer.kind == "Pooling":
