@@ -100,7 +100,7 @@ def _distance(value: Array, reference: Array) -> float:
         return math.inf
     largest = max(float(np.abs(value).max()), float(np.abs(reference).max()), 1e-9)
     distance = min(float(np.abs(layout - reference).max()) for layout in layouts) / largest
-    return distance if distance == distance else math.inf
+    return math.inf if math.isnan(distance) else distance
 
 
 def _assert_clear(node: str, distance: float, others: Mapping[str, float]) -> None:
