@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from torch import nn
 
 from pipnet_edge.converters.checkpoint.network import normalise
 from pipnet_edge.converters.graph import trace
+from pipnet_edge.converters.onnx import int8
 from pipnet_edge.converters.quantize import match
 from pipnet_edge.converters.quantize.scheme import Quantized
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
@@ -67,6 +70,29 @@ def test_two_float_programs_that_amplify_rounding_are_matched() -> None:
     nodes = {"activation": np.maximum(value, 0), "layer": value}
     tensors = {name: node + 5e-3 * error for name, node in nodes.items()}
     assert match.match(tensors, nodes) == {"activation": "activation", "layer": "layer"}
+
+
+def test_a_network_whose_sums_cancel_is_matched_with_onnx_runtimes_tensors(
+    tmp_path: Path, tiny_spec: ModelSpec, quiet: None
+) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 32, 1), nn.Conv2d(32, 32, 3), nn.ReLU6()]
+    net = nn.Sequential(*layers).requires_grad_(False).eval()
+    # Far from zero, and the layer after brings it back: float32 keeps few digits of what is in between.
+    away, back = layers[2], layers[3]
+    away.bias += 1e4 * torch.randn(32).sign()
+    back.bias -= (back.weight.sum((2, 3)).double() @ away.bias.double()).float()
+    face = normalise(match.face(64)[None], tiny_spec)
+    torch.onnx.export(net, (face,), str(tmp_path / "net.onnx"), input_names=["image"], dynamo=False)
+    tensors = int8._outputs(onnx.load(tmp_path / "net.onnx"), face.numpy())
+    # In float64, so that the error does not depend on the order in which torch sums up here.
+    graph = trace(net).double()
+    exact = match.values(graph, face.double(), {node.name for node in graph.graph.nodes})
+    nodes = {name: value.astype(np.float32) for name, value in exact.items()}
+    found = match.match(tensors, nodes)
+    assert list(found.values()) == ["input_1", "_0", "_1", "_2", "_3", "_4"]
+    worst = max(match._distance(tensors[name][0], nodes[node]) for name, node in found.items())
+    assert 1e-3 < worst < match.FAR
 
 
 def test_a_tensor_is_left_out_if_another_is_nearer_to_its_node() -> None:
