@@ -19,7 +19,6 @@ from pipnet_edge.converters.quantize.calibration import Calibration
 from pipnet_edge.converters.quantize.prepare import Options, Prepared, prepare
 from pipnet_edge.converters.quantize.scheme import stored
 from pipnet_edge.converters.tflite import int8 as tflite
-from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,17 +64,9 @@ def test_every_runtime_gives_what_the_simulation_gives(
     assert distance(run_int8(runtime, folder, given.spec, crops), simulated) < 0.06
 
 
-def test_no_step_is_finer_than_the_quantizers_next_to_coarser_ones() -> None:
-    steps = np.array([1e-13, 1e-11, 1e-3], np.float32)
-    np.testing.assert_array_equal(tflite._steps_that_fit(steps), np.maximum(steps, np.float32(tflite.FINEST)))
-
-
-def test_a_layer_of_nothing_but_tiny_weights_is_refused(prepared: Prepared, tmp_path: Path) -> None:
-    """Its steps are not coarsened: there is no other channel beside which its values would be nothing."""
-    rounded = cores.Cores(prepared, tmp_path, True, False).keeping(frozenset(), False)
-    layer: Any = rounded.given.graph.get_submodule(DEPTHWISE)
-    layer.weight.data *= 1e-9
-    layer.bias.data *= 1e-9
-    (tmp_path / "int8").mkdir()
-    with pytest.raises(EdgeError, match=f"other weights for {DEPTHWISE} than the network"):
-        tflite.convert(rounded.core, rounded.given, 8, tmp_path / "int8")
+@pytest.mark.parametrize(("coarsest", "changes"), [(1e-3, True), (1e-9, False)])
+def test_steps_are_as_coarse_as_the_quantizers_only_beside_coarser_ones(coarsest: float, changes: bool) -> None:
+    """If a layer has nothing but tiny weights, they matter."""
+    steps = np.array([1e-13, 1e-11, coarsest], np.float32)
+    changed = np.maximum(steps, np.float32(tflite.FINEST))
+    np.testing.assert_array_equal(tflite._steps_that_fit(steps), changed if changes else steps)
