@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipnet_edge.converters import cores, variants
 from pipnet_edge.converters.checkpoint.network import Network
+from pipnet_edge.converters.graph import trace, transposed
 from pipnet_edge.converters.plan import Plan
-from pipnet_edge.converters.quantize import prepare
+from pipnet_edge.converters.quantize import equalise, ranges, rounding, scheme
 from pipnet_edge.converters.quantize.calibration import Calibration
+from pipnet_edge.converters.quantize.prepare import Options, Prepared
 from pipnet_edge.converters.recipe import recipes
 
 FACES = 8  # to take ranges from: any do that are not all zero
@@ -23,7 +27,7 @@ FACES = 8  # to take ranges from: any do that are not all zero
 def rehearse(
     network: Network,
     faces: Calibration,
-    methods: prepare.Options,
+    methods: Options,
     plan: Plan,
     folder: Path,
     simplify: bool,
@@ -36,11 +40,19 @@ def rehearse(
     if methods.rounding == "nearest":
         return
     folder.mkdir()
-    few = Calibration(faces.crops[:FACES], faces.faces[:FACES], faces.images[:FACES], 0)
-    quick = replace(methods, ranges="minmax", rounding="nearest")
-    networks = cores.Cores(prepare.prepare(network, few, quick), folder, simplify, plan.is_sparse)
+    networks = cores.Cores(_quickly_prepared(network, faces.crops[:FACES]), folder, simplify, plan.is_sparse)
     for destination, precision in plan.variants:
         if precision in recipes():
             progress(f"{destination}-{precision}")
-            variants.quantized(networks, quick, destination, precision, folder)
+            variants.quantized(networks, methods, destination, precision, folder)
     shutil.rmtree(folder)
+
+
+def _quickly_prepared(network: Network, crops: NDArray[np.uint8]) -> Prepared:
+    """As prepare.prepare, but in a few seconds, and not kept in the cache."""
+    graph = trace(network.net)
+    equalise.equalise(graph, network.spec, crops)
+    spec = scheme.pixel_lattice(graph, network.spec)
+    found = ranges.observe(graph, spec, crops, "minmax")
+    scheme.fit_biases(graph, found)
+    return Prepared(graph, rounding.nearest(graph, transposed(graph)), spec, found)
