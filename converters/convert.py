@@ -50,7 +50,7 @@ def convert(
     with replacing(out) as folder, _full_disks_named(folder, out), _temporary_in(folder.parent / "work") as work:
         step("load", 0, total)
         # These import torch, which takes long. A wrong command line is refused before that.
-        from pipnet_edge.converters import cores, faces, golden, variants
+        from pipnet_edge.converters import cores, faces, golden, rehearsal, variants
         from pipnet_edge.converters.checkpoint import layers
         from pipnet_edge.converters.checkpoint import read as checkpoints
         from pipnet_edge.converters.quantize import prepare
@@ -77,6 +77,8 @@ def convert(
 
         rounded = None
         if gathered:
+            rehearsed = partial(_rehearsed, step, 2, total)
+            rehearsal.rehearse(network, gathered.calibration, methods, plan, work / "rehearsal", simplify, rehearsed)
             prepared = prepare.prepare(network, gathered.calibration, methods, partial(_counted, step, 2, total))
             networks = cores.Cores(prepared, work, simplify, plan.is_sparse)
             rounded = _Rounded(partial(variants.quantized, networks, methods), gathered.jury, Ranking(prepared))
@@ -163,6 +165,10 @@ def _say(step: Step, variant: str, index: int, total: int, what: str, part: str 
 def _counted(step: Step, index: int, total: int, what: str, done: int, of: int) -> None:
     """What `prepare` does, and how far it is."""
     step(what, index, total, f"{done} of {of} {'layers' if what.startswith('round ') else 'faces'}")
+
+
+def _rehearsed(step: Step, index: int, total: int, variant: str) -> None:
+    step(f"{variant}: rehearse", index, total)
 
 
 def _source(path: Path, parameters: int, core: Core) -> Source:

@@ -23,7 +23,7 @@ from pipnet_edge.converters import tool as child
 from pipnet_edge.converters.core import Core
 from pipnet_edge.converters.graph import convolutions, heads, module, readers_of
 from pipnet_edge.converters.quantize import match
-from pipnet_edge.converters.quantize.scheme import LEVELS, Quantized, Range, grid, weight_steps
+from pipnet_edge.converters.quantize.scheme import Quantized, Range, grid, weight_steps
 from pipnet_edge.converters.tflite import fp, rewrites
 from pipnet_edge.converters.tflite.editor import dump, load
 from pipnet_edge.converters.tflite.file import Operation, bias, out_first, read, weights
@@ -54,6 +54,11 @@ ALTERED = (torch.nn.Hardsigmoid, torch.nn.Hardtanh)
 MARGIN = 1.5
 # The quantizer allows 2**31; this leaves room for rounding.
 MOST_BIAS = 0.999 * 2**31
+MOST = 127  # the largest whole number of a weight
+# The quantizer's finest step of a weight: it takes every range for 1e-9 at least.
+FINEST = 1e-9 / MOST
+# A channel may be held on that step if the layer's coarsest step is so many times as large.
+HIDDEN = 2**16
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +115,7 @@ def _layers(operations: list[Operation], quantized: Quantized) -> dict[str, Laye
         layer: Any = module(quantized.graph, node)
         transposed = isinstance(layer, torch.nn.ConvTranspose2d)
         weight, steps = layer.weight, weight_steps(layer.weight, transposed).flatten()
-        left[name] = ((weight.transpose(0, 1) if transposed else weight).numpy(), steps.numpy())
+        left[name] = ((weight.transpose(0, 1) if transposed else weight).numpy(), _steps_that_fit(steps.numpy()))
     found = {}
     for operation, tensor in weights(operations):
         same = [name for name, (weight, _) in left.items() if np.array_equal(weight, out_first(operation, tensor))]
@@ -118,6 +123,14 @@ def _layers(operations: list[Operation], quantized: Quantized) -> dict[str, Laye
             raise EdgeError(f"litert-torch changed the weights of {operation.output.name}", CHECK_FAILED)
         found[operation.output.name] = Layer(same[0], *left.pop(same[0]), bias(operation).values)
     return found
+
+
+def _steps_that_fit(steps: Array) -> Array:
+    """The steps of a layer's channels, none finer than the quantizer's finest if that changes no output.
+
+    A channel whose weights were all zero in training has them just large enough for its bias: nothing next to others.
+    """
+    return np.maximum(steps, np.float32(FINEST)) if steps.max() >= HIDDEN * FINEST else steps
 
 
 def _observe(single: Path, quantized: Quantized) -> tuple[dict[str, Array], dict[str, str]]:
@@ -237,7 +250,7 @@ def _weight_ranges(operations: list[Operation], layers: Mapping[str, Layer]) -> 
     found = {}
     for operation, tensor in weights(operations):
         shape = [-1 if d == operation.channel_axis else 1 for d in range(4)]
-        bound = (LEVELS * layers[operation.output.name].steps).reshape(shape)
+        bound = (MOST * layers[operation.output.name].steps).reshape(shape)
         found[tensor.name] = ((-bound).tolist(), bound.tolist())
     return found
 
