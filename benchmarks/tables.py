@@ -92,7 +92,9 @@ def quantization(bundle: Bundle) -> list[str]:
         kept = Counter(how.kept.values())
         reasons = ", ".join(f"{number} {reason}" for reason, number in kept.items())
         line = f"{variant.name}: ranges {how.ranges}, rounding {how.rounding}; in float: {reasons or 'nothing'}"
-        if spent := how.budget:
+        if (spent := how.budget) and not spent.layers:
+            line += f". Drifts {_budget_columns(spent)[0][1]} on {spent.images} faces (limit {spent.limit})"
+        elif spent:
             drift, ms, size = ("{} -> {}".format(*pair) for pair in _budget_columns(spent))
             line += f". Within {spent.limit} on {spent.images} faces: {drift}, {ms}, {size}"
         lines.append(line)

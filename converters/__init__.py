@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipnet_edge.converters.convert import convert
-from pipnet_edge.converters.plan import HEADS, Judge, Plan, Quantize, Step, Verify
+from pipnet_edge.converters.plan import HEADS, Judge, Lost, Plan, Quantize, Step, Verify
 from pipnet_edge.converters.sensitivities import sensitivities
 
-__all__ = ["HEADS", "Judge", "Plan", "Quantize", "Step", "Verify", "convert", "sensitivities"]
+__all__ = ["HEADS", "Judge", "Lost", "Plan", "Quantize", "Step", "Verify", "convert", "sensitivities"]

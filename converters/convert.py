@@ -6,14 +6,15 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipnet_edge.bundle import GOLDEN, Budget, Bundle, Calibration, File, Source, Variant, replacing
-from pipnet_edge.converters.plan import Plan, Quantize, Step, Verify
+from pipnet_edge.converters.losses import Losses, is_full, verified
+from pipnet_edge.converters.plan import Lost, Plan, Quantize, Step, Verify
 from pipnet_edge.converters.recipe import recipes
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import file_sha256
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from pipnet_edge.converters.core import Core
     from pipnet_edge.converters.faces import Faces, Jury
     from pipnet_edge.converters.within_budget import Ranking
+
+
+def _raised(name: str, error: EdgeError) -> None:
+    raise EdgeError(f"{name}: {error}", error.code) from error
 
 
 def convert(
@@ -35,12 +40,15 @@ def convert(
     simplify: bool = True,
     quantize: Quantize | None = None,
     note: Callable[[str], None] = lambda _: None,
+    lost: Lost = _raised,
 ) -> Bundle:
     """Makes a bundle at `out` from a checkpoint or five-map ONNX file.
 
-    `verify` gets the written bundle and returns each variant's parity for the manifest. It raises if a variant fails.
-    After this or any other failure, nothing new is at `out`, and an older bundle there stays. `step` is told what is
-    done, `note` what reading the source left aside or took for granted.
+    `verify` gets the written bundle and returns each variant's parity for the manifest, or why it fails. `lost` is told
+    of each variant that cannot be made, drifts over the budget or fails; if it does not raise that, as it does by
+    default, the bundle holds the others. Raises EdgeError (code 3) if there are none, or no fp32 one among them though
+    some were asked for. After any failure, nothing new is at `out`, and an older bundle there stays. `step` is told
+    what is done, `note` what reading the source left aside or took for granted.
     """
     if plan.quantizes and not quantize:
         raise EdgeError("quantized variants need faces to calibrate with: give a folder of them with --calibrate")
@@ -50,6 +58,8 @@ def convert(
     with replacing(out) as folder, _full_disks_named(folder, out), _temporary_in(folder.parent / "work") as work:
         step("load", 0, total)
         # These import torch, which takes long. A wrong command line is refused before that.
+        import torch
+
         from pipnet_edge.converters import cores, faces, golden, rehearsal, variants
         from pipnet_edge.converters.checkpoint import layers
         from pipnet_edge.converters.checkpoint import read as checkpoints
@@ -65,7 +75,8 @@ def convert(
         methods = prepare.Options(quantize.ranges, quantize.rounding) if quantize else prepare.Options()
         gathered = faces.gather(quantize, network) if quantize else None
         exported = cores.export(network.net, network.spec, work / "float", simplify, plan.is_sparse)
-        golden.write(folder / GOLDEN, network, gathered.calibration.crops if gathered and plan.is_sparse else None)
+        seen = gathered.calibration.crops if gathered and plan.is_sparse else None
+        golden.write(folder / GOLDEN, network, seen)
         bundle_of = partial(
             Bundle,
             spec=network.spec,
@@ -83,22 +94,25 @@ def convert(
             networks = cores.Cores(prepared, work, simplify, plan.is_sparse)
             rounded = _Rounded(partial(variants.quantized, networks, methods), gathered.jury, Ranking(prepared))
 
-        made = []
+        losses, made = Losses(plan, folder, lost), list[Variant]()
         for index, (destination, precision) in enumerate(plan.variants, 2 + plan.quantizes):
             name = f"{destination}-{precision}"
             step(name, index, total)
-            if rounded and precision in recipes():
-                say = partial(_say, step, name, index, total)
-                made.append(_quantized(rounded, destination, precision, bundle_of, folder, work, say))
-            else:
-                made.append(variants.of_float(exported, destination, precision, folder))
-        bundle = bundle_of(folder=folder, variants=tuple(made))
-        bundle.write_manifest()
+            with losses.told(name):
+                if rounded and precision in recipes():
+                    say = partial(_say, step, name, index, total)
+                    made.append(_quantized(rounded, destination, precision, bundle_of, folder, work, say))
+                else:
+                    made.append(variants.of_float(exported, destination, precision, folder))
+        losses.check(made)
+
+        def arbitrate() -> File:
+            step("parity with float64", total - 1, total)
+            golden.write(folder / GOLDEN, network, seen, torch.float64)
+            return File.of(folder, folder / GOLDEN)
 
         step("parity", total - 1, total)
-        measured = verify(bundle)
-        bundle = replace(bundle, variants=tuple(replace(v, parity=measured[v.name]) for v in bundle.variants))
-        bundle.write_manifest()
+        bundle = verified(bundle_of(folder=folder, variants=tuple(made)), verify, arbitrate, losses)
     return replace(bundle, folder=out)
 
 
@@ -143,7 +157,9 @@ def _quantized(
     def measured(bundle: Bundle) -> Mapping[str, float]:
         return jury.verdict(bundle, lambda done, of: say("drift", f"{done} of {of} faces"))
 
-    order = rounded.ranking.of(precision, jury.crops, lambda what, done, of: say(what, f"{done} of {of} runs"))
+    def order() -> Sequence[str]:
+        return rounded.ranking.of(precision, jury.crops, lambda what, done, of: say(what, f"{done} of {of} runs"))
+
     first, best = within_budget(order, make, measured, jury.budget, lambda what, *_: say(what))
     (without,), (made,) = first.bundle.variants, best.bundle.variants
     shutil.move(best.bundle.folder / made.name, folder / made.name)
@@ -206,7 +222,7 @@ def _full_disks_named(folder: Path, out: Path) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        free = shutil.disk_usage(folder).free
-        if free < 1 << 20:
+        if is_full(folder):
+            free = shutil.disk_usage(folder).free
             raise EdgeError(f"no space left on the disk of {out.absolute().parent} ({free} bytes free)") from e
         raise

@@ -12,7 +12,7 @@ from pipnet_edge.converters import sparse
 from pipnet_edge.converters.core import Core
 from pipnet_edge.converters.quantize.prepare import Prepared
 from pipnet_edge.converters.quantize.scheme import Quantized
-from pipnet_edge.decode import FEATURE_NAMES, Heads, map_names
+from pipnet_edge.decode import Heads
 from pipnet_edge.spec import ModelSpec
 
 
@@ -62,4 +62,4 @@ class Cores:
 
 def _exported(net: nn.Module, spec: ModelSpec, folder: Path, simplify: bool, heads: Heads | None) -> Core:
     folder.mkdir()
-    return exporter.export(net, spec, folder, simplify, FEATURE_NAMES if heads else map_names(spec.num_nb))
+    return exporter.export(net, spec, folder, simplify, heads)

@@ -22,7 +22,7 @@ from pipnet_edge.errors import EdgeError
 class Jury:
     """It says whether variants stay within a budget.
 
-    crops: (n, S, S, 3) uint8 RGB, faces that are not used for calibration. reference: the float network's landmarks for
+    crops: (n, S, S, 3) uint8 RGB, faces that nothing is calibrated with. reference: the float network's landmarks for
     them. truth: their labels (n, L, 2), normalised to the crop; None if the budget does not need them.
     """
 

@@ -25,14 +25,22 @@ COUNT = 4
 MOST = 128
 
 
-def write(path: Path, network: Network, calibration: NDArray[np.uint8] | None = None) -> None:
+def faces(side: int) -> NDArray[np.uint8]:
+    """The crops (n, side, side, 3) uint8 RGB."""
+    pictures = [read_picture(face) for face in sorted(FACES.glob("*.jpg"))[:COUNT]]
+    return np.stack([cut(p, Rect.whole(p), side) for p in pictures])
+
+
+def write(
+    path: Path, network: Network, calibration: NDArray[np.uint8] | None = None, kind: torch.dtype = torch.float32
+) -> None:
     """Writes golden.npz: crops (n, S, S, 3) uint8 RGB and the torch network's maps, five or three, batch axis first.
 
     calibration: crops of at least LEAST faces, for networks that give features: then their Domain is written too.
+    kind: what torch computes in. Float64 is the arbiter where float32 engines differ.
     """
-    pictures = [read_picture(face) for face in sorted(FACES.glob("*.jpg"))[:COUNT]]
-    crops = np.stack([cut(p, Rect.whole(p), network.spec.input_size) for p in pictures])
-    maps = maps_of(network, crops)
+    crops = faces(network.spec.input_size)
+    maps = maps_of(network, crops, kind)
     arrays: Any = {name: getattr(maps, name) for name in map_names(network.spec.num_nb)}
     if calibration is not None and len(calibration) >= LEAST:
         seen = domain_of(network, calibration[:MOST])

@@ -19,7 +19,9 @@ from pipnet_edge.precisions import PRECISIONS
 
 # Gets how many faces are done, and of how many.
 Count = Callable[[int, int], None]
-Verify = Callable[[Bundle], Mapping[str, Parity]]
+Verify = Callable[[Bundle], Mapping[str, Parity | EdgeError]]
+# Gets a variant's name, and why the bundle will not have it.
+Lost = Callable[[str, EdgeError], None]
 # Gets a bundle, a variant's name, crops, the float network's landmarks for them, and labels (n, L, 2) or None; returns
 # drift as "px" and, with labels, "nme" (see budget.Budget), and the milliseconds a crop takes as "ms".
 Judge = Callable[[Bundle, str, NDArray[np.uint8], Landmarks, NDArray[np.float64] | None, Count], Mapping[str, float]]

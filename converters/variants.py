@@ -9,9 +9,10 @@ from pathlib import Path
 from pipnet_edge.bundle import File, Quantization, Variant
 from pipnet_edge.converters import destination as destinations
 from pipnet_edge.converters.cores import Cores, Exported
-from pipnet_edge.converters.graph import depthwise
+from pipnet_edge.converters.graph import convolutions, depthwise
 from pipnet_edge.converters.quantize.prepare import Options
 from pipnet_edge.converters.recipe import recipes
+from pipnet_edge.errors import CHECK_FAILED, EdgeError
 from pipnet_edge.runtimes import RUNTIMES
 
 
@@ -32,6 +33,7 @@ def quantized(
     """Makes a quantized variant, by the recipe of its precision, in the bundle at `folder`.
 
     methods: how the networks were rounded. kept: layers that stay in float for a budget, in addition to the recipe's.
+    Raises EdgeError (code 3) if no layer is left.
     """
     to, recipe, prepared = destinations.find(destination), recipes()[precision], networks.prepared
     own_folder = folder / f"{destination}-{precision}"
@@ -44,6 +46,8 @@ def quantized(
     inside = prepared.kinds(("heads",)) if is_sparse and to.heads_inside else {}
     # Heads inside the model have int8 weights, but no map is stored in 8 bits: only that would cost accuracy.
     reasons = {name: reason for name, reason in reasons.items() if name not in inside}
+    if not convolutions(prepared.float_).keys() - reasons.keys():
+        raise EdgeError(f"all of its layers stay in float, so it would be {precision} by name only", CHECK_FAILED)
     network = networks.keeping(frozenset(reasons), is_sparse)
     given = replace(network.given, keep=network.given.keep | inside.keys())
     to.int8(network.core, given, recipe.activations, own_folder)

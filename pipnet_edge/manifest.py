@@ -153,11 +153,11 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Budget:
-    """What it took to keep a variant's drift within a limit such as "0.5px".
+    """How far a variant drifts, and what it took to keep that within a limit such as "0.5px".
 
-    layers: those put back to float, the most sensitive first. drift (in the limit's unit), milliseconds (crop to
-    landmarks, one thread, on the machine that converted) and size in bytes: each without and with these layers in
-    float. images: how many faces drift was measured on; none is a calibration face.
+    layers: those put back to float, the most sensitive first; none if the limit was kept without. drift (in the
+    limit's unit), milliseconds (crop to landmarks, one thread, on the machine that converted) and size in bytes: each
+    without and with these layers in float. images: how many faces drift was measured on; none is a calibration face.
     """
 
     limit: str

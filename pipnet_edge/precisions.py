@@ -19,6 +19,15 @@ class Limit:
     px_max: float
     flips: float
 
+    def broken(self, px_mean: float, px_max: float, flips: float) -> list[str]:
+        """What is over the limit, with the limit. NaN is over every limit."""
+        values = (
+            (px_mean, self.px_mean, "px between landmarks on average"),
+            (px_max, self.px_max, "px at the worst landmark"),
+            (flips, self.flips, "of the landmarks in another cell"),
+        )
+        return [f"{value:.3g} {what} (limit {most:g})" for value, most, what in values if not value <= most]
+
 
 # fp16 keeps 11 bits. Half-precision weights move the landmarks of a trained MobileNetV2 by 0.02 px on average, and
 # half-precision arithmetic as well (ncnn on a Cortex-A76) moves them by 0.10. If two cells almost tie, the winner can

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipnet_edge.agreement import settled
 from pipnet_edge.bundle import Bundle, Parity, Variant
 from pipnet_edge.decode import MAP_NAMES, Decoder, Landmarks, Maps, Winners
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
@@ -61,7 +62,7 @@ def check(
 
     Each picture is one crop, resized as a whole. call: where the variants run. most: at most this many crops. A variant
     that cannot run, crashes or gives NaN has a failed row. A variant that was not named has a skipped row if its
-    runtime is not installed there.
+    runtime is not installed there. A winning cell that ties in the reference's own maps is no other.
     """
     variants = [bundle.variant(name) for name in names] or list(bundle.variants)
     installed = () if names and not images else call(Facts()).runtimes
@@ -80,7 +81,7 @@ def check(
         crops, maps = bundle.read_golden()
         crops, maps = crops[:most], Maps(**{name: getattr(maps, name)[:most] for name in MAP_NAMES})
         reference, landmarks = "torch", Decoder(bundle.spec)(maps)
-    rows = []
+    decoder, rows = Decoder(bundle.spec), []
     for index, variant in enumerate(variants):
         progress(variant.name, index, len(variants))
         row = Row(variant.name, reference, len(crops), bundle.spec.num_lms)
@@ -94,7 +95,9 @@ def check(
             continue
         assert maps is not None
         assert ran.maps is not None
-        rows.append(compare(variant, row, bundle.spec.input_size, (landmarks, maps), (ran.landmarks, ran.maps)))
+        # The winners of a sparse reference have only their own cells.
+        wanted = settled(decoder, maps, landmarks, ran.landmarks.cell) if isinstance(maps, Maps) else landmarks
+        rows.append(compare(variant, row, bundle.spec.input_size, (wanted, maps), (ran.landmarks, ran.maps)))
     return tuple(rows)
 
 
@@ -147,26 +150,19 @@ def _broken_limit(row: Row, limit: Limit) -> str | None:
     assert row.px_mean is not None
     assert row.px_max is not None
     assert row.flips is not None
-    values = (
-        (row.px_mean, limit.px_mean, "px between landmarks on average"),
-        (row.px_max, limit.px_max, "px at the worst landmark"),
-        (row.flips / (row.images * row.landmarks), limit.flips, "of the landmarks in another cell"),
-    )
-    # Written so that NaN breaks the limit.
-    broken = [f"{value:.3g} {what} (limit {most:g})" for value, most, what in values if not value <= most]
+    broken = limit.broken(row.px_mean, row.px_max, row.flips / (row.images * row.landmarks))
     if not broken:
         return None
     return f"{', '.join(broken)}; worst map {row.worst_map}, off by {row.maps[row.worst_map][0]:.3g}"
 
 
-def verify(bundle: Bundle) -> dict[str, Parity]:
-    """Each variant's parity for the manifest of a bundle that is being made. Raises EdgeError when one fails."""
-    rows = check(bundle, [variant.name for variant in bundle.variants])
-    failed = first_failure(rows)
-    if failed:
-        raise failed
-    measured = {}
-    for row in rows:
+def verify(bundle: Bundle) -> dict[str, Parity | EdgeError]:
+    """Each variant's parity for the manifest of a bundle that is being made, or why it fails (exit code 3)."""
+    measured: dict[str, Parity | EdgeError] = {}
+    for row in check(bundle, [variant.name for variant in bundle.variants]):
+        if row.failure:
+            measured[row.variant] = EdgeError(row.failure, CHECK_FAILED)
+            continue
         assert row.px_mean is not None
         assert row.px_max is not None
         assert row.flips is not None

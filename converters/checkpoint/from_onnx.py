@@ -6,6 +6,7 @@ node by node as a torch.fx module with real convolution layers, and compared wit
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from pipnet_edge.errors import CHECK_FAILED, EdgeError
 
 Array = NDArray[np.float32]
 SECONDS, SECONDS_PER_BYTE = 60.0, 0.5e-6  # what reading may take, and more for large networks
+# ONNX Runtime may be off by so many times as much as torch is in float32. Their sums have different orders.
+AS_ROUNDED = 10
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,16 @@ def _answer(path: Path, folder: Path, input_size: int | None, outputs: Sequence[
 
 
 def _verify(net: nn.Module, sample: Array, maps: dict[str, Array], tolerance: float) -> None:
-    """Raises EdgeError if a map is not what ONNX Runtime computed."""
-    for (name, want), got in zip(maps.items(), (m.numpy() for m in net(torch.from_numpy(sample))), strict=True):
+    """Raises EdgeError if a map is not what ONNX Runtime computed, or as near to it as float32 allows this network."""
+    image, exact = torch.from_numpy(sample), list[Array]()
+    for index, ((name, want), got) in enumerate(zip(maps.items(), (m.numpy() for m in net(image)), strict=True)):
         allowed = tolerance * float(np.abs(want).max())
         difference = float(np.abs(want - got).max()) if want.shape == got.shape else float("inf")
+        if allowed < difference < float("inf"):
+            # A network may amplify rounding. In float64, torch says how much of the difference is that.
+            exact = exact or [m.numpy() for m in copy.deepcopy(net).double()(image.double())]
+            allowed = max(allowed, AS_ROUNDED * float(np.abs(got - exact[index]).max()))
+            difference = float(np.abs(want - exact[index]).max())
         if not difference <= allowed:  # NaN fails too
             raise EdgeError(
                 f"output {name!r} differs by {difference:.3g} between torch and ONNX Runtime; allowed: {allowed:.3g}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,11 +31,15 @@ def normalise(crops: NDArray[np.uint8], spec: ModelSpec) -> torch.Tensor:
     return (scaled - mean) / std
 
 
-def maps_of(network: Network, crops: NDArray[np.uint8]) -> Maps:
-    """The torch network's maps for crops (n, S, S, 3) uint8 RGB, batch axis first."""
+def maps_of(network: Network, crops: NDArray[np.uint8], kind: torch.dtype = torch.float32) -> Maps:
+    """The torch network's maps for crops (n, S, S, 3) uint8 RGB, batch axis first; float32, computed in this kind.
+
+    float64 takes seconds a crop, since torch has no fast depthwise convolution for it.
+    """
     spec, each = network.spec, []
+    net = network.net if kind == torch.float32 else copy.deepcopy(network.net).to(kind)
     with torch.no_grad():
-        for image in normalise(crops, spec):
-            outputs = dict(zip(map_names(spec.num_nb), (m.numpy() for m in network.net(image[None])), strict=True))
+        for image in normalise(crops, spec).to(kind):
+            outputs = dict(zip(map_names(spec.num_nb), (m.numpy() for m in net(image[None])), strict=True))
             each.append(Maps.from_outputs(outputs, spec))
     return Maps(**{name: np.stack([getattr(maps, name) for maps in each]) for name in MAP_NAMES})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ Progress = Callable[[str, int, int], None]
 
 METRICS = ("px", "nme")
 MEASUREMENTS = 10
+NONE = "none"
+# The least share of the multiply-adds that stays in int8. With less, a variant would be int8 by name only.
+LEAST_INT8 = 0.5
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,20 @@ class Budget:
         return f"{self.limit:g}{self.metric}"
 
 
-def parse(text: str) -> Budget:
-    """A Budget from a number and a metric, "0.5px" or "0.02nme". Raises EdgeError for anything else."""
+USUAL = Budget("px", 0.5)
+
+
+def parse(text: str) -> Budget | None:
+    """A Budget from a number and a metric, "0.5px" or "0.02nme", or None from "none". Raises EdgeError otherwise."""
+    if text.strip().lower() == NONE:
+        return None
     found = re.fullmatch(
         rf"\s*((?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)\s*({'|'.join(METRICS)})\s*", text, re.ASCII | re.IGNORECASE
     )
     limit = float(found[1]) if found else math.inf
     if not found or not math.isfinite(limit):
         raise EdgeError(
-            f"--max-drift {text!r:.60}; allowed: a number and {' or '.join(METRICS)}, as in 0.5px or 0.02nme"
+            f"--max-drift {text!r:.60}; allowed: a number and {' or '.join(METRICS)}, as in 0.5px or 0.02nme; or {NONE}"
         )
     return Budget(found[2].lower(), limit)
 
@@ -56,6 +64,19 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def affordable(order: Sequence[str], macs: Mapping[str, float]) -> tuple[str, ...]:
+    """The first of these layers, as many as leave LEAST_INT8 of all their multiply-adds in int8.
+
+    macs: each layer's multiply-adds, in any unit.
+    """
+    left = total = sum(macs[name] for name in order)
+    for index, name in enumerate(order):
+        left -= macs[name]
+        if left < LEAST_INT8 * total:
+            return tuple(order[:index])
+    return tuple(order)
 
 
 def search(

@@ -17,6 +17,8 @@ from pipnet_edge.preprocess import Rect, cut, read_picture
 COUNT = 256
 LEAST = 16
 HELD = 64
+# So many faces are needed for some of them to be a jury: a fifth of these are as many as calibration needs.
+JUDGED = 5 * LEAST
 # A crop shows nothing if each of its channels spans fewer grey levels than this: the rest is a camera's noise.
 CONTRAST = 8
 
@@ -79,16 +81,19 @@ def draw(faces: Sequence[Face], side: int, count: int, seed: int) -> tuple[NDArr
 
 
 def split(faces: Sequence[Face], count: int, seed: int) -> tuple[list[Face], list[Face]]:
-    """(at most `count` faces for calibration, other faces to judge the result): a fifth of all judge, 64 at most.
+    """(faces from which `choose` draws `count` to calibrate with, others to judge the result by, 64 at most).
 
-    Raises EdgeError if fewer than 16 faces would judge.
+    What calibration leaves over judges. If that is fewer than 16, a fifth of all judges and is not calibrated with.
+    Raises EdgeError for fewer than 80 faces.
     """
     candidates = sorted(set(faces), key=_order)
-    held = min(HELD, len(candidates) // 5)
-    if held < LEAST:
-        raise EdgeError(f"{len(candidates)} faces; a budget needs at least {5 * LEAST}, a fifth of them to judge by")
+    if len(candidates) < JUDGED:
+        raise EdgeError(f"{len(candidates)} faces; a budget needs at least {JUDGED}, a fifth of them to judge by")
     drawn = [candidates[i] for i in np.random.default_rng(seed).permutation(len(candidates))]
-    return drawn[held:][:count], drawn[:held]
+    if len(drawn) - count >= LEAST:
+        return drawn, drawn[count:][:HELD]
+    held = min(HELD, len(drawn) // 5)
+    return drawn[held:], drawn[:held]
 
 
 def _order(face: Face) -> tuple[str, tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,7 @@ from pipnet_edge.cli.options import (
     normalization,
     output_names,
 )
-from pipnet_edge.errors import EdgeError
+from pipnet_edge.errors import CHECK_FAILED, EdgeError
 from pipnet_edge.output import Output
 
 
@@ -63,8 +64,8 @@ def convert(
     max_drift: Annotated[
         str | None,
         typer.Option(
-            help="The most a quantized variant may drift, on a fifth of the calibration faces that is held out: 0.5px, "
-            "0.02nme. Layers go back to float until it does."
+            help="The most a quantized variant may drift on faces it is not calibrated with: 0.5px (if there are at "
+            "least 80 faces), 0.02nme, none. Layers go back to float until it does."
         ),
     ] = None,
     input_size: Annotated[
@@ -89,6 +90,7 @@ def convert(
     from pipnet_edge.benchmarks.accuracy import parity
     from pipnet_edge.benchmarks.judge import judge
     from pipnet_edge.converters.quantize import budget as budgets
+    from pipnet_edge.converters.quantize import calibration
 
     # Checked before torch is imported: nobody has to wait for torch to see a typing error.
     if precision is None:
@@ -105,7 +107,7 @@ def convert(
             raise EdgeError(f"{option} {value} says nothing without --calibrate FOLDER")
     chosen = normalization(mean, std)
     count = calibration_count(calibrate_count)
-    budget = budgets.parse(max_drift) if max_drift is not None else None
+    budget = budgets.USUAL if max_drift is None else budgets.parse(max_drift)
     from pipnet_edge.converters.checkpoint import read as checkpoints
 
     options = checkpoints.Options(
@@ -118,23 +120,46 @@ def convert(
         **chosen,
     )
     progress = render.Progress()
-    quantize, notes = None, list[str]()
-    with progress.shown():
-        if calibrate:
-            faces, notes = faces_in(calibrate, calibrate_labels)
-            quantize = converters.Quantize(faces, count, seed, ranges, rounding, budget, judge)
-        bundle = converters.convert(
-            checkpoint, output, plan, options, parity.verify, progress.step, simplify, quantize, notes.append
-        )
+    quantize, notes, lost = None, list[str](), dict[str, str]()
+    try:
+        with progress.shown():
+            if calibrate:
+                faces, notes = faces_in(calibrate, calibrate_labels)
+                if max_drift is None and len(faces) < calibration.JUDGED:
+                    budget = None
+                    needed = f"at least {calibration.JUDGED} are needed for that"
+                    notes.append(f"how far quantized variants drift is not judged: {len(faces)} faces, {needed}")
+                quantize = converters.Quantize(faces, count, seed, ranges, rounding, budget, judge)
+            bundle = converters.convert(
+                *(checkpoint, output, plan, options, parity.verify, progress.step, simplify, quantize, notes.append),
+                lost=lambda name, error: lost.update({name: str(error)}),
+            )
+    except EdgeError as e:
+        if not lost:
+            raise
+        return Output({"bundle": None, "notes": notes, "lost": lost}, (*_lines(lost, ()), *notes), e.code, str(e))
+    made = [variant.name for variant in bundle.variants]
     return Output(
-        {"bundle": str(output), "notes": notes, **bundle.to_json()},
+        {"bundle": str(output), "notes": notes, "lost": lost, **bundle.to_json()},
         (
             tables.network(bundle.spec, bundle.source),
             "",
             tables.variants(bundle),
             "",
             *tables.quantization(bundle),
+            *_lines(lost, made),
             *notes,
             f"bundle  {output}",
         ),
+        code=CHECK_FAILED if lost else 0,
+        error=f"without {', '.join(lost)}, which did not pass; the others are in {output}" if lost else None,
     )
+
+
+def _lines(lost: Mapping[str, str], made: Sequence[str]) -> list[str]:
+    """A line for each variant that the bundle does not have: why, and what passed for its runtime."""
+    lines = []
+    for name, why in lost.items():
+        others = [other for other in made if other.partition("-")[0] == name.partition("-")[0]]
+        lines.append(f"without {name}: {why}" + (f"; {', '.join(others)} passed" if others else ""))
+    return lines

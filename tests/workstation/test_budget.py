@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipnet_edge.converters import Quantize
 from pipnet_edge.converters.quantize import budget
-from pipnet_edge.converters.quantize.budget import MEASUREMENTS, Budget, Outcome, parse, search
+from pipnet_edge.converters.quantize.budget import MEASUREMENTS, Budget, Outcome, affordable, parse, search
 from pipnet_edge.converters.within_budget import within_budget
 from pipnet_edge.errors import EdgeError
 
@@ -36,9 +36,11 @@ def falling(needed: int, order: list[str]) -> Outcome:
         (".25 NME", Budget("nme", 0.25)),
         ("1e-3px", Budget("px", 0.001)),
         ("0px", Budget("px", 0.0)),
+        ("none", None),
+        (" None", None),
     ],
 )
-def test_budgets(text: str, expected: Budget) -> None:
+def test_budgets(text: str, expected: Budget | None) -> None:
     assert parse(text) == expected
 
 
@@ -65,6 +67,9 @@ def test_any_text_is_a_budget_or_refused(text: str) -> None:
     try:
         found = parse(text)
     except EdgeError:
+        return
+    if found is None:
+        assert text.strip().lower() == "none"
         return
     assert found.limit >= 0
     assert text.strip().lower().endswith(found.metric)
@@ -148,22 +153,55 @@ def judged(bundle: SimpleNamespace) -> dict[str, float]:
 
 def test_trials_are_made_with_the_first_layers_in_their_order() -> None:
     order = ("d", "a", "c", "b", "e", "f")
-    first, best = within_budget(order, made, judged, Budget("px", 2.0))
+    first, best = within_budget(lambda: order, made, judged, Budget("px", 2.0))
     assert (first.kept, first.bundle.kept, first.drift, first.milliseconds) == ((), (), 5.0, 0.0)
     assert (best.kept, best.bundle.kept, best.drift, best.milliseconds) == (order[:3], order[:3], 2.0, 3.0)
 
 
-def test_the_limit_says_which_metric_counts() -> None:
-    first, best = within_budget(("a",), made, judged, Budget("nme", 0.0))
+def test_the_search_is_said() -> None:
+    said: list[str] = []
+    within_budget(lambda: ("a", "b", "c"), made, judged, Budget("px", 4.0), lambda what, *_: said.append(what))
+    assert said == [
+        "drifts 5px, over 4px: ranking layers to keep in float",
+        *("0 of 3 layers in float", "1 of 3 layers in float"),
+    ]
+
+
+def test_layers_are_not_ranked_if_none_has_to_go_back() -> None:
+    """Ranking takes minutes. The limit says which metric counts."""
+    first, best = within_budget(lambda: pytest.fail("ranked"), made, judged, Budget("nme", 0.0))
     assert first is best
-    assert first.drift == 0.0
+    assert (first.kept, first.drift) == ((), 0.0)
 
 
-def test_a_limit_that_no_trial_keeps_is_an_error_that_names_the_variant() -> None:
-    message = "^onnx-int8 cannot be kept within 0.5px: with all 2 layers in float it still drifts 3px$"
+def test_a_limit_that_no_trial_keeps_is_an_error_that_says_what_would_pass() -> None:
+    message = (
+        r"^drifts 5px \(limit 0.5px\), at best 3px with 2 layers in float; half of the multiply-adds have to stay in "
+        r"int8. --max-drift 3.00px or none allows that$"
+    )
     with pytest.raises(EdgeError, match=message) as caught:
-        within_budget(("a", "b"), made, judged, Budget("px", 0.5))
+        within_budget(lambda: ("a", "b"), made, judged, Budget("px", 0.5))
     assert caught.value.code == 3
+
+
+@given(st.floats(1e-6, 1e6))
+def test_what_would_pass_is_no_less_than_what_was_measured(drift: float) -> None:
+    def at(_: SimpleNamespace) -> dict[str, float]:
+        return {"px": drift, "ms": 1.0}
+
+    with pytest.raises(EdgeError) as caught:
+        within_budget(lambda: ("a",), made, at, Budget("px", drift / 2))
+    found = parse(str(caught.value).partition("--max-drift ")[2].partition(" ")[0])
+    assert found
+    assert drift <= found.limit <= 1.011 * drift
+
+
+def test_half_of_the_multiply_adds_stay_in_int8() -> None:
+    macs = {"a": 1.0, "b": 4.0, "c": 1.0, "d": 2.0, "e": 2.0}
+    assert affordable(("a", "b", "c", "d", "e"), macs) == ("a", "b")
+    assert affordable(("e", "d", "a", "c", "b"), macs) == ("e", "d", "a")
+    assert affordable(("b", "d", "a"), macs) == ()
+    assert affordable((), {}) == ()
 
 
 def test_a_budget_needs_a_judge() -> None:

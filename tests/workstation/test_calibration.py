@@ -139,3 +139,18 @@ def test_the_overlap_with_a_test_set(tmp_path):
     assert drift.overlap([*paths, *paths], chosen.images) == expected
     assert drift.overlap([copied], {DIGESTS[paths[0]]}) == [copied]
     assert drift.overlap(paths, ()) == []
+
+
+@pytest.mark.parametrize(("count", "judges"), [(16, 64), (64, 53), (100, 17), (101, 16), (102, 23), (256, 23)])
+def test_faces_to_judge_by_are_those_left_over_or_a_fifth(count, judges):
+    faces = [(path, None) for path in sorted(demo.CALIBRATION.glob("*.jpg"))]
+    assert len(faces) == 117
+    given, others = calibration.split(faces[::-1], count, 3)
+    assert len(others) == judges
+    calibrated = calibration.choose(given, 32, count, 3)
+    assert not set(calibrated.faces) & set(others)
+    # Where faces are left over, calibration is the same as without a judge.
+    assert (calibrated.sha256 == calibration.choose(faces, 32, count, 3).sha256) == (count <= 101)
+    assert calibration.split(faces, count, 4)[1] != others
+    with pytest.raises(EdgeError, match="79 faces; a budget needs at least 80, a fifth of them to judge by"):
+        calibration.split(faces[:79], count, 3)
