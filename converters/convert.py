@@ -86,16 +86,19 @@ def convert(
             calibration=_calibration(gathered),
         )
 
-        rounded = None
+        rounded, wanted, losses = None, plan.variants, Losses(plan, folder, lost)
         if gathered:
-            rehearsed = partial(_rehearsed, step, 2, total)
-            rehearsal.rehearse(network, gathered.calibration, methods, plan, work / "rehearsal", simplify, rehearsed)
+            if prepare.takes_long(network, gathered.calibration, methods):
+                given = network, gathered.calibration, methods, work / "rehearsal", simplify, plan.is_sparse, losses
+                quantized = [pair for pair in plan.variants if pair[1] in recipes()]
+                passing = rehearsal.passing(quantized, *given, partial(_rehearsed, step, 2, total))
+                wanted = tuple(pair for pair in plan.variants if pair not in quantized or pair in passing)
             prepared = prepare.prepare(network, gathered.calibration, methods, partial(_counted, step, 2, total))
             networks = cores.Cores(prepared, work, simplify, plan.is_sparse)
             rounded = _Rounded(partial(variants.quantized, networks, methods), gathered.jury, Ranking(prepared))
 
-        losses, made = Losses(plan, folder, lost), list[Variant]()
-        for index, (destination, precision) in enumerate(plan.variants, 2 + plan.quantizes):
+        made = list[Variant]()
+        for index, (destination, precision) in enumerate(wanted, 2 + plan.quantizes):
             name = f"{destination}-{precision}"
             step(name, index, total)
             with losses.told(name):

@@ -11,20 +11,47 @@ import operator
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 Hook = Callable[[fx.Node, Tensor], Tensor]
 
 # FUSED: every runtime fuses these into the layer or sum before them. ALONE: these have int8 before and after them.
 FUSED = (nn.ReLU, nn.ReLU6)
 SMOOTH = (nn.Hardswish, nn.SiLU, nn.Mish, nn.ELU, nn.Softplus, nn.Tanh)
-ALONE = (*SMOOTH, nn.LeakyReLU, nn.PReLU, nn.Hardtanh)
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+
+
+class ScaledSwish(nn.Module):
+    """A hard swish, each channel times a factor: sixth is (C, 1, 1), the factors over 6."""
+
+    sixth: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("sixth", torch.full((channels, 1, 1), 1 / 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A product with a constant at the end would be moved by converters into the weights of the layer behind.
+        return functional.relu6(x + 3) * (self.sixth * x)
+
+
+SWISHES = (nn.Hardswish, ScaledSwish)
+ALONE = (*SMOOTH, ScaledSwish, nn.LeakyReLU, nn.PReLU, nn.Hardtanh)
+
+
+class _Tracer(fx.Tracer):
+    """Keeps in one node what is one activation."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, ScaledSwish) or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(net: nn.Module) -> fx.GraphModule:
     """A copy of the network as a graph, without gradients."""
-    graph = fx.symbolic_trace(copy.deepcopy(net)).eval()
+    net = copy.deepcopy(net)
+    graph = fx.GraphModule(net, _Tracer().trace(net)).eval()
     for node in graph.graph.nodes:
         # Annotations are strings here, and a graph with strings cannot be pickled.
         node.type = None
@@ -69,6 +96,49 @@ def outputs(graph: fx.GraphModule) -> list[fx.Node]:
 def convolutions(graph: fx.GraphModule) -> dict[str, fx.Node]:
     """Layer name -> node of every convolution, in order."""
     return {str(n.target): n for n in graph.graph.nodes if isinstance(module(graph, n), CONVOLUTIONS)}
+
+
+def scale_swishes(graph: fx.GraphModule) -> None:
+    """Gives each hard swish that is stored for a layer to read channels that can be scaled, in place."""
+    unscaled = swished(graph) | heads(graph)
+    readers = {name: node.all_input_nodes[0] for name, node in convolutions(graph).items() if name not in unscaled}
+    for node in list(readers.values()):
+        if isinstance(module(graph, node), nn.Hardswish):
+            source = node.all_input_nodes[0]
+            while not isinstance(maker := module(graph, source), CONVOLUTIONS):
+                source = ungated(graph, source) or source.all_input_nodes[0]
+            owner, _, name = str(node.target).rpartition(".")
+            setattr(graph.get_submodule(owner), name, ScaledSwish(maker.out_channels))
+
+
+def ungated(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """What a squeeze-and-excite gate multiplies, if the node is that product."""
+    if node.op != "call_function" or node.target is not operator.mul or len(node.all_input_nodes) != 2:
+        return None
+    sources = [source for source in node.all_input_nodes if not _is_pooled(graph, source)]
+    return sources[0] if len(sources) == 1 else None
+
+
+def is_before_swish(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether hard swishes read a node, and nothing else does."""
+    readers = [module(graph, reader) for reader in readers_of(graph, node)]
+    return bool(readers) and all(isinstance(reader, SWISHES) for reader in readers)
+
+
+def swished(graph: fx.GraphModule) -> frozenset[str]:
+    """The layers of few products before a hard swish: of the image, and depthwise behind another hard swish.
+
+    A hard swish is computed in float. In int8 such a layer would have to be entered and left for little arithmetic.
+    """
+    grouped = depthwise(graph)
+    found = set()
+    for name, node in convolutions(graph).items():
+        source = node.all_input_nodes[0]
+        light = source.op == "placeholder" or (name in grouped and isinstance(module(graph, source), SWISHES))
+        products = [reader for reader in node.users if ungated(graph, reader) is node]
+        if light and any(is_before_swish(graph, output) for output in (node, *products)):
+            found.add(name)
+    return frozenset(found)
 
 
 def gates(graph: fx.GraphModule) -> frozenset[str]:

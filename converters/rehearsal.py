@@ -6,53 +6,41 @@ What shows is whatever a runtime's converter cannot take, and layers that are no
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from pipnet_edge.converters import cores, variants
 from pipnet_edge.converters.checkpoint.network import Network
-from pipnet_edge.converters.graph import trace, transposed
-from pipnet_edge.converters.plan import Plan
-from pipnet_edge.converters.quantize import equalise, ranges, rounding, scheme
+from pipnet_edge.converters.losses import Losses
+from pipnet_edge.converters.quantize import prepare
 from pipnet_edge.converters.quantize.calibration import Calibration
-from pipnet_edge.converters.quantize.prepare import Options, Prepared
-from pipnet_edge.converters.recipe import recipes
 
 FACES = 8  # to take ranges from: any do that are not all zero
 
 
-def rehearse(
+def passing(
+    wanted: Sequence[tuple[str, str]],
     network: Network,
     faces: Calibration,
-    methods: Options,
-    plan: Plan,
-    folder: Path,
+    methods: prepare.Options,
+    make_in: Path,
     simplify: bool,
+    is_sparse: bool,
+    losses: Losses,
     progress: Callable[[str], None] = lambda _: None,
-) -> None:
-    """Makes each quantized variant in the new folder `folder`, and removes this. `progress` gets its name before.
+) -> list[tuple[str, str]]:
+    """Those of the wanted (destination, precision) that can be made; `losses` are told of the others.
 
-    Does nothing if the rounding takes no time. Raises EdgeError for what would fail later with any rounding.
+    They are made in a new folder `make_in`, which is removed again. `progress` gets each one's name before.
     """
-    if methods.rounding == "nearest":
-        return
-    folder.mkdir()
-    networks = cores.Cores(_quickly_prepared(network, faces.crops[:FACES]), folder, simplify, plan.is_sparse)
-    for destination, precision in plan.variants:
-        if precision in recipes():
-            progress(f"{destination}-{precision}")
-            variants.quantized(networks, methods, destination, precision, folder)
-    shutil.rmtree(folder)
-
-
-def _quickly_prepared(network: Network, crops: NDArray[np.uint8]) -> Prepared:
-    """As prepare.prepare, but in a few seconds, and not kept in the cache."""
-    graph = trace(network.net)
-    equalise.equalise(graph, network.spec, crops)
-    spec = scheme.pixel_lattice(graph, network.spec)
-    found = ranges.observe(graph, spec, crops, "minmax")
-    scheme.fit_biases(graph, found)
-    return Prepared(graph, rounding.nearest(graph, transposed(graph)), spec, found)
+    make_in.mkdir()
+    networks = cores.Cores(prepare.roughly(network, faces.crops[:FACES]), make_in, simplify, is_sparse)
+    found = []
+    for destination, precision in wanted:
+        name = f"{destination}-{precision}"
+        progress(name)
+        with losses.told(name):
+            variants.quantized(networks, methods, destination, precision, make_in)
+            found.append((destination, precision))
+    shutil.rmtree(make_in)
+    return found

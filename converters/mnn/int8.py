@@ -27,7 +27,7 @@ from pipnet_edge.converters.graph import FUSED, convolutions, inputs, module, re
 from pipnet_edge.converters.mnn import file, fp
 from pipnet_edge.converters.mnn.file import Grid, Table
 from pipnet_edge.converters.quantize import match
-from pipnet_edge.converters.quantize.scheme import Quantized, Range, grid, weight_steps
+from pipnet_edge.converters.quantize.scheme import LEVELS, Quantized, Range, grid, weight_steps
 from pipnet_edge.errors import EdgeError
 
 Array = NDArray[np.float32]
@@ -229,7 +229,7 @@ def _check(quantized: Quantized, placed: Sequence[Placed], net: Table) -> None:
         exact = _weight(quantized, layer) / steps
         if (exact - exact.round()).abs().max() > ON_GRID:
             raise EdgeError(
-                f"the weights of {layer.layer} do not lie on an int8 grid of absmax / 127 a channel", code=3
+                f"the weights of {layer.layer} do not lie on an int8 grid of absmax / {LEVELS} a channel", code=3
             )
         stored = found.pop(layer.tensor, None)
         same = stored is not None and np.array_equal(stored.weights, exact.round().numpy())

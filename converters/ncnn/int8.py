@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -29,11 +30,17 @@ def convert(core: Core, given: Quantized, bits: int, folder: Path) -> None:
     work = core.work("ncnn-float")
     fp.convert(core, "fp32", work)
     model = ncnn_model.read_model(work / "model.param", work / "model.bin")
-    layers = int8_layers.match_weights(model, _weights(given))
+    weights = _weights(given)
+    layers = int8_layers.match_weights(model, weights)
     reads = inputs(given.graph)
     ranges = {layer: given.ranges[reads[name]] for layer, name in layers.items() if name not in given.keep}
     keep = {layer for layer, name in layers.items() if name in given.keep} | int8_layers.depthwise(model)
-    int8 = int8_layers.quantize(model, ranges, keep, winograd=False)
+    scales = {
+        layer: (1 / scheme.weight_steps(torch.from_numpy(weights[name]))).flatten().numpy()
+        for layer, name in layers.items()
+        if layer not in keep
+    }
+    int8 = int8_layers.quantize(model, ranges, keep, winograd=False, weight_scales=scales)
     integers = scheme.integers(given)
     for layer, name in layers.items():
         if layer not in keep and not np.array_equal(int8[layer].arrays["weight"], integers[name].ravel()):

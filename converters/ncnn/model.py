@@ -7,6 +7,7 @@ byte for byte, and so do weights in float32, float16 and int8.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -49,7 +50,7 @@ WEIGHTS = {
     "InnerProduct": Weights(outputs=0, bias=1, size=2),
 }
 # This kind keeps as many slopes as its first parameter says.
-SLOPES = "PReLU"
+SLOPES, CONSTANT = "PReLU", "MemoryData"
 # The files do not say whether any other kind keeps weights, so the list has to be explicit.
 WEIGHTLESS = frozenset(
     {"BinaryOp", "Clip", "Concat", "Crop", "Dropout", "ELU", "Eltwise", "Flatten", "HardSigmoid", "HardSwish"}
@@ -58,6 +59,7 @@ WEIGHTLESS = frozenset(
 )
 # Parameters of convolutions. Every layer has FEATURES_OFF (docs/developer-guide/layer-feat-mask.md).
 GROUPS, INT8, ACTIVATION, ACTIVATION_PARAMS, PAD_VALUE, DYNAMIC, FEATURES_OFF = 7, 8, 9, 10, 18, 19, 31
+LOADED = 21  # how MemoryData is stored; 1, the default: plain float32
 NO_WINOGRAD = 1 << 6
 
 
@@ -236,13 +238,12 @@ def _parse(line: str) -> Layer:
         params[int(key)] = value
     if len(words) < end or "=" in "".join(words[4:end]):
         raise EdgeError(f"does not name {end - 4} blobs")
-    if end == first or (first == 4) != (words[0] == "Input"):
-        raise EdgeError("has no output, or only Input has no input")
+    if end == first or (first == 4) != (words[0] in ("Input", CONSTANT)):
+        raise EdgeError(f"has no output, or only Input and {CONSTANT} have no input")
     layer = Layer(words[0], words[1], tuple(words[4:first]), tuple(words[first:end]), params)
-    if layer.kind not in (*WEIGHTLESS, *WEIGHTS, SLOPES):
-        raise EdgeError(
-            f"layers of kind {layer.kind!r} are not known; known: {', '.join([*WEIGHTS, SLOPES, *sorted(WEIGHTLESS)])}"
-        )
+    known = [*WEIGHTS, SLOPES, CONSTANT, *sorted(WEIGHTLESS)]
+    if layer.kind not in known:
+        raise EdgeError(f"layers of kind {layer.kind!r} are not known; known: {', '.join(known)}")
     return layer
 
 
@@ -250,6 +251,11 @@ def _layout(layer: Layer) -> list[tuple[str, int]]:
     """What the .bin holds for a layer: names and counts of values, in order."""
     if layer.kind == SLOPES:
         return [("slope", layer.integer(0))]
+    if layer.kind == CONSTANT:
+        sides = [layer.integer(key) or 1 for key in (0, 1, 11, 2)]
+        if min(sides) < 1 or layer.integer(LOADED, 1) != 1:
+            raise EdgeError(f"layer {layer.name!r} is no constant of {sides} numbers in float32")
+        return [("data", math.prod(sides))]
     at = WEIGHTS.get(layer.kind)
     if at is None:
         return []

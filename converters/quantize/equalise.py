@@ -3,7 +3,7 @@
 Nothing changes in float if the layers before a channel make it k times larger and the layers after it k times smaller
 (Nagel et al. 2019, arXiv:1906.04721). But a channel that used a hundredth of a tensor's range then uses all of it.
 ReLU6 is not homogeneous: there a channel only grows, and only while it stays below 6 on the calibration faces, before
-and after.
+and after. A hard swish is not homogeneous either: there a channel is scaled behind it (see graph.ScaledSwish).
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from pipnet_edge.converters.checkpoint.network import normalise
-from pipnet_edge.converters.graph import CONVOLUTIONS, Run, convolutions, module, points, summed_before_relu
+from pipnet_edge.converters.graph import (
+    CONVOLUTIONS,
+    Run,
+    ScaledSwish,
+    convolutions,
+    module,
+    points,
+    summed_before_relu,
+    ungated,
+)
 from pipnet_edge.spec import ModelSpec
 
 BATCH = 8
@@ -55,8 +64,9 @@ def equalise(
     extents = _extents(graph, spec, crops, progress)
     stored = points(graph)
     layers = list(convolutions(graph).values())
+    swishes = [node for node in graph.graph.nodes if isinstance(module(graph, node), ScaledSwish)]
     for nodes in _groups(graph):
-        makers = [node for node in layers if node in nodes]
+        makers = [node for node in [*layers, *swishes] if node in nodes]
         readers = [node for node in layers if node.all_input_nodes[0] in nodes]
         kept = [node for node in nodes if node.name in stored]
         if not (makers and readers and kept):
@@ -100,6 +110,12 @@ def _groups(graph: fx.GraphModule) -> list[list[fx.Node]]:
             find(node)
             if isinstance(layer, nn.ConvTranspose2d) or 1 < layer.groups < layer.in_channels:
                 fixed += [node, *sources]
+        elif isinstance(layer, ScaledSwish):
+            # What it reads cannot be scaled, what it gives can.
+            find(node)
+            fixed += sources
+        elif (gated := ungated(graph, node)) is not None:
+            parent[find(node)] = find(gated)
         elif isinstance(layer, TRANSPARENT) or (node.op == "call_function" and node.target is operator.add):
             for source in sources:
                 parent[find(node)] = find(source)
@@ -118,6 +134,9 @@ def _groups(graph: fx.GraphModule) -> list[list[fx.Node]]:
 def _scale(graph: fx.GraphModule, makers: list[fx.Node], readers: list[fx.Node], factors: Tensor) -> None:
     for node in makers:
         layer = module(graph, node)
+        if isinstance(layer, ScaledSwish):
+            layer.sixth *= factors[:, None, None]
+            continue
         assert isinstance(layer, nn.Conv2d)
         layer.weight *= factors[:, None, None, None]
         if layer.bias is not None:

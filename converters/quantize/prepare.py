@@ -16,12 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import fx
 
 from pipnet_edge.converters.checkpoint.network import Network
-from pipnet_edge.converters.graph import gates, heads, trace, transposed
-from pipnet_edge.converters.quantize import equalise, ranges, rounding, scheme
+from pipnet_edge.converters.graph import gates, heads, scale_swishes, swished, trace, transposed
+from pipnet_edge.converters.quantize import equalise, ranges, rounding, scheme, sensitivity
 from pipnet_edge.converters.quantize.calibration import Calibration
 from pipnet_edge.converters.quantize.scheme import Quantized, Range
 from pipnet_edge.errors import EdgeError
@@ -34,7 +36,8 @@ ROUNDINGS = ("sequential", "nearest")
 # 4: a sum before a ReLU is clipped by what the ReLU leaves.
 # 5: sums in float32, solved by Cholesky, so that the same input gives the same bits again.
 # 6: ranges before a hard swish begin at -3.
-METHOD = 6
+# 7: hard swishes have scaled channels, gates multiply scaled ones, and layers follow gates in float.
+METHOD = 7
 # Bytes of the hash before a kept network, and of the largest file that is read: two float networks.
 HASH, LARGEST = 32, 2 << 30
 
@@ -75,52 +78,81 @@ class Prepared:
         return Quantized(graph, self.spec, self.ranges, frozenset(keep))
 
     def kinds(self, names: Collection[str]) -> dict[str, str]:
-        """Layer name -> kind, of the layers of these kinds: heads, gates, transposed."""
-        find = {"heads": heads, "gates": gates, "transposed": transposed}
+        """Layer name -> kind, of the layers of these kinds: heads, gates, transposed, swished."""
+        find = {"heads": heads, "gates": gates, "transposed": transposed, "swished": swished}
         return {layer: kind for kind in names for layer in sorted(find[kind](self.float_))}
 
 
 def prepare(network: Network, faces: Calibration, options: Options, progress: Progress = lambda *_: None) -> Prepared:
     """Equalises, finds ranges and rounds; takes minutes, or a moment if the cache has the result."""
-    graph = trace(network.net)
-    path = cache_folder() / "rounded" / f"{_key(network, faces, options)}.pt"
+    path = _path(network, faces, options)
     kept = _read(path)
     if kept is None:
-        equalise.equalise(graph, network.spec, faces.crops, partial(progress, "equalise"))
+        prepared = _made(network, faces.crops, options, progress)
+        graphs = {"float": prepared.float_.state_dict(), "rounded": prepared.rounded.state_dict()}
+        _write(path, {**graphs, "ranges": prepared.ranges})
+        return prepared
+    graph = _traced(network)
     spec = scheme.pixel_lattice(graph, network.spec)
-    if kept is not None:
-        rounded = copy.deepcopy(graph)
-        graph.load_state_dict(kept["float"])
-        rounded.load_state_dict(kept["rounded"])
-        return Prepared(graph, rounded, spec, kept["ranges"])
-    count = len(faces.crops)
+    rounded = copy.deepcopy(graph)
+    graph.load_state_dict(kept["float"])
+    rounded.load_state_dict(kept["rounded"])
+    return Prepared(graph, rounded, spec, kept["ranges"])
+
+
+def takes_long(network: Network, faces: Calibration, options: Options) -> bool:
+    """Whether `prepare` would take minutes."""
+    return options.rounding != "nearest" and _read(_path(network, faces, options)) is None
+
+
+def roughly(network: Network, crops: NDArray[np.uint8]) -> Prepared:
+    """As `prepare`, from a few faces (n, S, S, 3) uint8 RGB and in seconds: to try what can be made of the network."""
+    return _made(network, crops, Options("minmax", "nearest"), lambda *_: None)
+
+
+def _traced(network: Network) -> fx.GraphModule:
+    graph = trace(network.net)
+    scale_swishes(graph)
+    return graph
+
+
+def _made(network: Network, crops: NDArray[np.uint8], options: Options, progress: Progress) -> Prepared:
+    graph, count = _traced(network), len(crops)
 
     def observed(done: int, total: int) -> None:
         which, within = divmod(done - 1, count)
         progress(f"calibrate (pass {which + 1} of {total // count})", within + 1, count)
 
-    found = ranges.observe(graph, spec, faces.crops, options.ranges, observed)
+    equalise.equalise(graph, network.spec, crops, partial(progress, "equalise"))
+    spec = scheme.pixel_lattice(graph, network.spec)
+    found = ranges.observe(graph, spec, crops, options.ranges, observed)
     scheme.fit_biases(graph, found)
     keep = transposed(graph)
     if options.rounding == "nearest":
-        rounded = rounding.nearest(graph, keep)
-    else:
-        rounded = rounding.sequential(
-            graph, spec, faces.crops, found, keep, lambda *a: progress(f"round {a[0]}", *a[1:])
-        )
-    _write(path, {"float": graph.state_dict(), "rounded": rounded.state_dict(), "ranges": found})
-    return Prepared(graph, rounded, spec, found)
+        return Prepared(graph, rounding.nearest(graph, keep), spec, found)
+    # As in the int8 variants, in which these layers are in float, and what only they read or give is not stored.
+    aside = gates(graph) | swished(graph)
+    names = sensitivity.stored(graph, Quantized(graph, spec, found, keep | aside))
+    used = {name: bounds for name, bounds in found.items() if name in names}
+
+    def told(layer: str, done: int, total: int) -> None:
+        progress(f"round {layer}", done, total)
+
+    return Prepared(graph, rounding.sequential(graph, spec, crops, used, keep, aside, told), spec, found)
 
 
-def _key(network: Network, faces: Calibration, options: Options) -> str:
+def _path(network: Network, faces: Calibration, options: Options) -> Path:
+    """Where the cache has what is made of these."""
     spec = network.spec
-    digest = hashlib.sha256(json.dumps([METHOD, asdict(options), faces.sha256, spec.mean, spec.std]).encode())
+    digest = hashlib.sha256(
+        json.dumps([METHOD, scheme.LEVELS, asdict(options), faces.sha256, spec.mean, spec.std]).encode()
+    )
     # Two networks may have the same weights and differ in their activations, which this text names.
     digest.update(str(network.net).encode())
     for name, tensor in network.net.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return cache_folder() / "rounded" / f"{digest.hexdigest()}.pt"
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from pipnet_edge.converters.checkpoint.network import normalise
-from pipnet_edge.converters.graph import Run, maps, module, points, readers_of, summed_before_relu
+from pipnet_edge.converters.graph import Run, is_before_swish, maps, points, summed_before_relu
 from pipnet_edge.converters.quantize.scheme import Range
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
@@ -159,8 +159,7 @@ def _stream(
 
 def _swished(graph: fx.GraphModule) -> list[str]:
     """The points that only hard swishes read."""
-    readers = {name: {type(module(graph, r)) for r in readers_of(graph, node)} for name, node in points(graph).items()}
-    return [name for name, kinds in readers.items() if kinds == {nn.Hardswish}]
+    return [name for name, node in points(graph).items() if is_before_swish(graph, node)]
 
 
 def _to_swish(high: float, bits: int) -> Range:

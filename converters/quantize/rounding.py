@@ -4,8 +4,7 @@ Two copies of the network run over calibration faces, layer by layer from the im
 weights so far rounded and the activations stored in 8 bits. Each layer's weights are first fitted by least squares, to
 make up for what its inputs have lost. Then they are rounded column by column, and the columns that follow make up for
 each column's error (GPTQ, Frantar et al. 2022, arXiv:2210.17323). The bias takes the mean error that is left. Every
-channel's largest weight stays at ±127 steps. So a quantizer, which computes the step absmax / 127, gets the same
-integers back.
+channel's largest weight stays at ±LEVELS steps, so that the steps can be found again from the weights.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def nearest(graph: fx.GraphModule, keep: Collection[str]) -> fx.GraphModule:
 
 
 def on_grid(weight: Tensor) -> Tensor:
-    """The nearest weights k * absmax / 127, k a whole number, for each output channel of a convolution."""
+    """The nearest weights k * absmax / LEVELS, k a whole number, for each output channel of a convolution."""
     steps = weight_steps(weight)
     return torch.round(weight / steps).clamp(-LEVELS, LEVELS) * steps
 
@@ -60,14 +59,16 @@ def sequential(
     crops: NDArray[np.uint8],
     ranges: Mapping[str, Range],
     keep: Collection[str],
+    aside: Collection[str] = (),
     progress: Progress = lambda *_: None,
     seed: int = 0,
 ) -> fx.GraphModule:
     """A copy of the float graph with rounded weights and corrected biases.
 
-    crops (n, S, S, 3) uint8 RGB are calibration faces; ranges are for graph.points; layers in `keep` stay as they are.
+    crops (n, S, S, 3) uint8 RGB are calibration faces; ranges are for those of graph.points that are stored. Layers in
+    `keep` stay as they are. Those in `aside` are rounded too, but the layers behind them see them in float.
     """
-    return _Sequence(graph, spec, crops, ranges, keep, progress, seed).run()
+    return _Sequence(graph, spec, crops, ranges, keep, aside, progress, seed).run()
 
 
 @dataclass
@@ -87,11 +88,13 @@ class _Sequence:
         crops: NDArray[np.uint8],
         ranges: Mapping[str, Range],
         keep: Collection[str],
+        aside: Collection[str],
         progress: Progress,
         seed: int,
     ) -> None:
         self._float, self._int8 = _fast(graph), _fast(graph)
         self._spec, self._crops, self._ranges, self._progress = spec, crops, ranges, progress
+        self._aside, self._rounded = aside, dict[str, nn.Module]()
         self._random = torch.Generator().manual_seed(seed)
         self._layers = [node for name, node in convolutions(graph).items() if name not in keep]
         nodes = list(graph.graph.nodes)
@@ -114,6 +117,8 @@ class _Sequence:
             else:
                 for batch in self._batches:
                     self._advance(batch, node)
+        for name, layer in self._rounded.items():
+            self._int8.get_submodule(name).load_state_dict(layer.state_dict())
         return _laid_out(self._int8, torch.contiguous_format)
 
     def _read(self, start: int, stop: int) -> list[_Batch]:
@@ -161,9 +166,11 @@ class _Sequence:
         return output
 
     def _round(self, node: fx.Node) -> None:
-        layer, source = self._int8.get_submodule(str(node.target)), node.all_input_nodes[0].name
+        name, source = str(node.target), node.all_input_nodes[0].name
+        layer = self._int8.get_submodule(name)
         assert isinstance(layer, nn.Conv2d)
         assert layer.bias is not None
+        before = copy.deepcopy(layer)
         moments = _Moments(layer)
         for batch in self._batches:
             target = self._output(self._float, batch.image, batch.float_, node)
@@ -178,8 +185,15 @@ class _Sequence:
             ).sum(0)
         correction = (error / sum(len(batch.image) for batch in self._batches)).float()
         layer.bias += correction
+        if name in self._aside:
+            self._rounded[name] = copy.deepcopy(layer)
+            layer.load_state_dict(before.state_dict())
         for batch in self._batches:
-            self._settle(batch, node, batch.int8[node.name].add_(correction[:, None, None]))
+            if name in self._aside:
+                output = self._output(self._int8, batch.image, batch.int8, node)
+            else:
+                output = batch.int8[node.name].add_(correction[:, None, None])
+            self._settle(batch, node, output)
 
 
 def _attribute(graph: fx.GraphModule, path: str) -> Tensor:

@@ -1,6 +1,6 @@
 """How numbers are stored in int8: one scheme for all runtimes, the grid of a tensor, and its value after storing.
 
-Weights: per output channel, symmetric, step = absmax / 127. Activations: per tensor, with a zero point, 8 bits.
+Weights: per output channel, symmetric, step = absmax / 64. Activations: per tensor, with a zero point, 8 bits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from pipnet_edge.spec import ModelSpec
 
 Range = tuple[float, float]
 
-LEVELS = 127
+# The largest weight, in steps. x86 without int8 dot products adds two products, of a byte up to 255 and a weight each,
+# in 16 bits that saturate (vpmaddubsw): 255 * (64 + 64) fits, 255 * (127 + 127) does not.
+LEVELS = 64
 MOST_BIAS = 2**29  # a quarter of what fits: rounding moves biases a little
 
 
@@ -52,7 +54,7 @@ def stored(value: Tensor, bounds: Range, bits: int = 8) -> Tensor:
 
 
 def weight_steps(weight: Tensor, transposed: bool = False) -> Tensor:
-    """The int8 step of each output channel, absmax / 127, shaped to multiply the weight.
+    """The int8 step of each output channel, absmax / LEVELS, shaped to multiply the weight.
 
     A channel of zeros gets the step of the layer's largest weight; any step would do.
     """

@@ -2,13 +2,14 @@
 
 A layer in int8 has the weights of `Quantized.graph`; a layer in float has those of the float network. An activation is
 stored in 8 bits if an int8 layer makes it (after the activation function fused to it) or reads it, also through
-pooling. A sum, a product or a separate activation function is stored too if all its inputs, except gates, are stored.
+pooling. A sum is stored too if all its inputs are stored; a product or a separate activation function is not.
 So all of graph.points are stored if every layer is in int8, and nothing is stored if none is.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
@@ -20,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from pipnet_edge.converters.checkpoint.network import normalise
-from pipnet_edge.converters.graph import CONVOLUTIONS, convolutions, gates, module, points, readers_of
-from pipnet_edge.converters.quantize.scheme import Quantized, stored
+from pipnet_edge.converters.graph import ALONE, CONVOLUTIONS, convolutions, gates, module, points, readers_of
+from pipnet_edge.converters.quantize import scheme
+from pipnet_edge.converters.quantize.scheme import Quantized
 from pipnet_edge.decode import Decoder, Landmarks, Maps, map_names, map_shapes
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
@@ -78,6 +80,12 @@ def simulate(
     network = _Network(float_graph, quantized)
     int8 = network.known(network.int8 if only is None else only) - network.known(keep)
     return _join([network.landmarks(int8, image) for image in _images(crops, quantized.spec)])
+
+
+def stored(float_graph: fx.GraphModule, quantized: Quantized) -> frozenset[str]:
+    """The nodes that are stored in 8 bits if all layers but quantized.keep are in int8."""
+    network = _Network(float_graph, quantized)
+    return network.stored(network.int8)
 
 
 def measure(
@@ -187,7 +195,8 @@ class _Network:
         made = set(self.outputs.values())
         for node in self._points.values():
             sources = self._sources[node] - self._gates
-            if node not in made and sources and sources <= kept:
+            alone = isinstance(module(self.graph, node), ALONE) or node.target is operator.mul
+            if node not in made and not alone and sources and sources <= kept:
                 kept.add(node)
         return frozenset(node.name for node in kept if node.name in self._points)
 
@@ -287,7 +296,7 @@ class _Mixed(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = self._image if n.op == "placeholder" else super().run_node(n)
-        return stored(value, self._network.quantized.ranges[n.name]) if n.name in self._stored else value
+        return scheme.stored(value, self._network.quantized.ranges[n.name]) if n.name in self._stored else value
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         graph = self._network.quantized.graph if target in self._int8 else self._network.graph
