@@ -101,14 +101,12 @@ def convolutions(graph: fx.GraphModule) -> dict[str, fx.Node]:
 def scale_swishes(graph: fx.GraphModule) -> None:
     """Gives each hard swish that is stored for a layer to read channels that can be scaled, in place."""
     unscaled = swished(graph) | heads(graph)
-    readers = {name: node.all_input_nodes[0] for name, node in convolutions(graph).items() if name not in unscaled}
-    for node in list(readers.values()):
-        if isinstance(module(graph, node), nn.Hardswish):
-            source = node.all_input_nodes[0]
-            while not isinstance(maker := module(graph, source), CONVOLUTIONS):
-                source = ungated(graph, source) or source.all_input_nodes[0]
-            owner, _, name = str(node.target).rpartition(".")
-            setattr(graph.get_submodule(owner), name, ScaledSwish(maker.out_channels))
+    for name, node in convolutions(graph).items():
+        layer, swish = module(graph, node), node.all_input_nodes[0]
+        if name not in unscaled and isinstance(module(graph, swish), nn.Hardswish):
+            assert isinstance(layer, CONVOLUTIONS)
+            owner, _, attribute = str(swish.target).rpartition(".")
+            setattr(graph.get_submodule(owner), attribute, ScaledSwish(layer.in_channels))
 
 
 def ungated(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:

@@ -1,14 +1,13 @@
 """What each part of the int8 scheme gives: `python -m pipnet_edge.benchmarks.studies.ablation CHECKPOINT FACES TEST`.
 
-It prints the drift of the landmarks from those of the float network, over the folder TEST of crops, with heads in
-float. Int8 is simulated in torch, so that no runtime adds its own rounding. FACES is a folder of crops to calibrate
-with.
+It prints the drift of the landmarks from those of the float network, over the folder TEST of crops, with the layers in
+float that the recipe int8 keeps. Int8 is simulated in torch, so that no runtime adds its own rounding. FACES is a
+folder of crops to calibrate with.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +18,12 @@ from torch import fx
 
 from pipnet_edge.converters.checkpoint import read as checkpoints
 from pipnet_edge.converters.checkpoint.network import Network, maps_of
-from pipnet_edge.converters.graph import gates, heads, trace, transposed
-from pipnet_edge.converters.quantize import calibration, equalise, ranges, rounding, sensitivity
+from pipnet_edge.converters.graph import transposed
+from pipnet_edge.converters.quantize import calibration, equalise, prepare, ranges, rounding, sensitivity
 from pipnet_edge.converters.quantize.calibration import Calibration
+from pipnet_edge.converters.quantize.prepare import Prepared
 from pipnet_edge.converters.quantize.scheme import Quantized, Range, fit_biases, pixel_lattice
+from pipnet_edge.converters.recipe import recipes
 from pipnet_edge.decode import Decoder
 from pipnet_edge.preprocess import Rect, cut, pictures_in, read_picture
 
@@ -46,23 +47,22 @@ def schemes(network: Network, faces: Calibration) -> Iterator[tuple[str, fx.Grap
     """Each scheme's name, float graph and quantized network."""
     found: dict[tuple[bool, str], dict[str, Range]] = {}
     for equalised, method, how in SCHEMES:
-        graph = trace(network.net)
+        graph = prepare.traced(network)
         if equalised:
             equalise.equalise(graph, network.spec, faces.crops)
         spec = pixel_lattice(graph, network.spec)
-        keep = heads(graph) | gates(graph) | transposed(graph)
         key = equalised, method or "mse"
         if key not in found:
             found[key] = ranges.observe(graph, spec, faces.crops, key[1])
         fit_biases(graph, found[key])
-        rounded = copy.deepcopy(graph)
+        rounded = graph
         if how == "nearest":
-            rounded = rounding.nearest(graph, keep)
+            rounded = rounding.nearest(graph, transposed(graph))
         elif how == "sequential":
-            rounded = rounding.sequential(graph, spec, faces.crops, found[key], keep)
-        stored = found[key] if method else {}
+            rounded = prepare.in_sequence(graph, spec, faces.crops, found[key])
+        prepared = Prepared(graph, rounded, spec, found[key] if method else {})
         name = f"weights {how or 'float':<10}  activations {method or 'float':<10}  {'equalised' if equalised else ''}"
-        yield name, graph, Quantized(rounded, spec, stored, keep)
+        yield name, graph, prepared.keeping(prepared.kinds(recipes()["int8"].keep))
 
 
 def main() -> None:

@@ -116,6 +116,7 @@ def _groups(graph: fx.GraphModule) -> list[list[fx.Node]]:
             fixed += sources
         elif (gated := ungated(graph, node)) is not None:
             parent[find(node)] = find(gated)
+            fixed += [source for source in sources if source is not gated]
         elif isinstance(layer, TRANSPARENT) or (node.op == "call_function" and node.target is operator.add):
             for source in sources:
                 parent[find(node)] = find(source)

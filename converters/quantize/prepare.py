@@ -92,7 +92,7 @@ def prepare(network: Network, faces: Calibration, options: Options, progress: Pr
         graphs = {"float": prepared.float_.state_dict(), "rounded": prepared.rounded.state_dict()}
         _write(path, {**graphs, "ranges": prepared.ranges})
         return prepared
-    graph = _traced(network)
+    graph = traced(network)
     spec = scheme.pixel_lattice(graph, network.spec)
     rounded = copy.deepcopy(graph)
     graph.load_state_dict(kept["float"])
@@ -110,14 +110,15 @@ def roughly(network: Network, crops: NDArray[np.uint8]) -> Prepared:
     return _made(network, crops, Options("minmax", "nearest"), lambda *_: None)
 
 
-def _traced(network: Network) -> fx.GraphModule:
+def traced(network: Network) -> fx.GraphModule:
+    """The graph to quantize, before anything in it is scaled."""
     graph = trace(network.net)
     scale_swishes(graph)
     return graph
 
 
 def _made(network: Network, crops: NDArray[np.uint8], options: Options, progress: Progress) -> Prepared:
-    graph, count = _traced(network), len(crops)
+    graph, count = traced(network), len(crops)
 
     def observed(done: int, total: int) -> None:
         which, within = divmod(done - 1, count)
@@ -127,18 +128,26 @@ def _made(network: Network, crops: NDArray[np.uint8], options: Options, progress
     spec = scheme.pixel_lattice(graph, network.spec)
     found = ranges.observe(graph, spec, crops, options.ranges, observed)
     scheme.fit_biases(graph, found)
-    keep = transposed(graph)
     if options.rounding == "nearest":
-        return Prepared(graph, rounding.nearest(graph, keep), spec, found)
+        rounded = rounding.nearest(graph, transposed(graph))
+    else:
+        rounded = in_sequence(graph, spec, crops, found, lambda *a: progress(f"round {a[0]}", *a[1:]))
+    return Prepared(graph, rounded, spec, found)
+
+
+def in_sequence(
+    graph: fx.GraphModule,
+    spec: ModelSpec,
+    crops: NDArray[np.uint8],
+    found: Mapping[str, Range],
+    progress: Progress = lambda *_: None,
+) -> fx.GraphModule:
+    """A copy of the float graph with all layers rounded in sequence; `progress` gets their names."""
     # As in the int8 variants, in which these layers are in float, and what only they read or give is not stored.
-    aside = gates(graph) | swished(graph)
+    keep, aside = transposed(graph), gates(graph) | swished(graph)
     names = sensitivity.stored(graph, Quantized(graph, spec, found, keep | aside))
     used = {name: bounds for name, bounds in found.items() if name in names}
-
-    def told(layer: str, done: int, total: int) -> None:
-        progress(f"round {layer}", done, total)
-
-    return Prepared(graph, rounding.sequential(graph, spec, crops, used, keep, aside, told), spec, found)
+    return rounding.sequential(graph, spec, crops, used, keep, aside, progress)
 
 
 def _path(network: Network, faces: Calibration, options: Options) -> Path:

@@ -3,7 +3,7 @@
 A layer in int8 has the weights of `Quantized.graph`; a layer in float has those of the float network. An activation is
 stored in 8 bits if an int8 layer makes it (after the activation function fused to it) or reads it, also through
 pooling. A sum is stored too if all its inputs are stored; a product or a separate activation function is not.
-So all of graph.points are stored if every layer is in int8, and nothing is stored if none is.
+Nothing is stored if no layer is in int8.
 """
 
 from __future__ import annotations

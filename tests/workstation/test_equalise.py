@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from pipnet_edge.converters import graph as graphs
 from pipnet_edge.converters.checkpoint import nets
-from pipnet_edge.converters.graph import convolutions, heads, trace
+from pipnet_edge.converters.graph import ScaledSwish, convolutions, heads, scale_swishes, trace
 from pipnet_edge.converters.quantize.equalise import equalise
 from pipnet_edge.spec import ModelSpec
 
@@ -101,7 +100,7 @@ def test_nothing_reaches_six_that_did_not_before(
 
 
 @pytest.mark.parametrize("case", ["lapa_mobilenet_v3_s32", "wflw_resnet18_s16"])
-def test_gates_hard_swishes_and_transposed_layers_are_left_alone(
+def test_what_hard_swishes_read_and_transposed_layers_are_left_alone(
     cases: Mapping[str, Any], case: str, values_of: ValuesOf
 ) -> None:
     random = np.random.default_rng(0)
@@ -117,13 +116,48 @@ def test_gates_hard_swishes_and_transposed_layers_are_left_alone(
         # A bias changes with what its layer gives.
         same = torch.equal(graph.get_parameter(f"{name}.bias"), original.get_parameter(f"{name}.bias"))
         after_it = [graphs.module(graph, user) or user.target for user in node.users]
-        if any(isinstance(one, nn.Hardswish | nn.Hardsigmoid) or one is operator.mul for one in after_it):
+        products = [user for user in node.users if graphs.ungated(graph, user) is node]
+        after_it += [graphs.module(graph, user) for product in products for user in product.users]
+        if any(isinstance(one, nn.Hardswish | nn.Hardsigmoid) for one in after_it):
             assert same
         if name in graphs.transposed(graph):
             assert same
             assert torch.equal(weights(graph, name), weights(original, name))
-        if isinstance(after_it[0], nn.ReLU) and name not in graphs.transposed(graph):
+        if any(isinstance(one, nn.ReLU) for one in after_it) and name not in graphs.transposed(graph):
             assert not same or not any(original.get_parameter(f"{name}.bias"))
+
+
+def test_channels_are_scaled_behind_hard_swishes_and_through_gated_products(
+    cases: Mapping[str, Any], values_of: ValuesOf
+) -> None:
+    graph = trace(nets.build(cases["lapa_mobilenet_v3_s32"].state())[2])
+    scale_swishes(graph)
+    spec = ModelSpec("x", 5, 1, 32, 64, nets_face())
+    crops = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    before = values_of(graph, spec, crops)
+    equalise(graph, spec, crops)
+    after = values_of(graph, spec, crops)
+    for one, other in zip(maps_of(before), maps_of(after), strict=True):
+        assert (one - other).abs().max() < 1e-4 * one.abs().max()
+    nodes = {node.name: node for node in graph.graph.nodes}
+    swishes = [node for node in nodes.values() if isinstance(graphs.module(graph, node), ScaledSwish)]
+    assert len(swishes) == 10
+    for node in swishes:
+        read = node.all_input_nodes[0].name
+        assert torch.allclose(before[read], after[read], rtol=1e-3, atol=1e-4 * before[read].abs().max())
+        assert unevenness(before[node.name], before[node.name]) > 0.3
+        # A sum reads the first, so that others in its group decide too.
+        assert unevenness(after[node.name], before[node.name]) < 0.01 or node is swishes[0]
+        assert not torch.allclose(before[node.name], after[node.name], rtol=0.1)
+    # The first product of a gate, which a ReLU follows: the gate itself stays.
+    product = nodes["mul"]
+    depthwise = graphs.ungated(graph, product)
+    assert depthwise is not None
+    (gate,) = (source.name for source in product.all_input_nodes if source is not depthwise)
+    assert torch.allclose(before[gate], after[gate], atol=1e-4)
+    factors = after["mul"].abs().amax((0, 2, 3)) / before["mul"].abs().amax((0, 2, 3))
+    assert factors.max() / factors.min() > 1.5
+    assert torch.allclose(after[depthwise.name], before[depthwise.name] * factors[:, None, None], rtol=1e-2, atol=1e-3)
 
 
 def nets_face() -> Any:

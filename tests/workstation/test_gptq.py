@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pipnet_edge.converters.quantize import rounding
-from pipnet_edge.converters.quantize.scheme import weight_steps
+from pipnet_edge.converters.quantize.scheme import LEVELS, weight_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,9 +43,9 @@ def test_rounded_weights_lie_on_their_grids(seed: int, groups: int, rows: int, d
     found = rounding.gptq(weight, covariance(random, groups, depth))
     largest = weight.abs().amax(2)
     assert torch.allclose(found.abs().amax(2), largest, rtol=1e-5, atol=0)
-    whole = found / torch.where(largest > 0, largest / 127, 1.0)[:, :, None]
+    whole = found / torch.where(largest > 0, largest / LEVELS, 1.0)[:, :, None]
     assert (whole - whole.round()).abs().max() < 1e-4
-    assert whole.abs().max() <= 127.001
+    assert whole.abs().max() <= LEVELS + 0.001
     at = weight.abs().argmax(2, keepdim=True)
     assert torch.equal(found.gather(2, at).sign(), weight.gather(2, at).sign())
     # The step that every quantizer computes is the one that was rounded to.
@@ -53,7 +53,7 @@ def test_rounded_weights_lie_on_their_grids(seed: int, groups: int, rows: int, d
     again = flat / weight_steps(flat)
     assert (again - again.round()).abs().max() < 1e-4
     kept = flat.abs().amax((1, 2, 3)) > 0
-    assert (again.round().abs().amax((1, 2, 3))[kept] == 127).all()
+    assert (again.round().abs().amax((1, 2, 3))[kept] == LEVELS).all()
 
 
 @given(seeds)
@@ -62,10 +62,10 @@ def test_two_weights_are_rounded_as_well_as_can_be(seed: int) -> None:
     random = np.random.default_rng(seed)
     weight = torch.from_numpy(random.uniform(-1, 1, (1, 1, 2))).float()
     xx = covariance(random, 1, 2)
-    step = weight.abs().max() / 127
+    step = weight.abs().max() / LEVELS
     free = int(weight.abs().argmin())
     best = None
-    for whole in range(-127, 128):
+    for whole in range(-LEVELS, LEVELS + 1):
         candidate = weight.clone()
         candidate[0, 0, free] = whole * step
         if best is None or cost(candidate - weight, xx) < cost(best - weight, xx):
@@ -81,9 +81,9 @@ def test_of_three_weights_the_last_makes_up_for_the_first(seed: int, correlation
     random = np.random.default_rng(seed)
     weight = torch.tensor([[[1.0, *random.uniform(-0.8, 0.8, 2)]]]).float()
     xx = torch.tensor([[[9.0, 0.5, 0.2], [0.5, 2, correlation * 2**0.5], [0.2, correlation * 2**0.5, 1]]])
-    found, step = rounding.gptq(weight, xx), weight.abs().max() / 127
+    found, step = rounding.gptq(weight, xx), weight.abs().max() / LEVELS
     first = (weight / step).round() * step
-    ways = [torch.tensor([[[1.0, first[0, 0, 1], whole * step]]]) for whole in range(-127, 128)]
+    ways = [torch.tensor([[[1.0, first[0, 0, 1], whole * step]]]) for whole in range(-LEVELS, LEVELS + 1)]
     best = min(ways, key=lambda way: cost(way - weight, damped(xx)).item())
     assert cost(found - weight, damped(xx)) <= cost(best - weight, damped(xx)) * 1.001 + 1e-12
     assert cost(found - weight, damped(xx)) <= cost(first - weight, damped(xx)) * 1.001 + 1e-12
@@ -94,7 +94,7 @@ def test_many_weights_cost_far_less_than_the_nearest() -> None:
     for groups, rows, depth in ((1, 32, 200), (16, 1, 9), (1, 8, 20)):
         weight = torch.from_numpy(random.standard_normal((groups, rows, depth))).float()
         xx = covariance(random, groups, depth)
-        step = weight.abs().amax(2, keepdim=True) / 127
+        step = weight.abs().amax(2, keepdim=True) / LEVELS
         least, naive = (
             cost(rounded - weight, xx).sum() for rounded in (rounding.gptq(weight, xx), (weight / step).round() * step)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from pipnet_edge.converters import graph as graphs
+from pipnet_edge.converters import sparse
 from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.checkpoint.network import normalise
-from pipnet_edge.converters.graph import Run, trace
+from pipnet_edge.converters.graph import Run, ScaledSwish, trace
 from pipnet_edge.spec import ModelSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -173,3 +176,94 @@ def test_run_hands_every_node_to_the_hook(tiny_net: Make, tiny_spec: ModelSpec, 
     assert seen == [node.name for node in graph.graph.nodes if node.op != "output"]
     assert torch.equal(score, exact + 1)
     assert all(torch.equal(one, other) for one, other in zip(others, same, strict=True))
+
+
+# --- Hard swishes with a factor for every channel.
+
+
+def swishes(graph: fx.GraphModule, kind: type[nn.Module]) -> set[str]:
+    return {str(node.target) for node in graph.graph.nodes if isinstance(graphs.module(graph, node), kind)}
+
+
+@pytest.fixture
+def swish_net() -> fx.GraphModule:
+    """Two hard swishes: a layer reads the first, a head the second."""
+    layers = (nn.Conv2d(3, 4, 1), nn.Hardswish(), nn.Conv2d(4, 5, 1), nn.Hardswish(), nn.Conv2d(5, 2, 1))
+    graph = trace(nn.Sequential(*layers))
+    graph.get_submodule("0").get_parameter("weight").mul_(9)  # so that all three pieces are reached
+    return graph
+
+
+def test_a_scaled_swish_is_a_hard_swish_times_a_factor(swish_net: fx.GraphModule) -> None:
+    image = torch.randn(2, 3, 6, 6)
+    before = swish_net(image)
+    graphs.scale_swishes(swish_net)
+    assert torch.allclose(swish_net(image), before, rtol=1e-5, atol=1e-6)
+    swish = swish_net.get_submodule("1")
+    factors = torch.tensor([0.01, 1, 3, 50])[:, None, None]
+    swish.get_buffer("sixth").mul_(factors)
+    value = torch.linspace(-8, 8, 161).repeat(2, 4, 1, 1)
+    assert torch.allclose(swish(value), factors * functional.hardswish(value), rtol=1e-5, atol=1e-6)
+
+
+def test_a_scaled_swish_stays_one_node_in_copies(swish_net: fx.GraphModule) -> None:
+    image, fresh = torch.randn(2, 3, 6, 6), trace(swish_net)
+    for graph in (swish_net, fresh):
+        graphs.scale_swishes(graph)
+    swish_net.get_submodule("1").get_buffer("sixth").mul_(torch.tensor([0.5, 1, 2, 3])[:, None, None])
+    wanted = swish_net(image)
+    assert not torch.equal(fresh(image), wanted)
+    fresh.load_state_dict(swish_net.state_dict())
+    for again in (trace(swish_net), trace(trace(swish_net)), copy.deepcopy(swish_net), fresh):
+        assert [node.name for node in again.graph.nodes] == [node.name for node in swish_net.graph.nodes]
+        assert graphs.points(again).keys() == graphs.points(swish_net).keys()
+        assert swishes(again, ScaledSwish) == {"1"}
+        assert torch.equal(again(image), wanted)
+    again.get_submodule("1").get_buffer("sixth").zero_()
+    assert torch.equal(swish_net(image), wanted)
+
+
+def test_which_layers_of_mobilenet_v3_are_swished_and_which_hard_swishes_scaled(cases: Mapping[str, Any]) -> None:
+    case = cases[MBV3]
+    graph = trace(nets.build(case.state())[2])
+    image = torch.randn(1, 3, case.input_size, case.input_size)
+    before = graph(image)
+    # Of the blocks with hard swishes, those with a shortcut have a body.
+    blocks = [f"backbone.features.{i}{'' if i in (7, 11, 13) else '.body'}" for i in range(7, 16)]
+    swished = {"backbone.features.0.conv", *(f"{block}.depthwise" for block in blocks)}
+    assert graphs.swished(graph) == swished
+    graphs.scale_swishes(graph)
+    scaled = {"backbone.features.0.swish", *(f"{block}.act1" for block in blocks)}
+    assert swishes(graph, ScaledSwish) == scaled
+    # Only swished layers read the others, or heads.
+    assert swishes(graph, nn.Hardswish) == {"backbone.last.swish", *(f"{block}.act0" for block in blocks)}
+    assert graphs.swished(graph) == swished
+    for one, other in zip(before, graph(image), strict=True):
+        assert (one - other).abs().max() <= 1e-5 * one.abs().max()
+    assert swishes(sparse.split(graph, case.num_lms)[0], ScaledSwish) == scaled
+
+
+@pytest.mark.parametrize("case", [MBV2, RESNET])
+def test_networks_without_a_hard_swish_stay_as_they_are(cases: Mapping[str, Any], case: str) -> None:
+    graph = trace(nets.build(cases[case].state())[2])
+    assert graphs.swished(graph) == frozenset()
+    graphs.scale_swishes(graph)
+    assert swishes(graph, ScaledSwish) == set()
+
+
+def test_a_hard_swish_of_joined_tensors_has_all_their_channels() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other, self.swish = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 2, 1), nn.Hardswish()
+            self.body, self.head = nn.Conv2d(6, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, image: Tensor) -> Tensor:
+            joined = torch.cat([self.one(image), self.other(image)], 1)
+            return self.head(self.body(self.swish(joined)))  # type: ignore[no-any-return]
+
+    graph, image = trace(Joined()), torch.randn(1, 3, 5, 5)
+    before = graph(image)
+    graphs.scale_swishes(graph)
+    assert swishes(graph, ScaledSwish) == {"swish"}
+    assert torch.allclose(graph(image), before, rtol=1e-5, atol=1e-6)

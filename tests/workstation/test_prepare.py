@@ -23,7 +23,7 @@ from pipnet_edge.converters.graph import convolutions, heads, points, trace
 from pipnet_edge.converters.quantize import prepare, ranges, scheme
 from pipnet_edge.converters.quantize.calibration import Calibration
 from pipnet_edge.converters.quantize.prepare import Options, Prepared
-from pipnet_edge.converters.quantize.scheme import weight_steps
+from pipnet_edge.converters.quantize.scheme import LEVELS, weight_steps
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
@@ -49,7 +49,7 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
 def on_grid(weight: Tensor, transposed: bool = False) -> bool:
     whole = weight / weight_steps(weight, transposed)
     inner = [d for d in range(4) if d != int(transposed)]
-    return bool((whole - whole.round()).abs().max() < 1e-3) and bool((whole.round().abs().amax(inner) == 127).all())
+    return bool((whole - whole.round()).abs().max() < 1e-3) and bool((whole.round().abs().amax(inner) == LEVELS).all())
 
 
 @pytest.fixture
@@ -85,6 +85,27 @@ def test_the_cache_gives_the_same_bits(cache: Path, network: Network, tiny_calib
     assert len(list(cache.iterdir())) == 1
     keep = heads(made.float_)
     assert equal(made.keeping(keep).graph, again.keeping(keep).graph)
+
+
+def test_hard_swishes_are_scaled_and_kept_in_the_cache(
+    cache: Path, network: Network, tiny_calibration: Calibration, values_of: ValuesOf
+) -> None:
+    for name in ("expand", "depthwise"):
+        network.net.get_submodule(f"backbone.{name}").add_module("1", nn.Hardswish())
+    before = maps_of(values_of(trace(network.net), network.spec, tiny_calibration.crops))
+    made, again = (prepare.prepare(network, tiny_calibration, Options()) for _ in range(2))
+    assert made.kinds(["swished"]) == {"backbone.depthwise.0": "swished"}
+    for prepared in (made, again):
+        for graph in (prepared.float_, prepared.rounded):
+            assert isinstance(graph.get_submodule("backbone.expand.1"), nn.Hardswish)
+            factors = 6 * graph.get_submodule("backbone.depthwise.1").get_buffer("sixth")
+            assert factors.max() / factors.min() > 1.5
+        assert all(on_grid(weights(prepared.rounded, name)) for name in convolutions(prepared.rounded))
+    assert equal(made.float_, again.float_)
+    assert equal(made.rounded, again.rounded)
+    after = maps_of(values_of(made.float_, made.spec, tiny_calibration.crops))
+    for one, other in zip(before, after, strict=True):
+        assert (one - other).abs().max() < 0.01 * one.abs().max()
 
 
 def test_progress_counts_faces_and_layers(cache: Path, network: Network, tiny_calibration: Calibration) -> None:

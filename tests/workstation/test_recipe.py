@@ -34,14 +34,14 @@ def test_the_recipes_are_those_of_the_file() -> None:
     assert set(recipes()) == {"int8", "int8-full", "int16x8", "w8"}
     assert [line for line in FILE.read_text().splitlines() if line.startswith("[")] == [f"[{n}]" for n in recipes()]
     int8 = recipes()["int8"]
-    assert int8 == Recipe(int8.summary, 8, 8, ("heads", "gates", "transposed"))
+    assert int8 == Recipe(int8.summary, 8, 8, ("heads", "gates", "transposed", "swished"))
     assert all("int8" in runtimes.RUNTIMES[name].precisions for name in runtimes.DESTINATIONS)
     assert {(r.weights, r.activations) for r in recipes().values()} == {(8, 8), (8, 16), (8, 0)}
 
 
 def test_no_recipe_asks_a_transposed_layer_to_be_int8() -> None:
     assert all("transposed" in recipe.keep for recipe in recipes().values())
-    assert all(set(recipe.keep) <= {"heads", "gates", "transposed"} for recipe in recipes().values())
+    assert all(set(recipe.keep) <= {"heads", "gates", "transposed", "swished"} for recipe in recipes().values())
 
 
 def test_no_recipe_has_the_name_of_a_float_precision() -> None:

@@ -16,7 +16,7 @@ from pipnet_edge.converters.checkpoint.network import normalise
 from pipnet_edge.converters.graph import Run, convolutions, heads, points, trace
 from pipnet_edge.converters.quantize import ranges, rounding, scheme
 from pipnet_edge.converters.quantize.equalise import equalise
-from pipnet_edge.converters.quantize.scheme import stored, weight_steps
+from pipnet_edge.converters.quantize.scheme import LEVELS, stored, weight_steps
 from pipnet_edge.spec import ModelSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,7 +42,7 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
 def on_grid(weight: Tensor, transposed: bool = False) -> bool:
     whole = weight / weight_steps(weight, transposed)
     inner = [d for d in range(4) if d != int(transposed)]
-    return bool((whole - whole.round()).abs().max() < 1e-3) and bool((whole.round().abs().amax(inner) == 127).all())
+    return bool((whole - whole.round()).abs().max() < 1e-3) and bool((whole.round().abs().amax(inner) == LEVELS).all())
 
 
 def simulated(graph: fx.GraphModule, spec: ModelSpec, crops: Array, bounds: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -163,6 +163,33 @@ def test_more_faces_join_where_there_is_room(
     assert equal(rounding.sequential(graph, spec, tiny_faces, bounds, heads(graph)), alone)
 
 
+def test_no_two_products_overflow_16_bits(start: Start, rounded: fx.GraphModule) -> None:
+    """x86 without int8 dot products adds two products, of a byte and a weight each, in 16 bits that saturate."""
+    graph, spec, _ = start
+    for found in (rounded, rounding.nearest(graph, heads(graph))):
+        integers = scheme.integers(scheme.Quantized(found, spec, {}, heads(graph)))
+        assert len(integers) == len(convolutions(graph)) - len(heads(graph))
+        for whole in integers.values():
+            pairs = np.sort(np.abs(whole.astype(int)).reshape(len(whole), -1))[:, -2:].sum(1)
+            assert 255 * pairs.max() < 2**15
+
+
+def test_layers_aside_are_rounded_but_seen_in_float(start: Start, rounded: fx.GraphModule, tiny_faces: Array) -> None:
+    graph, spec, bounds = start
+    aside = {"backbone.stem.0", "backbone.plain.body.0"}
+    found = rounding.sequential(graph, spec, tiny_faces, bounds, heads(graph), aside)
+    seen = rounding.sequential(graph, spec, tiny_faces, bounds, heads(graph) | aside)
+    for name in set(convolutions(graph)) - heads(graph):
+        layer = found.get_submodule(name)
+        if name in aside:
+            assert on_grid(weights(found, name))
+        else:
+            assert equal(layer, seen.get_submodule(name))
+            assert not equal(layer, rounded.get_submodule(name))
+    # Nothing comes before the first layer.
+    assert equal(found.get_submodule("backbone.stem.0"), rounded.get_submodule("backbone.stem.0"))
+
+
 def test_nothing_to_round(start: Start, tiny_faces: Array) -> None:
     graph, spec, bounds = start
     assert equal(rounding.sequential(graph, spec, tiny_faces, bounds, convolutions(graph)), graph)
@@ -190,7 +217,7 @@ def test_other_kinds_of_layers_pass(tiny_spec: ModelSpec, tiny_faces: Array, val
     bounds = ranges.observe(graph, spec, tiny_faces, "minmax")
     told = []
     keep = graphs.transposed(graph)
-    found = rounding.sequential(graph, spec, tiny_faces, bounds, keep, lambda *args: told.append(args))
+    found = rounding.sequential(graph, spec, tiny_faces, bounds, keep, progress=lambda *args: told.append(args))
     assert told == [(name, i, 4) for i, name in enumerate(("first", "gate.reduce", "gate.expand", "grouped"))]
     assert torch.equal(weights(found, "up"), weights(graph, "up"))
     assert all(on_grid(weights(found, name)) for name in convolutions(graph) if name != "up")

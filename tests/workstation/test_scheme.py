@@ -18,7 +18,7 @@ from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.checkpoint.network import normalise
 from pipnet_edge.converters.graph import trace
 from pipnet_edge.converters.quantize import scheme
-from pipnet_edge.converters.quantize.scheme import Quantized, grid, stored, weight_steps
+from pipnet_edge.converters.quantize.scheme import LEVELS, Quantized, grid, stored, weight_steps
 from pipnet_edge.spec import ModelSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,7 +71,7 @@ def test_a_range_without_zero_is_widened() -> None:
 
 
 def test_steps_are_those_of_each_output_channel() -> None:
-    weight = torch.tensor([[[[127.0, -3]]], [[[1, -254]]], [[[0, 0]]]])
+    weight = torch.tensor([[[[64.0, -3]]], [[[1, -128]]], [[[0, 0]]]])
     assert weight_steps(weight).flatten().tolist() == [1, 2, 2]  # zeros take the layer's largest
     assert weight_steps(weight).shape == (3, 1, 1, 1)
     assert weight_steps(weight.transpose(0, 1), transposed=True).flatten().tolist() == [1, 2, 2]
@@ -84,8 +84,8 @@ def test_integers_are_the_weights_in_steps_of_int8_layers(tiny_net: Make, tiny_s
     random = np.random.default_rng(0)
     for name in graphs.convolutions(graph):
         weight = graph.get_submodule(name).get_parameter("weight")
-        whole = random.integers(-127, 128, weight.shape).astype(np.int8)
-        whole.reshape(len(whole), -1)[:, 0] = 127
+        whole = random.integers(-LEVELS, LEVELS + 1, weight.shape).astype(np.int8)
+        whole.reshape(len(whole), -1)[:, 0] = LEVELS
         steps = torch.from_numpy(random.uniform(1e-6, 1, (len(whole), 1, 1, 1)).astype(np.float32))
         weight.copy_(torch.from_numpy(whole) * steps)
         expected[name] = whole

@@ -114,7 +114,7 @@ def drift(a: Landmarks, b: Landmarks) -> tuple[float, float]:
 
 
 def test_all_layers_in_int8_is_the_plain_simulation() -> None:
-    stored_nodes = points(QUANTIZED.graph)
+    stored_nodes = points(QUANTIZED.graph).keys() - {"mul"}  # which no layer reads
 
     def hook(node: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
         return stored(value, QUANTIZED.ranges[node.name]) if node.name in stored_nodes else value
@@ -156,15 +156,13 @@ BLOCK, LAST, LAST_IN = "backbone_resnet_activation", "backbone_last_activation",
         # A sum of two stored tensors is stored, and with it the activation behind it; of one and a float one it is not.
         ({"backbone.resnet.shortcut", "backbone.resnet.body.2"}, {STEM, "backbone_resnet_body_1", BLOCK}),
         ({"backbone.last.body"}, {LAST_IN, "backbone_last_body", LAST}),
-        # A product is stored if what is multiplied with the gate is, and with it the activation that stands alone.
+        # Neither a product nor an activation that stands alone is stored, unless an int8 layer reads it.
         ({"backbone.mobilenet.body.1.expand"}, {"backbone_mobilenet_body_1_relu", GATE}),
-        ({"backbone.mobilenet.body.0.0"}, {BLOCK, DEPTHWISE, "mul", "backbone_mobilenet_body_2"}),
-        # What the gate's first layer reads is averaged from a stored tensor, and so the product is one of those too.
-        (
-            {"backbone.mobilenet.body.1.reduce"},
-            {DEPTHWISE, "backbone_mobilenet_body_1_relu", "mul", "backbone_mobilenet_body_2"},
-        ),
-        ({"backbone.down.0"}, {"add_1", "backbone_down_0", "backbone_down_1"}),
+        ({"backbone.mobilenet.body.0.0"}, {BLOCK, DEPTHWISE}),
+        ({"backbone.mobilenet.body.3"}, {"backbone_mobilenet_body_2", "backbone_mobilenet_body_3"}),
+        # What the gate's first layer reads is averaged from a stored tensor.
+        ({"backbone.mobilenet.body.1.reduce"}, {DEPTHWISE, "backbone_mobilenet_body_1_relu"}),
+        ({"backbone.down.0"}, {"add_1", "backbone_down_0"}),
         (set(), set()),
     ],
 )
@@ -179,6 +177,15 @@ def test_which_activations_are_stored(layers: set[str], expected: set[str]) -> N
         if not equal(simulate(EXACT, replace(QUANTIZED, ranges=wide), CROPS, only=layers), right):
             found.add(name)
     assert found == expected
+
+
+def test_what_is_stored_with_the_layers_to_keep_in_float() -> None:
+    assert sensitivity.stored(EXACT, QUANTIZED) == points(EXACT).keys() - {"mul"}
+    without = replace(QUANTIZED, keep=QUANTIZED.keep | {"backbone.mobilenet.body.3"})
+    assert sensitivity.stored(EXACT, QUANTIZED) - sensitivity.stored(EXACT, without) == {
+        *("backbone_mobilenet_body_2", "backbone_mobilenet_body_3")
+    }
+    assert sensitivity.stored(EXACT, replace(QUANTIZED, keep=frozenset(convolutions(EXACT)))) == frozenset()
 
 
 def test_unknown_layers_are_named() -> None:
@@ -221,7 +228,7 @@ def test_noise_of_a_layer_is_that_of_the_plain_simulation(rows: Rows) -> None:
             seen: dict[str, torch.Tensor] = seen,
             storing: bool = storing,
         ) -> torch.Tensor:
-            if storing and node.name in QUANTIZED.ranges:
+            if storing and node.name in QUANTIZED.ranges and node.name != "mul":
                 value = stored(value, QUANTIZED.ranges[node.name])
             seen[node.name] = value
             return value
