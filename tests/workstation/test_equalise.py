@@ -160,6 +160,29 @@ def test_channels_are_scaled_behind_hard_swishes_and_through_gated_products(
     assert torch.allclose(after[depthwise.name], before[depthwise.name] * factors[:, None, None], rtol=1e-2, atol=1e-3)
 
 
+class Means(nn.Module):
+    """A product with the channels' own means: it grows with the square of a factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.relu, self.pool = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        self.body, self.head = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        value = self.relu(self.first(image))
+        return self.head(self.body(value * self.relu(self.pool(value))))  # type: ignore[no-any-return]
+
+
+def test_a_product_with_its_own_means_is_left_alone(
+    tiny_spec: ModelSpec, tiny_faces: Array, values_of: ValuesOf
+) -> None:
+    graph = trace(Means())
+    before = values_of(graph, tiny_spec, tiny_faces)["head"]
+    equalise(graph, tiny_spec, tiny_faces)
+    assert (values_of(graph, tiny_spec, tiny_faces)["head"] - before).abs().max() < 1e-4 * before.abs().max()
+
+
 def nets_face() -> Any:
     from pipnet_edge.spec import MeanFace
 
