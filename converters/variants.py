@@ -9,11 +9,10 @@ from pathlib import Path
 from pipnet_edge.bundle import File, Quantization, Variant
 from pipnet_edge.converters import destination as destinations
 from pipnet_edge.converters.cores import Cores, Exported
-from pipnet_edge.converters.graph import convolutions, depthwise
+from pipnet_edge.converters.graph import convolutions
 from pipnet_edge.converters.quantize.prepare import Options
 from pipnet_edge.converters.recipe import recipes
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
-from pipnet_edge.runtimes import RUNTIMES
 
 
 def of_float(network: Exported, destination: str, precision: str, folder: Path) -> Variant:
@@ -39,9 +38,6 @@ def quantized(
     own_folder = folder / f"{destination}-{precision}"
     own_folder.mkdir()
     reasons = dict.fromkeys(kept, "budget") | prepared.kinds(recipe.keep)
-    if RUNTIMES[destination].float_depthwise:
-        # What computes in float anyway loses by rounded weights and gains nothing.
-        reasons |= dict.fromkeys(sorted(depthwise(prepared.float_)), "depthwise")
     is_sparse = networks.is_sparse and "heads" in recipe.keep
     inside = prepared.kinds(("heads",)) if is_sparse and to.heads_inside else {}
     # Heads inside the model have int8 weights, but no map is stored in 8 bits: only that would cost accuracy.
