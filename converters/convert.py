@@ -87,12 +87,12 @@ def convert(
         )
 
         rounded, wanted, losses = None, plan.variants, Losses(plan, folder, lost)
-        if gathered:
-            if prepare.takes_long(network, gathered.calibration, methods):
-                given = network, gathered.calibration, methods, work / "rehearsal", simplify, plan.is_sparse, losses
-                quantized = [pair for pair in plan.variants if pair[1] in recipes()]
-                passing = rehearsal.passing(quantized, *given, partial(_rehearsed, step, 2, total))
-                wanted = tuple(pair for pair in plan.variants if pair not in quantized or pair in passing)
+        if gathered and prepare.takes_long(network, gathered.calibration, methods):
+            given = network, gathered.calibration, methods, work / "rehearsal", simplify, plan.is_sparse, losses
+            quantized = [pair for pair in plan.variants if pair[1] in recipes()]
+            passing = rehearsal.passing(quantized, *given, partial(_rehearsed, step, 2, total))
+            wanted = tuple(pair for pair in plan.variants if pair not in quantized or pair in passing)
+        if gathered and any(precision in recipes() for _, precision in wanted):
             prepared = prepare.prepare(network, gathered.calibration, methods, partial(_counted, step, 2, total))
             networks = cores.Cores(prepared, work, simplify, plan.is_sparse)
             rounded = _Rounded(partial(variants.quantized, networks, methods), gathered.jury, Ranking(prepared))

@@ -112,7 +112,7 @@ def test_every_runtime_has_them_in_float_and_int8(
     exact = [maps.numpy() for maps in rounded.core.net(normalise(crops, rounded.given.spec))]
     assert distance(given("fp32", exact), exact) < 1e-4
     int8 = simulated(rounded.given, crops)
-    assert distance(given("int8", int8), int8) < 0.06
+    assert distance(given("int8", int8), int8) < 0.07
 
 
 @pytest.mark.parametrize(("activation", "scales"), [(nn.LeakyReLU(0.1), True), (slopes(), True), (nn.SiLU(), False)])

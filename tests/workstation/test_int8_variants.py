@@ -22,6 +22,7 @@ from pipnet_edge.converters.checkpoint.network import maps_of
 from pipnet_edge.converters.mnn import int8
 from pipnet_edge.converters.ncnn import model as ncnn_model
 from pipnet_edge.converters.quantize import calibration
+from pipnet_edge.converters.quantize.scheme import LEVELS
 from pipnet_edge.converters.tflite import file as tflite_file
 from pipnet_edge.decode import Decoder, Landmarks
 from pipnet_edge.worker import call as calls
@@ -50,7 +51,7 @@ def multiset(weights: Any) -> list[tuple[tuple[int, ...], bytes]]:
 def test_all_runtimes_hold_the_same_integers(demo_bundle):
     whole, steps = onnx_weights(demo_bundle)
     assert len(whole) == 52
-    assert all(np.abs(weight).reshape(len(weight), -1).max(axis=1).min() == 127 for weight in whole.values())
+    assert all(np.abs(weight).reshape(len(weight), -1).max(axis=1).min() == LEVELS for weight in whole.values())
     heads, others = tflite_weights(demo_bundle)
     first = next(weight for weight in whole.values() if weight.shape[1] == 3)
     arranged = [in_pairs(weight) if weight is first else weight for weight in whole.values()]
@@ -100,7 +101,7 @@ def test_heads_inside_are_those_beside_others_rounded(demo_bundle):
     score = onnx.numpy_helper.to_array(every["heads.score.weight"]).reshape(68, 1280)
     for (convolution, tensor), weight in zip(heads, (score, offsets.weight.reshape(-1, 1280)), strict=True):
         stored = tflite_file.out_first(convolution, tensor)[:, :, 0, 0]
-        assert (np.abs(stored).max(1) == 127).all()
+        assert (np.abs(stored).max(1) == LEVELS).all()
         moved = np.abs(stored - weight / tensor.step[:, None])
         assert moved.max() <= 4
         assert moved.mean() <= 0.35

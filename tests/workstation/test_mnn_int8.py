@@ -23,7 +23,7 @@ from pipnet_edge.converters.graph import Run, convolutions, gates, heads, module
 from pipnet_edge.converters.mnn import fp
 from pipnet_edge.converters.mnn import int8 as mnn_int8
 from pipnet_edge.converters.quantize import match
-from pipnet_edge.converters.quantize.scheme import Quantized, grid, pixel_lattice, stored, weight_steps
+from pipnet_edge.converters.quantize.scheme import LEVELS, Quantized, grid, pixel_lattice, stored, weight_steps
 from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import MeanFace, ModelSpec
@@ -253,7 +253,7 @@ def test_biases_survive_weights_that_are_almost_zero(excited: tuple[Core, Quanti
     step, out_step = (grid(quantized.ranges[name])[0] for name in ("stem_1", "depthwise"))
     weights = quantized.graph.get_submodule("depthwise").get_parameter("weight")
     # As a multiple of input step times weight step, a zero point would outgrow 32 bits.
-    assert 100 * out_step / (step * weights[0].max() / 127) > 2**31
+    assert 100 * out_step / (step * weights[0].max() / LEVELS) > 2**31
     deep = run_mnn(tmp_path, quantized.spec)[0]
     np.testing.assert_allclose(deep, run(quantized, quantize=True)["depthwise"], atol=1.01 * out_step)
 

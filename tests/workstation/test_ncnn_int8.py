@@ -199,7 +199,7 @@ def test_weights_off_their_grid_are_never_written(tiny_prepared: Prepared, tmp_p
     layer = given.graph.get_submodule("backbone.project")
     assert isinstance(layer, nn.Conv2d)
     layer.weight[0].zero_()
-    layer.weight[0, :2, 0, 0] = torch.tensor([127.0, 2.5])
+    layer.weight[0, :2, 0, 0] = torch.tensor([float(scheme.LEVELS), 2.5])
     with pytest.raises(EdgeError, match=r"does not hold the int8 weights of 'backbone\.project'"):
         ncnn_int8.convert(export(given.graph, given.spec, tmp_path), given, 8, tmp_path)
     assert not (tmp_path / "model.bin").exists()
