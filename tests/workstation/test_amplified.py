@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 from torch import nn
 
 from pipnet_edge import bundle as bundles
-from pipnet_edge.converters import core, golden
+from pipnet_edge.converters import core, cores, golden, variants
 from pipnet_edge.converters.checkpoint import from_onnx
 from pipnet_edge.converters.checkpoint.network import Network, maps_of
-from pipnet_edge.decode import Decoder, map_names
+from pipnet_edge.converters.quantize import prepare
+from pipnet_edge.decode import MAP_NAMES, Decoder, map_names
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
@@ -116,3 +118,60 @@ def test_it_converts(net: nn.Module, tmp_path: Path, say, monkeypatch: pytest.Mo
     code, out, error = say(*words, "--to", "onnx,ncnn,mnn")
     assert code == 0, out + error
     assert all(variant.parity.px_max <= 0.05 for variant in bundles.read(tmp_path / "b").variants)
+
+
+def uneven(net: nn.Module) -> nn.Module:
+    """The network for RGB - 125, with 9x9 heads, and channels between layers that differ a hundredfold and cancel."""
+    random = torch.Generator().manual_seed(2)
+    net.backbone.stem[0].weight.div_(60)
+    # Below ReLU6's bound, channels may only be smaller than they were.
+    for block, largest in (("mobilenet", 1.0), ("plain", 100.0), ("down", 100.0)):
+        first, _, last = getattr(net.backbone, block).body
+        factors = largest * 10 ** (-2 * torch.rand(first.out_channels, generator=random))
+        first.weight.mul_(factors[:, None, None, None])
+        first.bias.mul_(factors)
+        last.weight.div_(factors[:, None, None])
+    for name, head in net.heads.items():
+        wide = nn.Conv2d(head.in_channels, head.out_channels, 9, padding=4).requires_grad_(False)
+        spread = 0.003 * head.weight.abs().mean()
+        wide.weight.copy_(spread * torch.randn(wide.weight.shape, generator=random))
+        wide.weight[:, :, 4, 4] += head.weight[:, :, 0, 0]
+        wide.bias.copy_(head.bias)
+        if name != "score":
+            wide.weight.div_(1000)
+            wide.bias.div_(1000)
+        net.heads[name] = wide
+    return net
+
+
+def test_uneven_channels_convert_in_float(
+    tiny_net: Callable[[], nn.Module], tmp_path: Path, say, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    to_onnx(uneven(tiny_net()), tmp_path / "net.onnx")
+    (tmp_path / "five.txt").write_text("0.2 0.2 0.8 0.3 0.5 0.5 0.3 0.8 0.7 0.9\n")
+    image = ("--mean", ",".join([str(125 / 255)] * 3), "--std", ",".join([str(1 / 255)] * 3))
+    words = ("convert", "net.onnx", "--meanface", "five.txt", *image, "--heads", "dense", "-o", tmp_path / "b")
+    code, out, error = say(*words)
+    assert code == 0, out + error
+    assert len(bundles.read(tmp_path / "b").variants) == 7
+
+
+def test_uneven_channels_cost_int8_nothing(
+    tiny_net: Callable[[], nn.Module], tiny_spec: ModelSpec, tiny_faces: np.ndarray, tmp_path: Path, run_int8, distance
+) -> None:
+    unscaled = replace(tiny_spec, mean=(125 / 255,) * 3, std=(1 / 255,) * 3)
+    costs = []
+    for net, spec in ((tiny_net(), tiny_spec), (uneven(tiny_net()), unscaled)):
+        network, work = Network(spec, net, 0), tmp_path / f"work{len(costs)}"
+        work.mkdir()
+        prepared = prepare.roughly(network, tiny_faces)
+        networks, maps = cores.Cores(prepared, work, True, False), maps_of(network, tiny_faces)
+        wanted = [getattr(maps, name).reshape(len(tiny_faces), -1, spec.grid, spec.grid) for name in MAP_NAMES]
+        costs.append({})
+        for runtime in ("onnx", "ncnn", "mnn", "tflite"):
+            variants.quantized(networks, prepare.Options("minmax", "nearest"), runtime, "int8", work)
+            found = run_int8(runtime, work / f"{runtime}-int8", prepared.spec, tiny_faces)
+            costs[-1][runtime] = distance(found, wanted)
+    even, amplified = costs
+    assert all(amplified[runtime] < 1.2 * even[runtime] < 0.1 for runtime in even), costs
