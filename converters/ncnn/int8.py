@@ -25,7 +25,7 @@ BITS = (8,)
 def convert(core: Core, given: Quantized, bits: int, folder: Path) -> None:
     """Writes `model.param` and `model.bin` into `folder`, like the fp32 variant, but all layers not kept are int8.
 
-    Depthwise layers compute in float, kept or not: on x86, ncnn's int8 ones are slower and drift more.
+    Depthwise layers compute in float, with the rounded weights: on x86, ncnn's int8 ones are slower and drift more.
     """
     if bits not in BITS:
         raise EdgeError(f"ncnn int8 with {bits}-bit activations; allowed: 8")

@@ -75,7 +75,7 @@ def test_interrupted(tmp_path: Path, step: str) -> None:
     """All is gone within 3 seconds. Python itself then takes a second to forget torch, longer on a busy machine."""
     run = started(tmp_path, "--to", "tflite")
     await_step(run, step)
-    time.sleep(0.5)
+    time.sleep(0.1)
     assert run.poll() is None
     run.send_signal(signal.SIGINT)
     deadline = time.monotonic() + 3

@@ -101,7 +101,7 @@ def test_what_labels_leave_out_is_said(tmp_path, say, faces):
     options = (*QUICK, "--input-size", 128, "--to", "onnx", "--precision", "int8", "-o", tmp_path / "b")
     code, out, error = say("convert", *NET, "--calibrate", folder, "--calibrate-labels", LABELS, *options)
     assert code == 0, error
-    assert "1 images without a label: 001_03.jpg" in out
+    assert "1 image without a label: 001_03.jpg" in out
     known = bundles.read(tmp_path / "b").calibration
     assert known
     assert drift.overlap(labels.image_folder(folder).images, frozenset(known.images))
