@@ -170,7 +170,7 @@ class _Sequence:
         layer = self._int8.get_submodule(name)
         assert isinstance(layer, nn.Conv2d)
         assert layer.bias is not None
-        before = copy.deepcopy(layer)
+        before = copy.deepcopy(layer) if name in self._aside else None
         moments = _Moments(layer)
         for batch in self._batches:
             target = self._output(self._float, batch.image, batch.float_, node)
@@ -185,11 +185,11 @@ class _Sequence:
             ).sum(0)
         correction = (error / sum(len(batch.image) for batch in self._batches)).float()
         layer.bias += correction
-        if name in self._aside:
+        if before is not None:
             self._rounded[name] = copy.deepcopy(layer)
             layer.load_state_dict(before.state_dict())
         for batch in self._batches:
-            if name in self._aside:
+            if before is not None:
                 output = self._output(self._int8, batch.image, batch.int8, node)
             else:
                 output = batch.int8[node.name].add_(correction[:, None, None])
