@@ -20,9 +20,11 @@ from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import file_sha256
 
 if TYPE_CHECKING:
+    from pipnet_edge.converters.checkpoint.network import Network
     from pipnet_edge.converters.checkpoint.read import Options
     from pipnet_edge.converters.core import Core
     from pipnet_edge.converters.faces import Faces, Jury
+    from pipnet_edge.converters.quantize import prepare
     from pipnet_edge.converters.within_budget import Ranking
 
 
@@ -60,11 +62,10 @@ def convert(
         # These import torch, which takes long. A wrong command line is refused before that.
         import torch
 
-        from pipnet_edge.converters import cores, faces, golden, rehearsal, variants
+        from pipnet_edge.converters import cores, faces, golden, variants
         from pipnet_edge.converters.checkpoint import layers
         from pipnet_edge.converters.checkpoint import read as checkpoints
         from pipnet_edge.converters.quantize import prepare
-        from pipnet_edge.converters.within_budget import Ranking
 
         network = checkpoints.load(source, options)
         for line in network.notes:
@@ -86,16 +87,10 @@ def convert(
             calibration=_calibration(gathered),
         )
 
-        rounded, wanted, losses = None, plan.variants, Losses(plan, folder, lost)
-        if gathered and prepare.takes_long(network, gathered.calibration, methods):
-            given = network, gathered.calibration, methods, work / "rehearsal", simplify, plan.is_sparse, losses
-            quantized = [pair for pair in plan.variants if pair[1] in recipes()]
-            passing = rehearsal.passing(quantized, *given, partial(_rehearsed, step, 2, total))
-            wanted = tuple(pair for pair in plan.variants if pair not in quantized or pair in passing)
-        if gathered and any(precision in recipes() for _, precision in wanted):
-            prepared = prepare.prepare(network, gathered.calibration, methods, partial(_counted, step, 2, total))
-            networks = cores.Cores(prepared, work, simplify, plan.is_sparse)
-            rounded = _Rounded(partial(variants.quantized, networks, methods), gathered.jury, Ranking(prepared))
+        losses, rounded, wanted = Losses(plan, folder, lost), None, plan.variants
+        if gathered:
+            given = network, gathered, methods, work, simplify, losses
+            wanted, rounded = _rounded(plan, *given, step, total)
 
         made = list[Variant]()
         for index, (destination, precision) in enumerate(wanted, 2 + plan.quantizes):
@@ -129,6 +124,39 @@ class _Rounded:
     make: Callable[[str, str, Path, tuple[str, ...]], Variant]
     jury: Jury | None
     ranking: Ranking
+
+
+def _rounded(
+    plan: Plan,
+    network: Network,
+    gathered: Faces,
+    methods: prepare.Options,
+    work: Path,
+    simplify: bool,
+    losses: Losses,
+    step: Step,
+    total: int,
+) -> tuple[tuple[tuple[str, str], ...], _Rounded | None]:
+    """The plan's variants without those that a rehearsal shows to fail; and what its quantized ones share, if any."""
+    from pipnet_edge.converters import cores, rehearsal, variants
+    from pipnet_edge.converters.destination import grids
+    from pipnet_edge.converters.quantize import prepare
+    from pipnet_edge.converters.within_budget import Ranking
+
+    wanted = plan.variants
+    quantized = [pair for pair in wanted if pair[1] in recipes()]
+    calibration = gathered.calibration
+    if prepare.takes_long(network, calibration, methods, grids(destination for destination, _ in quantized)):
+        given = network, calibration, methods, work / "rehearsal", simplify, plan.is_sparse, losses
+        passing = rehearsal.passing(quantized, *given, partial(_rehearsed, step, 2, total))
+        wanted = tuple(pair for pair in wanted if pair not in quantized or pair in passing)
+    levels = grids(destination for destination, precision in wanted if precision in recipes())
+    if not levels:
+        return wanted, None
+    prepared = prepare.prepare(network, calibration, methods, levels, partial(_counted, step, 2, total))
+    networks = cores.Cores(prepared, work, simplify, plan.is_sparse)
+    make = partial(variants.quantized, networks, methods)
+    return wanted, _Rounded(make, gathered.jury, Ranking(prepared[levels[0]]))
 
 
 def _quantized(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,24 +41,27 @@ def export(net: nn.Module, spec: ModelSpec, folder: Path, simplify: bool, is_spa
 
 
 class Cores:
-    """The rounded networks. Each has its own folder in `folder`, and is exported when it is first asked for."""
+    """The rounded networks, from what was prepared for each of some levels.
 
-    def __init__(self, prepared: Prepared, folder: Path, simplify: bool, is_sparse: bool) -> None:
+    Each has its own folder in `folder`, and is exported when it is first asked for.
+    """
+
+    def __init__(self, prepared: Mapping[int, Prepared], folder: Path, simplify: bool, is_sparse: bool) -> None:
         self.prepared, self.is_sparse = prepared, is_sparse
         self._folder, self._simplify = folder, simplify
-        self._found: dict[tuple[frozenset[str], bool], Rounded] = {}
+        self._found: dict[tuple[int, frozenset[str], bool], Rounded] = {}
 
-    def keeping(self, keep: frozenset[str], is_sparse: bool) -> Rounded:
-        """The network with these layers in float, without its offset heads if is_sparse."""
-        if (keep, is_sparse) not in self._found:
-            given, heads = self.prepared.keeping(keep), None
+    def keeping(self, levels: int, keep: frozenset[str], is_sparse: bool) -> Rounded:
+        """The network rounded to these levels, with these layers in float, without its offset heads if is_sparse."""
+        if (levels, keep, is_sparse) not in self._found:
+            given, heads = self.prepared[levels].keeping(keep), None
             if is_sparse:
                 graph, heads = sparse.split(given.graph, given.spec.num_lms)
                 given = replace(given, graph=graph)
             folder = self._folder / f"rounded-{len(self._found)}"
             core = _exported(given.graph, given.spec, folder, self._simplify, heads)
-            self._found[keep, is_sparse] = Rounded(core, heads, given)
-        return self._found[keep, is_sparse]
+            self._found[levels, keep, is_sparse] = Rounded(core, heads, given)
+        return self._found[levels, keep, is_sparse]
 
 
 def _exported(net: nn.Module, spec: ModelSpec, folder: Path, simplify: bool, heads: Heads | None) -> Core:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipnet_edge.converters import cores, variants
+from pipnet_edge.converters import destination as destinations
 from pipnet_edge.converters.checkpoint.network import Network
 from pipnet_edge.converters.losses import Losses
 from pipnet_edge.converters.quantize import prepare
@@ -34,7 +35,8 @@ def passing(
     They are made in a new folder `make_in`, which is removed again. `progress` gets each one's name before.
     """
     make_in.mkdir()
-    networks = cores.Cores(prepare.roughly(network, faces.crops[:FACES]), make_in, simplify, is_sparse)
+    rough = prepare.roughly(network, faces.crops[:FACES], destinations.grids(to for to, _ in wanted))
+    networks = cores.Cores(rough, make_in, simplify, is_sparse)
     found = []
     for destination, precision in wanted:
         name = f"{destination}-{precision}"

@@ -37,7 +37,7 @@ def sensitivities(
         raise EdgeError(f"--precision {precision}; allowed: {', '.join(allowed)}")
     # These need torch.
     from pipnet_edge.converters.checkpoint import read as checkpoints
-    from pipnet_edge.converters.quantize import calibration, prepare, sensitivity
+    from pipnet_edge.converters.quantize import calibration, prepare, scheme, sensitivity
 
     methods = prepare.Options(quantize.ranges, quantize.rounding)
     faces, held = list(quantize.faces), list(others)
@@ -52,6 +52,6 @@ def sensitivities(
     side = network.spec.input_size
     crops, _ = calibration.draw(held, side, count, 0)
     chosen = calibration.choose(faces, side, quantize.count, quantize.seed)
-    prepared = prepare.prepare(network, chosen, methods, step)
+    prepared = prepare.prepare(network, chosen, methods, [scheme.FULL], step)[scheme.FULL]
     given = prepared.keeping(prepared.kinds(recipes()[precision].keep))
     return sensitivity.measure(prepared.float_, given, crops, step, chosen.crops[:count])

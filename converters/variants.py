@@ -34,7 +34,8 @@ def quantized(
     methods: how the networks were rounded. kept: layers that stay in float for a budget, in addition to the recipe's.
     Raises EdgeError (code 3) if no layer is left.
     """
-    to, recipe, prepared = destinations.find(destination), recipes()[precision], networks.prepared
+    to, recipe = destinations.find(destination), recipes()[precision]
+    prepared = networks.prepared[to.levels]
     own_folder = folder / f"{destination}-{precision}"
     own_folder.mkdir()
     reasons = dict.fromkeys(kept, "budget") | prepared.kinds(recipe.keep)
@@ -44,7 +45,7 @@ def quantized(
     reasons = {name: reason for name, reason in reasons.items() if name not in inside}
     if not convolutions(prepared.float_).keys() - reasons.keys():
         raise EdgeError(f"all of its layers stay in float, so it would be {precision} by name only", CHECK_FAILED)
-    network = networks.keeping(frozenset(reasons), is_sparse)
+    network = networks.keeping(to.levels, frozenset(reasons), is_sparse)
     given = replace(network.given, keep=network.given.keep | inside.keys())
     to.int8(network.core, given, recipe.activations, own_folder)
     if network.heads:

@@ -22,7 +22,7 @@ from pipnet_edge.converters.graph import transposed
 from pipnet_edge.converters.quantize import calibration, equalise, prepare, ranges, rounding, sensitivity
 from pipnet_edge.converters.quantize.calibration import Calibration
 from pipnet_edge.converters.quantize.prepare import Prepared
-from pipnet_edge.converters.quantize.scheme import Quantized, Range, fit_biases, pixel_lattice
+from pipnet_edge.converters.quantize.scheme import FULL, Quantized, Range, fit_biases, pixel_lattice
 from pipnet_edge.converters.recipe import recipes
 from pipnet_edge.decode import Decoder
 from pipnet_edge.preprocess import Rect, cut, pictures_in, read_picture
@@ -57,10 +57,10 @@ def schemes(network: Network, faces: Calibration) -> Iterator[tuple[str, fx.Grap
         fit_biases(graph, found[key])
         rounded = graph
         if how == "nearest":
-            rounded = rounding.nearest(graph, transposed(graph))
+            rounded = rounding.nearest(graph, transposed(graph), FULL)
         elif how == "sequential":
-            rounded = prepare.in_sequence(graph, spec, faces.crops, found[key])
-        prepared = Prepared(graph, rounded, spec, found[key] if method else {})
+            rounded = prepare.in_sequence(graph, spec, faces.crops, found[key], FULL)
+        prepared = Prepared(graph, rounded, spec, found[key] if method else {}, FULL)
         name = f"weights {how or 'float':<10}  activations {method or 'float':<10}  {'equalised' if equalised else ''}"
         yield name, graph, prepared.keeping(prepared.kinds(recipes()["int8"].keep))
 

@@ -9,6 +9,7 @@ from pipnet_edge.converters.mnn import fp, int8
 HERE = Destination(
     tools=fp.TOOLS,
     bits=int8.BITS,
+    levels=int8.LEVELS,
     heads_inside=False,
     fp=fp.convert,
     int8=int8.convert,

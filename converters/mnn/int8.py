@@ -27,12 +27,13 @@ from pipnet_edge.converters.graph import FUSED, convolutions, inputs, module, re
 from pipnet_edge.converters.mnn import file, fp
 from pipnet_edge.converters.mnn.file import Grid, Table
 from pipnet_edge.converters.quantize import match
-from pipnet_edge.converters.quantize.scheme import LEVELS, Quantized, Range, grid, weight_steps
+from pipnet_edge.converters.quantize.scheme import FULL, Quantized, Range, grid, weight_steps
 from pipnet_edge.errors import EdgeError
 
 Array = NDArray[np.float32]
 
 BITS = (0, 8)
+LEVELS = FULL
 # The largest distance of a weight from its grid, in steps, that still counts as a rounding error.
 ON_GRID = 1e-3
 # Sums of depthwise layers have 32 bits. They may begin at half of what these hold, in steps of LEAST_STEP or more: MNN
@@ -145,7 +146,7 @@ def _run_float(core: Core, image: Array) -> dict[str, Array]:
 
 def _parameters(quantized: Quantized, placed: Placed) -> dict[str, Any]:
     # How activations are stored has to be given here too, but the file's list of tensors overrules it.
-    steps = weight_steps(_weight(quantized, placed)).flatten()
+    steps = weight_steps(_weight(quantized, placed), quantized.levels).flatten()
     activation = {"name": placed.tensor, "scales": [1.0]}
     return {"input": [activation], "output": [activation], "weight": [{"name": "", "scales": steps.tolist()}]}
 
@@ -225,11 +226,12 @@ def _check(quantized: Quantized, placed: Sequence[Placed], net: Table) -> None:
     """Raises EdgeError unless exactly these layers of the file have int8 weights, equal to the network's."""
     found = file.int8_layers(net)
     for layer in placed:
-        steps = weight_steps(_weight(quantized, layer))
+        steps = weight_steps(_weight(quantized, layer), quantized.levels)
         exact = _weight(quantized, layer) / steps
         if (exact - exact.round()).abs().max() > ON_GRID:
             raise EdgeError(
-                f"the weights of {layer.layer} do not lie on an int8 grid of absmax / {LEVELS} a channel", code=3
+                f"the weights of {layer.layer} do not lie on an int8 grid of absmax / {quantized.levels} a channel",
+                code=3,
             )
         stored = found.pop(layer.tensor, None)
         same = stored is not None and np.array_equal(stored.weights, exact.round().numpy())

@@ -20,6 +20,7 @@ from pipnet_edge.converters.quantize.scheme import Quantized
 from pipnet_edge.errors import EdgeError
 
 BITS = (8,)
+LEVELS = scheme.FULL
 
 
 def convert(core: Core, given: Quantized, bits: int, folder: Path) -> None:
@@ -38,7 +39,7 @@ def convert(core: Core, given: Quantized, bits: int, folder: Path) -> None:
     ranges = {layer: given.ranges[reads[name]] for layer, name in layers.items() if name not in given.keep}
     keep = {layer for layer, name in layers.items() if name in given.keep} | int8_layers.depthwise(model)
     scales = {
-        layer: (1 / scheme.weight_steps(torch.from_numpy(weights[name]))).flatten().numpy()
+        layer: (1 / scheme.weight_steps(torch.from_numpy(weights[name]), given.levels)).flatten().numpy()
         for layer, name in layers.items()
         if layer not in keep
     }

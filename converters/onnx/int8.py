@@ -25,6 +25,7 @@ from pipnet_edge.converters.quantize.scheme import Quantized, Range
 from pipnet_edge.errors import EdgeError
 
 BITS = (0, 8)
+LEVELS = scheme.SAFE
 INT32 = 2**31 - 1
 
 
@@ -184,7 +185,7 @@ class _Writer:
         if self._stored and node.input[0] not in self._stored:
             raise EdgeError(f"the input of layer {layer!r} is not found in the ONNX export, so it cannot be int8", 3)
         weight = torch.from_numpy(numpy_helper.to_array(self._constants[node.input[1]]).copy())
-        scales = scheme.weight_steps(weight).flatten().numpy()
+        scales = scheme.weight_steps(weight, self._given.levels).flatten().numpy()
         self._constant(f"{layer}.weight", self._integers[layer])
         bias = numpy_helper.to_array(self._constants[node.input[2]]) if len(node.input) > 2 else None
         node.input[1] = self._dequantized(f"{layer}.weight", scales, np.zeros(len(scales), np.int8))

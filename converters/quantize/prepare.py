@@ -1,6 +1,7 @@
 """From a float network and calibration faces to weights on their int8 grids and the ranges of activations.
 
-This is done once for all runtimes and kept in a cache, by the hash of everything that goes in.
+This is done once for all runtimes whose weights have the same grid, and kept in a cache, by the hash of everything
+that goes in.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ ROUNDINGS = ("sequential", "nearest")
 # 5: sums in float32, solved by Cholesky, so that the same input gives the same bits again.
 # 6: ranges before a hard swish begin at -3.
 # 7: hard swishes have scaled channels, gates multiply scaled ones, and layers follow gates in float.
-METHOD = 7
+# 8: each grid has its own rounding, and biases fit on all.
+METHOD = 8
 # Bytes of the hash before a kept network, and of the largest file that is read: two float networks.
 HASH, LARGEST = 32, 2 << 30
 
@@ -63,19 +65,23 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """float_ and rounded: the same graph, equalised, for images of `spec`, before and after rounding of all layers."""
+    """float_ and rounded: the same graph, equalised, for images of `spec`, before and after rounding of all layers.
+
+    levels: the largest weight of each channel in `rounded`, in steps.
+    """
 
     float_: fx.GraphModule
     rounded: fx.GraphModule
     spec: ModelSpec
     ranges: Mapping[str, Range]
+    levels: int
 
     def keeping(self, keep: Collection[str]) -> Quantized:
         """The network to quantize with these layers in float, as they were before rounding."""
         graph = copy.deepcopy(self.rounded)
         for name in keep:
             graph.get_submodule(name).load_state_dict(self.float_.get_submodule(name).state_dict())
-        return Quantized(graph, self.spec, self.ranges, frozenset(keep))
+        return Quantized(graph, self.spec, self.ranges, frozenset(keep), self.levels)
 
     def kinds(self, names: Collection[str]) -> dict[str, str]:
         """Layer name -> kind, of the layers of these kinds: heads, gates, transposed, swished."""
@@ -83,31 +89,40 @@ class Prepared:
         return {layer: kind for kind in names for layer in sorted(find[kind](self.float_))}
 
 
-def prepare(network: Network, faces: Calibration, options: Options, progress: Progress = lambda *_: None) -> Prepared:
-    """Equalises, finds ranges and rounds; takes minutes, or a moment if the cache has the result."""
-    path = _path(network, faces, options)
-    kept = _read(path)
-    if kept is None:
-        prepared = _made(network, faces.crops, options, progress)
+def prepare(
+    network: Network,
+    faces: Calibration,
+    options: Options,
+    grids: Collection[int],
+    progress: Progress = lambda *_: None,
+) -> dict[int, Prepared]:
+    """Equalises, finds ranges and rounds for each of these levels; minutes, or a moment if the cache has the result."""
+    kept = {levels: _read(_path(network, faces, options, levels)) for levels in grids}
+    made = _made(network, faces.crops, options, [levels for levels in grids if kept[levels] is None], progress)
+    for levels, prepared in made.items():
         graphs = {"float": prepared.float_.state_dict(), "rounded": prepared.rounded.state_dict()}
-        _write(path, {**graphs, "ranges": prepared.ranges})
-        return prepared
+        _write(_path(network, faces, options, levels), {**graphs, "ranges": prepared.ranges})
+    return made | {levels: _restored(network, found, levels) for levels, found in kept.items() if found is not None}
+
+
+def takes_long(network: Network, faces: Calibration, options: Options, grids: Collection[int]) -> bool:
+    """Whether `prepare` would take minutes."""
+    paths = [_path(network, faces, options, levels) for levels in grids]
+    return options.rounding != "nearest" and any(_read(path) is None for path in paths)
+
+
+def roughly(network: Network, crops: NDArray[np.uint8], grids: Collection[int]) -> dict[int, Prepared]:
+    """As `prepare`, from a few faces (n, S, S, 3) uint8 RGB and in seconds: to try what can be made of the network."""
+    return _made(network, crops, Options("minmax", "nearest"), grids, lambda *_: None)
+
+
+def _restored(network: Network, kept: Mapping[str, Any], levels: int) -> Prepared:
     graph = traced(network)
     spec = scheme.pixel_lattice(graph, network.spec)
     rounded = copy.deepcopy(graph)
     graph.load_state_dict(kept["float"])
     rounded.load_state_dict(kept["rounded"])
-    return Prepared(graph, rounded, spec, kept["ranges"])
-
-
-def takes_long(network: Network, faces: Calibration, options: Options) -> bool:
-    """Whether `prepare` would take minutes."""
-    return options.rounding != "nearest" and _read(_path(network, faces, options)) is None
-
-
-def roughly(network: Network, crops: NDArray[np.uint8]) -> Prepared:
-    """As `prepare`, from a few faces (n, S, S, 3) uint8 RGB and in seconds: to try what can be made of the network."""
-    return _made(network, crops, Options("minmax", "nearest"), lambda *_: None)
+    return Prepared(graph, rounded, spec, kept["ranges"], levels)
 
 
 def traced(network: Network) -> fx.GraphModule:
@@ -117,7 +132,11 @@ def traced(network: Network) -> fx.GraphModule:
     return graph
 
 
-def _made(network: Network, crops: NDArray[np.uint8], options: Options, progress: Progress) -> Prepared:
+def _made(
+    network: Network, crops: NDArray[np.uint8], options: Options, grids: Collection[int], progress: Progress
+) -> dict[int, Prepared]:
+    if not grids:
+        return {}
     graph, count = traced(network), len(crops)
 
     def observed(done: int, total: int) -> None:
@@ -128,11 +147,19 @@ def _made(network: Network, crops: NDArray[np.uint8], options: Options, progress
     spec = scheme.pixel_lattice(graph, network.spec)
     found = ranges.observe(graph, spec, crops, options.ranges, observed)
     scheme.fit_biases(graph, found)
-    if options.rounding == "nearest":
-        rounded = rounding.nearest(graph, transposed(graph))
-    else:
-        rounded = in_sequence(graph, spec, crops, found, lambda *a: progress(f"round {a[0]}", *a[1:]))
-    return Prepared(graph, rounded, spec, found)
+    made = {}
+    for levels in grids:
+        if options.rounding == "nearest":
+            rounded = rounding.nearest(graph, transposed(graph), levels)
+        else:
+            told = partial(_rounded, progress, levels)
+            rounded = in_sequence(graph, spec, crops, found, levels, told)
+        made[levels] = Prepared(graph, rounded, spec, found, levels)
+    return made
+
+
+def _rounded(progress: Progress, levels: int, layer: str, done: int, of: int) -> None:
+    progress(f"round {layer} (±{levels})", done, of)
 
 
 def in_sequence(
@@ -140,22 +167,21 @@ def in_sequence(
     spec: ModelSpec,
     crops: NDArray[np.uint8],
     found: Mapping[str, Range],
+    levels: int,
     progress: Progress = lambda *_: None,
 ) -> fx.GraphModule:
     """A copy of the float graph with all layers rounded in sequence; `progress` gets their names."""
     # As in the int8 variants, in which these layers are in float, and what only they read or give is not stored.
     keep, aside = transposed(graph), gates(graph) | swished(graph)
-    names = sensitivity.stored(graph, Quantized(graph, spec, found, keep | aside))
+    names = sensitivity.stored(graph, Quantized(graph, spec, found, keep | aside, levels))
     used = {name: bounds for name, bounds in found.items() if name in names}
-    return rounding.sequential(graph, spec, crops, used, keep, aside, progress)
+    return rounding.sequential(graph, spec, crops, used, keep, levels, aside, progress)
 
 
-def _path(network: Network, faces: Calibration, options: Options) -> Path:
+def _path(network: Network, faces: Calibration, options: Options, levels: int) -> Path:
     """Where the cache has what is made of these."""
     spec = network.spec
-    digest = hashlib.sha256(
-        json.dumps([METHOD, scheme.LEVELS, asdict(options), faces.sha256, spec.mean, spec.std]).encode()
-    )
+    digest = hashlib.sha256(json.dumps([METHOD, levels, asdict(options), faces.sha256, spec.mean, spec.std]).encode())
     # Two networks may have the same weights and differ in their activations, which this text names.
     digest.update(str(network.net).encode())
     for name, tensor in network.net.state_dict().items():

@@ -1,10 +1,10 @@
-"""Rounds weights to their int8 grids, once for all runtimes, so that the network's outputs change least.
+"""Rounds weights to an int8 grid, once for all runtimes that have it, so that the network's outputs change least.
 
 Two copies of the network run over calibration faces, layer by layer from the image on: the float one, and one with the
 weights so far rounded and the activations stored in 8 bits. Each layer's weights are first fitted by least squares, to
 make up for what its inputs have lost. Then they are rounded column by column, and the columns that follow make up for
 each column's error (GPTQ, Frantar et al. 2022, arXiv:2210.17323). The bias takes the mean error that is left. Every
-channel's largest weight stays at ±LEVELS steps, so that the steps can be found again from the weights.
+channel's largest weight stays at ±levels steps, so that the steps can be found again from the weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from pipnet_edge.converters.checkpoint.network import normalise
 from pipnet_edge.converters.graph import convolutions
-from pipnet_edge.converters.quantize.scheme import LEVELS, Range, stored, weight_steps
+from pipnet_edge.converters.quantize.scheme import Range, stored, weight_steps
 from pipnet_edge.spec import ModelSpec
 
 BATCH = 8
@@ -35,21 +35,21 @@ BLOCK = 128
 Progress = Callable[[str, int, int], None]
 
 
-def nearest(graph: fx.GraphModule, keep: Collection[str]) -> fx.GraphModule:
+def nearest(graph: fx.GraphModule, keep: Collection[str], levels: int) -> fx.GraphModule:
     """A copy of the graph whose weights are rounded to the nearest step, except layers in `keep`."""
     rounded = copy.deepcopy(graph)
     for name in convolutions(rounded):
         if name not in keep:
             weight = rounded.get_submodule(name).weight
             assert isinstance(weight, nn.Parameter)
-            weight.copy_(on_grid(weight))
+            weight.copy_(on_grid(weight, levels))
     return rounded
 
 
-def on_grid(weight: Tensor) -> Tensor:
-    """The nearest weights k * absmax / LEVELS, k a whole number, for each output channel of a convolution."""
-    steps = weight_steps(weight)
-    return torch.round(weight / steps).clamp(-LEVELS, LEVELS) * steps
+def on_grid(weight: Tensor, levels: int) -> Tensor:
+    """The nearest weights k * absmax / levels, k a whole number, for each output channel of a convolution."""
+    steps = weight_steps(weight, levels)
+    return torch.round(weight / steps).clamp(-levels, levels) * steps
 
 
 @torch.no_grad()
@@ -59,16 +59,17 @@ def sequential(
     crops: NDArray[np.uint8],
     ranges: Mapping[str, Range],
     keep: Collection[str],
+    levels: int,
     aside: Collection[str] = (),
     progress: Progress = lambda *_: None,
     seed: int = 0,
 ) -> fx.GraphModule:
-    """A copy of the float graph with rounded weights and corrected biases.
+    """A copy of the float graph with weights rounded to ±levels steps and corrected biases.
 
     crops (n, S, S, 3) uint8 RGB are calibration faces; ranges are for those of graph.points that are stored. Layers in
     `keep` stay as they are. Those in `aside` are rounded too, but the layers behind them see them in float.
     """
-    return _Sequence(graph, spec, crops, ranges, keep, aside, progress, seed).run()
+    return _Sequence(graph, spec, crops, ranges, keep, levels, aside, progress, seed).run()
 
 
 @dataclass
@@ -88,12 +89,14 @@ class _Sequence:
         crops: NDArray[np.uint8],
         ranges: Mapping[str, Range],
         keep: Collection[str],
+        levels: int,
         aside: Collection[str],
         progress: Progress,
         seed: int,
     ) -> None:
         self._float, self._int8 = _fast(graph), _fast(graph)
         self._spec, self._crops, self._ranges, self._progress = spec, crops, ranges, progress
+        self._levels = levels
         self._aside, self._rounded = aside, dict[str, nn.Module]()
         self._random = torch.Generator().manual_seed(seed)
         self._layers = [node for name, node in convolutions(graph).items() if name not in keep]
@@ -176,7 +179,7 @@ class _Sequence:
             target = self._output(self._float, batch.image, batch.float_, node)
             batch.float_[node.name] = target
             moments.add(batch.int8[source], target, COLUMNS // len(self._batches), self._random)
-        layer.weight.copy_(_rounded(layer, *moments.centred()))
+        layer.weight.copy_(_rounded(layer, *moments.centred(), self._levels))
         error = torch.zeros(layer.out_channels, dtype=torch.float64)
         for batch in self._batches:
             output = batch.int8[node.name] = self._output(self._int8, batch.image, batch.int8, node)
@@ -265,13 +268,13 @@ def _patches(layer: nn.Conv2d, source: Tensor, image: Tensor, row: Tensor, colum
     return torch.stack(seen, 2)
 
 
-def _rounded(layer: nn.Conv2d, xx: Tensor, xt: Tensor) -> Tensor:
+def _rounded(layer: nn.Conv2d, xx: Tensor, xt: Tensor, levels: int) -> Tensor:
     weight = layer.weight.reshape(layer.groups, -1, xx.shape[1])
     missing = xt - xx @ weight.transpose(1, 2)
     factor = torch.linalg.cholesky(_damped(xx, RIDGE))
     fitted = weight + torch.cholesky_solve(missing, factor).transpose(1, 2)
     del factor
-    return gptq(fitted, xx).reshape(layer.weight.shape)
+    return gptq(fitted, xx, levels).reshape(layer.weight.shape)
 
 
 def _damped(matrix: Tensor, share: float) -> Tensor:
@@ -279,10 +282,10 @@ def _damped(matrix: Tensor, share: float) -> Tensor:
     return matrix + torch.diag_embed((share * mean + 1e-12)[:, None].expand(matrix.shape[:2]))
 
 
-def gptq(weight: Tensor, xx: Tensor) -> Tensor:
-    """Rounds weights (groups, rows, d) to their grids, for inputs with covariance xx (groups, d, d)."""
+def gptq(weight: Tensor, xx: Tensor, levels: int) -> Tensor:
+    """Rounds weights (groups, rows, d) to grids of ±levels steps, for inputs with covariance xx (groups, d, d)."""
     groups, rows, depth = weight.shape
-    steps = weight.abs().amax(2, keepdim=True) / LEVELS
+    steps = weight.abs().amax(2, keepdim=True) / levels
     steps = torch.where(steps > 0, steps, torch.ones(()))
     largest = torch.zeros_like(weight, dtype=torch.bool).scatter_(2, weight.abs().argmax(2, keepdim=True), True)
     xx = _damped(xx, DAMPING)
@@ -298,7 +301,7 @@ def gptq(weight: Tensor, xx: Tensor) -> Tensor:
         errors = left.new_empty(groups, rows, stop - start)
         for k in range(start, stop):
             column = left[:, :, k] / steps[:, :, 0]
-            whole = torch.where(pinned[:, :, k], LEVELS * torch.sign(column), column.round().clamp(-LEVELS, LEVELS))
+            whole = torch.where(pinned[:, :, k], levels * torch.sign(column), column.round().clamp(-levels, levels))
             error = (left[:, :, k] - whole * steps[:, :, 0]) / factor[:, k, k, None]
             left[:, :, k + 1 : stop] -= error[:, :, None] * factor[:, None, k, k + 1 : stop]
             integers[:, :, k], errors[:, :, k - start] = whole, error

@@ -1,6 +1,6 @@
 """How numbers are stored in int8: one scheme for all runtimes, the grid of a tensor, and its value after storing.
 
-Weights: per output channel, symmetric, step = absmax / 64. Activations: per tensor, with a zero point, 8 bits.
+Weights: per output channel, symmetric, step = absmax / levels. Activations: per tensor, with a zero point, 8 bits.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from pipnet_edge.spec import ModelSpec
 
 Range = tuple[float, float]
 
-# The largest weight, in steps. x86 without int8 dot products adds two products, of a byte up to 255 and a weight each,
-# in 16 bits that saturate (vpmaddubsw): 255 * (64 + 64) fits, 255 * (127 + 127) does not.
-LEVELS = 64
+# Levels: the largest weight, in steps. x86 without int8 dot products can add two products, of a byte up to 255 and a
+# weight each, in 16 bits that saturate (vpmaddubsw): 255 * (64 + 64) fits, 255 * (127 + 127) does not. Where a runtime
+# does so, its weights have SAFE levels, elsewhere FULL.
+SAFE, FULL = 64, 127
 MOST_BIAS = 2**29  # a quarter of what fits: rounding moves biases a little
 
 
@@ -32,12 +33,14 @@ class Quantized:
     spec: its mean and std make all pixels whole numbers (see `pixel_lattice`), so that storing them loses nothing.
     ranges: node name -> (low, high) where its output is clipped, for all of graph.points and graph.maps.
     keep: the layers that stay in float.
+    levels: the largest weight of each output channel of int8 layers, in steps.
     """
 
     graph: fx.GraphModule
     spec: ModelSpec
     ranges: Mapping[str, Range]
     keep: frozenset[str]
+    levels: int
 
 
 def grid(bounds: Range, bits: int = 8) -> tuple[float, int]:
@@ -53,19 +56,19 @@ def stored(value: Tensor, bounds: Range, bits: int = 8) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(value, step, zero, 0, 2**bits - 1)
 
 
-def weight_steps(weight: Tensor, transposed: bool = False) -> Tensor:
-    """The int8 step of each output channel, absmax / LEVELS, shaped to multiply the weight.
+def weight_steps(weight: Tensor, levels: int, transposed: bool = False) -> Tensor:
+    """The int8 step of each output channel, absmax / levels, shaped to multiply the weight.
 
     A channel of zeros gets the step of the layer's largest weight; any step would do.
     """
     inner = tuple(d for d in range(weight.ndim) if d != int(transposed))
     absmax = weight.abs().amax(inner, keepdim=True)
     largest = absmax.max().clamp_min(1e-9)
-    return torch.where(absmax > 0, absmax, largest) / LEVELS
+    return torch.where(absmax > 0, absmax, largest) / levels
 
 
 def fit_biases(graph: fx.GraphModule, ranges: Mapping[str, Range]) -> None:
-    """Changes output channels with almost no weights, in place, so that their bias fits 32 bits.
+    """Changes output channels with almost no weights, in place, so that their bias fits 32 bits on any grid.
 
     Integer kernels add a bias as a multiple of input step times weight step, 2**31 at most. Such a channel gets a
     larger step: it keeps one weight, which is still so small that the bias hides it.
@@ -75,7 +78,7 @@ def fit_biases(graph: fx.GraphModule, ranges: Mapping[str, Range]) -> None:
         if not isinstance(layer, nn.Conv2d) or layer.bias is None or source not in ranges:
             continue
         step, _ = grid(ranges[source])
-        least = LEVELS * layer.bias.abs() / (MOST_BIAS * step)
+        least = FULL * layer.bias.abs() / (MOST_BIAS * step)
         flat = layer.weight.flatten(1)
         for channel in torch.nonzero(flat.abs().amax(1) < least).flatten().tolist():
             at = int(flat[channel].abs().argmax())
@@ -90,7 +93,7 @@ def integers(given: Quantized) -> dict[str, NDArray[np.int8]]:
         layer = given.graph.get_submodule(name)
         if name not in given.keep:
             assert isinstance(layer, nn.Conv2d)
-            found[name] = torch.round(layer.weight / weight_steps(layer.weight)).to(torch.int8).numpy()
+            found[name] = torch.round(layer.weight / weight_steps(layer.weight, given.levels)).to(torch.int8).numpy()
     return found
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipnet_edge.converters.quantize.scheme import weight_steps
 from pipnet_edge.converters.tflite.editor import Editor
+from pipnet_edge.converters.tflite.int8 import LEVELS
 from pipnet_edge.decode import Heads
 
 
@@ -55,5 +56,5 @@ def append(path: Path, heads: Heads, precision: str) -> None:
 
 def _integers(file: Editor, weight: NDArray[np.float32]) -> int:
     """A constant of weights (out, 1, 1, in) as int8, with a step for every output."""
-    steps = weight_steps(torch.from_numpy(weight.copy())).numpy()
+    steps = weight_steps(torch.from_numpy(weight.copy()), LEVELS).numpy()
     return file.constant(np.rint(weight / steps).astype(np.int8), steps.ravel())

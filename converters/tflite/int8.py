@@ -23,13 +23,14 @@ from pipnet_edge.converters import tool as child
 from pipnet_edge.converters.core import Core
 from pipnet_edge.converters.graph import convolutions, heads, module, readers_of
 from pipnet_edge.converters.quantize import match
-from pipnet_edge.converters.quantize.scheme import Quantized, Range, grid, weight_steps
+from pipnet_edge.converters.quantize.scheme import FULL, Quantized, Range, grid, weight_steps
 from pipnet_edge.converters.tflite import fp, rewrites
 from pipnet_edge.converters.tflite.editor import dump, load
 from pipnet_edge.converters.tflite.file import Operation, bias, out_first, read, weights
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 
 BITS = (0, 8, 16)
+LEVELS = FULL
 Array = NDArray[np.float32]
 
 # Operations whose output is stored like their input.
@@ -114,7 +115,7 @@ def _layers(operations: list[Operation], quantized: Quantized) -> dict[str, Laye
     for name, node in convolutions(quantized.graph).items():
         layer: Any = module(quantized.graph, node)
         transposed = isinstance(layer, torch.nn.ConvTranspose2d)
-        weight, steps = layer.weight, weight_steps(layer.weight, transposed).flatten()
+        weight, steps = layer.weight, weight_steps(layer.weight, quantized.levels, transposed).flatten()
         left[name] = ((weight.transpose(0, 1) if transposed else weight).numpy(), _steps_that_fit(steps.numpy()))
     found = {}
     for operation, tensor in weights(operations):

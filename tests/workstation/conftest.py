@@ -30,6 +30,7 @@ from pipnet_edge.converters.checkpoint.network import Network, normalise  # noqa
 from pipnet_edge.converters.graph import Run  # noqa: E402
 from pipnet_edge.converters.quantize.calibration import Calibration  # noqa: E402
 from pipnet_edge.converters.quantize.prepare import Options, Prepared, prepare  # noqa: E402
+from pipnet_edge.converters.quantize.scheme import FULL  # noqa: E402
 from pipnet_edge.decode import MAP_NAMES  # noqa: E402
 from pipnet_edge.preprocess import Rect, cut, read_picture  # noqa: E402
 from pipnet_edge.spec import MeanFace, ModelSpec  # noqa: E402
@@ -257,7 +258,7 @@ def tiny_prepared(
     """The tiny network on its way to int8, rounded to nearest."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return prepare(Network(tiny_spec, tiny_net(), 0), tiny_calibration, Options("minmax", "nearest"))
+        return prepare(Network(tiny_spec, tiny_net(), 0), tiny_calibration, Options("minmax", "nearest"), [FULL])[FULL]
 
 
 # --- What networks give, in torch and in the runtimes.

@@ -17,6 +17,7 @@ from pipnet_edge.converters import core, cores, golden, variants
 from pipnet_edge.converters.checkpoint import from_onnx
 from pipnet_edge.converters.checkpoint.network import Network, maps_of
 from pipnet_edge.converters.quantize import prepare
+from pipnet_edge.converters.quantize.scheme import FULL, SAFE
 from pipnet_edge.decode import MAP_NAMES, Decoder, map_names
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
@@ -165,13 +166,13 @@ def test_uneven_channels_cost_int8_nothing(
     for net, spec in ((tiny_net(), tiny_spec), (uneven(tiny_net()), unscaled)):
         network, work = Network(spec, net, 0), tmp_path / f"work{len(costs)}"
         work.mkdir()
-        prepared = prepare.roughly(network, tiny_faces)
+        prepared = prepare.roughly(network, tiny_faces, [SAFE, FULL])
         networks, maps = cores.Cores(prepared, work, True, False), maps_of(network, tiny_faces)
         wanted = [getattr(maps, name).reshape(len(tiny_faces), -1, spec.grid, spec.grid) for name in MAP_NAMES]
         costs.append({})
         for runtime in ("onnx", "ncnn", "mnn", "tflite"):
             variants.quantized(networks, prepare.Options("minmax", "nearest"), runtime, "int8", work)
-            found = run_int8(runtime, work / f"{runtime}-int8", prepared.spec, tiny_faces)
+            found = run_int8(runtime, work / f"{runtime}-int8", prepared[FULL].spec, tiny_faces)
             costs[-1][runtime] = distance(found, wanted)
     even, amplified = costs
     assert all(amplified[runtime] < 1.2 * even[runtime] < 0.1 for runtime in even), costs

@@ -17,7 +17,7 @@ from pipnet_edge.converters.checkpoint.network import Network, normalise
 from pipnet_edge.converters.graph import Run, points
 from pipnet_edge.converters.quantize.calibration import Calibration
 from pipnet_edge.converters.quantize.prepare import Options, Prepared, prepare
-from pipnet_edge.converters.quantize.scheme import stored
+from pipnet_edge.converters.quantize.scheme import FULL, SAFE, stored
 from pipnet_edge.converters.tflite import int8 as tflite
 from pipnet_edge.spec import ModelSpec
 
@@ -32,30 +32,31 @@ BIASES = {0: 0.0, 3: 1e-8, 4: 7.5e-6, 7: -7e-5, 9: 1e-30, 11: 0.3}
 @pytest.fixture(scope="module")
 def prepared(
     tiny_net: Make, tiny_spec: ModelSpec, tiny_calibration: Calibration, tmp_path_factory: pytest.TempPathFactory
-) -> Prepared:
+) -> dict[int, Prepared]:
     net = tiny_net()
     layer: Any = net.get_submodule(DEPTHWISE)
     for channel, bias in BIASES.items():
         layer.weight[channel], layer.bias[channel] = 0.0, bias
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return prepare(Network(tiny_spec, net, 0), tiny_calibration, Options("minmax", "nearest"))
+        return prepare(Network(tiny_spec, net, 0), tiny_calibration, Options("minmax", "nearest"), [SAFE, FULL])
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "ncnn", "mnn", "tflite"])
 def test_every_runtime_gives_what_the_simulation_gives(
     runtime: str,
-    prepared: Prepared,
+    prepared: dict[int, Prepared],
     tiny_faces: Array,
     run_int8: Callable[..., list[Array]],
     distance: Callable[..., float],
     tmp_path: Path,
 ) -> None:
-    rounded = cores.Cores(prepared, tmp_path, True, False).keeping(frozenset(), False)
+    here = import_module(f"pipnet_edge.converters.{runtime}.destination").HERE
+    rounded = cores.Cores(prepared, tmp_path, True, False).keeping(here.levels, frozenset(), False)
     given, kept = rounded.given, points(rounded.given.graph)
     folder, crops = tmp_path / "int8", tiny_faces[:8]
     folder.mkdir()
-    import_module(f"pipnet_edge.converters.{runtime}.destination").HERE.int8(rounded.core, given, 8, folder)
+    here.int8(rounded.core, given, 8, folder)
 
     def hook(node: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
         return stored(value, given.ranges[node.name]) if node.name in kept else value

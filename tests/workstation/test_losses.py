@@ -22,6 +22,7 @@ from pipnet_edge.converters.graph import convolutions
 from pipnet_edge.converters.losses import Losses, verified
 from pipnet_edge.converters.quantize import prepare
 from pipnet_edge.converters.quantize.prepare import Prepared
+from pipnet_edge.converters.quantize.scheme import SAFE
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 
 pytestmark = pytest.mark.usefixtures("cache", "one_thread")
@@ -164,7 +165,7 @@ def test_float64_is_asked_where_fp32_fails_and_only_there(tmp_path):
 
 
 def test_int8_without_an_int8_layer_is_not_written(tmp_path, tiny_prepared: Prepared):
-    networks = cores.Cores(tiny_prepared, tmp_path, simplify=True, is_sparse=False)
+    networks = cores.Cores({SAFE: tiny_prepared}, tmp_path, simplify=True, is_sparse=False)
     every = tuple(convolutions(tiny_prepared.float_))
     with pytest.raises(EdgeError, match="all of its layers stay in float, so it would be int8 by name only") as caught:
         variants.quantized(networks, prepare.Options("minmax", "nearest"), "onnx", "int8", tmp_path, every)

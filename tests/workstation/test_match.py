@@ -18,7 +18,7 @@ from pipnet_edge.converters.checkpoint.network import normalise
 from pipnet_edge.converters.graph import trace
 from pipnet_edge.converters.onnx import int8
 from pipnet_edge.converters.quantize import match
-from pipnet_edge.converters.quantize.scheme import Quantized
+from pipnet_edge.converters.quantize.scheme import FULL, Quantized
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 from pipnet_edge.spec import ModelSpec
 
@@ -133,7 +133,7 @@ def maps_of(graph: nn.Module, spec: ModelSpec, crops: np.ndarray) -> list[torch.
 
 def test_activations_are_those_of_nodes_with_ranges(tiny_net: Make, tiny_spec: ModelSpec) -> None:
     graph = trace(tiny_net())
-    given = Quantized(graph, tiny_spec, {"image": (0, 1), "heads_score": (0, 1)}, frozenset())
+    given = Quantized(graph, tiny_spec, {"image": (0, 1), "heads_score": (0, 1)}, frozenset(), FULL)
     crop = match.face(64)
     assert crop.shape == (64, 64, 3)
     assert crop.std() > 20

@@ -23,7 +23,7 @@ from pipnet_edge.converters.graph import Run, convolutions, gates, heads, module
 from pipnet_edge.converters.mnn import fp
 from pipnet_edge.converters.mnn import int8 as mnn_int8
 from pipnet_edge.converters.quantize import match
-from pipnet_edge.converters.quantize.scheme import LEVELS, Quantized, grid, pixel_lattice, stored, weight_steps
+from pipnet_edge.converters.quantize.scheme import FULL, Quantized, grid, pixel_lattice, stored, weight_steps
 from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import MeanFace, ModelSpec
@@ -115,12 +115,12 @@ def prepare(
         layer = module(graph, node)
         if name not in keep and on_grid:
             assert isinstance(layer, nn.Conv2d)
-            steps = weight_steps(layer.weight)
+            steps = weight_steps(layer.weight, FULL)
             layer.weight.copy_((layer.weight / steps).round() * steps)
-    values = run(Quantized(graph, spec, {}, keep), quantize=False)
+    values = run(Quantized(graph, spec, {}, keep, FULL), quantize=False)
     ranges = {name: (float(values[name].min()), float(values[name].max())) for name in points(graph)}
     ranges["image"] = (-116.0, 139.0)
-    return export(graph, spec, folder), Quantized(graph, spec, ranges, keep)
+    return export(graph, spec, folder), Quantized(graph, spec, ranges, keep, FULL)
 
 
 def run(quantized: Quantized, quantize: bool) -> dict[str, Array]:
@@ -235,7 +235,7 @@ def test_the_file_holds_the_networks_integers(
     for name in convolutions(graph):
         if name not in keep:
             weight = graph.get_submodule(name).get_parameter("weight")
-            expected.append((weight / weight_steps(weight)).round().numpy().astype(np.int8))
+            expected.append((weight / weight_steps(weight, FULL)).round().numpy().astype(np.int8))
     found = mnn_int8.int8_weights(request.getfixturevalue(variant) / "model.mnn")
     assert [w.shape for w in found.values()] == [w.shape for w in expected]
     for one, other in zip(found.values(), expected, strict=True):
@@ -253,7 +253,7 @@ def test_biases_survive_weights_that_are_almost_zero(excited: tuple[Core, Quanti
     step, out_step = (grid(quantized.ranges[name])[0] for name in ("stem_1", "depthwise"))
     weights = quantized.graph.get_submodule("depthwise").get_parameter("weight")
     # As a multiple of input step times weight step, a zero point would outgrow 32 bits.
-    assert 100 * out_step / (step * weights[0].max() / LEVELS) > 2**31
+    assert 100 * out_step / (step * weights[0].max() / FULL) > 2**31
     deep = run_mnn(tmp_path, quantized.spec)[0]
     np.testing.assert_allclose(deep, run(quantized, quantize=True)["depthwise"], atol=1.01 * out_step)
 

@@ -95,7 +95,7 @@ def test_the_files_hold_the_networks_integers(variant: str, request: pytest.Fixt
     for name, whole in integers.items():
         if name != DEPTHWISE:
             layer = model[held[whole.tobytes()]]
-            steps = scheme.weight_steps(given.graph.get_parameter(f"{name}.weight")).flatten().numpy()
+            steps = scheme.weight_steps(given.graph.get_parameter(f"{name}.weight"), given.levels).flatten().numpy()
             np.testing.assert_allclose(layer.arrays["weight_scales"] * steps, 1, rtol=1e-5)
 
 
@@ -199,7 +199,7 @@ def test_weights_off_their_grid_are_never_written(tiny_prepared: Prepared, tmp_p
     layer = given.graph.get_submodule("backbone.project")
     assert isinstance(layer, nn.Conv2d)
     layer.weight[0].zero_()
-    layer.weight[0, :2, 0, 0] = torch.tensor([float(scheme.LEVELS), 2.5])
+    layer.weight[0, :2, 0, 0] = torch.tensor([float(given.levels), 2.5])
     with pytest.raises(EdgeError, match=r"does not hold the int8 weights of 'backbone\.project'"):
         ncnn_int8.convert(export(given.graph, given.spec, tmp_path), given, 8, tmp_path)
     assert not (tmp_path / "model.bin").exists()

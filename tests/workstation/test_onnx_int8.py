@@ -121,7 +121,7 @@ def test_the_file_holds_the_networks_integers(variant: str, request: pytest.Fixt
         else:
             np.testing.assert_array_equal(found[f"{name}.weight"], integers[name])
             steps = found[f"{name}.weight/step"]
-            np.testing.assert_array_equal(steps, weight_steps(weight).flatten().numpy())
+            np.testing.assert_array_equal(steps, weight_steps(weight, given.levels).flatten().numpy())
             np.testing.assert_allclose(integers[name] * steps[:, None, None, None], weight, atol=1e-6)
 
 
@@ -151,7 +151,7 @@ def test_activations_stay_where_storing_does_not_cut_off_what_they_do(
 
     assert kinds(folder / "model.onnx") == ["Relu"]  # of the last sum, which float layers read
     wider = {"backbone_expand_1": (0.0, 9.0), "backbone_plain_body_1": (-4.0, 9.0)}
-    wide = Quantized(given.graph, given.spec, {**given.ranges, **wider}, given.keep)
+    wide = Quantized(given.graph, given.spec, {**given.ranges, **wider}, given.keep, given.levels)
     int8.convert(export(given.graph, given.spec, tmp_path), wide, 8, tmp_path)
     assert kinds(tmp_path / "model.onnx") == ["Clip", "Relu", "Relu"]
     wanted = simulate(wide, tiny_faces)
@@ -295,7 +295,9 @@ def test_gates_hard_swishes_and_transposed_layers(
     graph = trace(Others().eval())
     spec = scheme.pixel_lattice(graph, tiny_spec)
     bounds = ranges.observe(graph, spec, tiny_faces, "minmax")
-    made = prepare.Prepared(graph, rounding.nearest(graph, graphs.transposed(graph)), spec, bounds)
+    made = prepare.Prepared(
+        graph, rounding.nearest(graph, graphs.transposed(graph), scheme.SAFE), spec, bounds, scheme.SAFE
+    )
     given = made.keeping(made.kinds(kinds))
     int8.convert(export(given.graph, spec, tmp_path), given, 8, tmp_path)
     found = optimised(tmp_path, tmp_path / "optimised.onnx")

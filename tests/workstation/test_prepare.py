@@ -23,7 +23,7 @@ from pipnet_edge.converters.graph import convolutions, heads, points, trace
 from pipnet_edge.converters.quantize import prepare, ranges, scheme
 from pipnet_edge.converters.quantize.calibration import Calibration
 from pipnet_edge.converters.quantize.prepare import Options, Prepared
-from pipnet_edge.converters.quantize.scheme import LEVELS, weight_steps
+from pipnet_edge.converters.quantize.scheme import FULL, SAFE, weight_steps
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import ModelSpec
 
@@ -47,9 +47,9 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
 
 
 def on_grid(weight: Tensor, transposed: bool = False) -> bool:
-    whole = weight / weight_steps(weight, transposed)
+    whole = weight / weight_steps(weight, FULL, transposed)
     inner = [d for d in range(4) if d != int(transposed)]
-    return bool((whole - whole.round()).abs().max() < 1e-3) and bool((whole.round().abs().amax(inner) == LEVELS).all())
+    return bool((whole - whole.round()).abs().max() < 1e-3) and bool((whole.round().abs().amax(inner) == FULL).all())
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ NEAREST = Options("minmax", "nearest")
 def steps_of(network: Network, faces: Calibration, options: Options = NEAREST) -> tuple[Prepared, set[str]]:
     """What is prepared, and the first words of what progress told."""
     told = set()
-    made = prepare.prepare(network, faces, options, lambda text, *_: told.add(text.split()[0]))
-    return made, told
+    made = prepare.prepare(network, faces, options, [FULL], lambda text, *_: told.add(text.split()[0]))
+    return made[FULL], told
 
 
 def test_the_cache_gives_the_same_bits(cache: Path, network: Network, tiny_calibration: Calibration) -> None:
@@ -93,7 +93,7 @@ def test_hard_swishes_are_scaled_and_kept_in_the_cache(
     for name in ("expand", "depthwise"):
         network.net.get_submodule(f"backbone.{name}").add_module("1", nn.Hardswish())
     before = maps_of(values_of(trace(network.net), network.spec, tiny_calibration.crops))
-    made, again = (prepare.prepare(network, tiny_calibration, Options()) for _ in range(2))
+    made, again = (prepare.prepare(network, tiny_calibration, Options(), [FULL])[FULL] for _ in range(2))
     assert made.kinds(["swished"]) == {"backbone.depthwise.0": "swished"}
     for prepared in (made, again):
         for graph in (prepared.float_, prepared.rounded):
@@ -110,14 +110,17 @@ def test_hard_swishes_are_scaled_and_kept_in_the_cache(
 
 def test_progress_counts_faces_and_layers(cache: Path, network: Network, tiny_calibration: Calibration) -> None:
     told: list[tuple[str, int, int]] = []
-    made = prepare.prepare(network, tiny_calibration, Options(), lambda *given: told.append(given))
+    made = prepare.prepare(network, tiny_calibration, Options(), [SAFE, FULL], lambda *given: told.append(given))
     faces = len(tiny_calibration.crops)
     for which in (1, 2):
         seen = [(done, of) for what, done, of in told if what == f"calibrate (pass {which} of 2)"]
         assert seen == sorted(seen)
         assert seen[-1] == (faces, faces)
         assert seen[0][0] <= ranges.BATCH
-    assert {of for what, _, of in told if what.startswith("round ")} == {len(convolutions(made.float_))}
+    layers = len(convolutions(made[FULL].float_))
+    for levels in (SAFE, FULL):
+        rounds = [(done, of) for what, done, of in told if what.startswith("round ") and what.endswith(f"(±{levels})")]
+        assert rounds == [(done, layers) for done in range(layers)]
     assert next((done, of) for what, done, of in told if what == "equalise") == (0, faces)
 
 
@@ -226,7 +229,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     assert cache.parent.is_file()
 
 
-FULL = """
+SMALL_DISK = """
 import resource, sys
 from pathlib import Path
 from pipnet_edge.converters.quantize import prepare
@@ -239,7 +242,7 @@ print(path.parent.is_dir(), list(path.parent.iterdir()))
 
 
 def test_a_full_disk_is_no_error_and_leaves_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-P", "-c", FULL, str(tmp_path)]
+    command = [sys.executable, "-P", "-c", SMALL_DISK, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True []\n", "")
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from pipnet_edge.converters import destination
 from pipnet_edge.converters import graph as graphs
 from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.checkpoint.network import normalise
 from pipnet_edge.converters.graph import Run, convolutions, heads, points, trace
 from pipnet_edge.converters.quantize import ranges, rounding, scheme
 from pipnet_edge.converters.quantize.equalise import equalise
-from pipnet_edge.converters.quantize.scheme import LEVELS, stored, weight_steps
+from pipnet_edge.converters.quantize.scheme import FULL, stored, weight_steps
 from pipnet_edge.spec import ModelSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,9 +41,9 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
 
 
 def on_grid(weight: Tensor, transposed: bool = False) -> bool:
-    whole = weight / weight_steps(weight, transposed)
+    whole = weight / weight_steps(weight, FULL, transposed)
     inner = [d for d in range(4) if d != int(transposed)]
-    return bool((whole - whole.round()).abs().max() < 1e-3) and bool((whole.round().abs().amax(inner) == LEVELS).all())
+    return bool((whole - whole.round()).abs().max() < 1e-3) and bool((whole.round().abs().amax(inner) == FULL).all())
 
 
 def simulated(graph: fx.GraphModule, spec: ModelSpec, crops: Array, bounds: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -74,13 +75,13 @@ Start = tuple[fx.GraphModule, ModelSpec, dict[str, Any]]
 @pytest.fixture(scope="module")
 def rounded(start: Start, tiny_faces: Array) -> fx.GraphModule:
     graph, spec, bounds = start
-    return rounding.sequential(graph, spec, tiny_faces, bounds, heads(graph))
+    return rounding.sequential(graph, spec, tiny_faces, bounds, heads(graph), FULL)
 
 
 def test_every_layer_lies_on_its_grid_but_those_to_keep(start: Start, rounded: fx.GraphModule) -> None:
     graph, _, _ = start
     before = trace(graph)
-    for found in (rounded, rounding.nearest(graph, heads(graph))):
+    for found in (rounded, rounding.nearest(graph, heads(graph), FULL)):
         for name in convolutions(graph):
             if name in heads(graph):
                 for part in ("weight", "bias"):
@@ -94,9 +95,9 @@ def test_every_layer_lies_on_its_grid_but_those_to_keep(start: Start, rounded: f
 
 def test_nearest_is_nearest(start: Start) -> None:
     graph, _, _ = start
-    found = rounding.nearest(graph, heads(graph))
+    found = rounding.nearest(graph, heads(graph), FULL)
     for name in set(convolutions(graph)) - heads(graph):
-        error = (weights(found, name) - weights(graph, name)).abs() / weight_steps(weights(graph, name))
+        error = (weights(found, name) - weights(graph, name)).abs() / weight_steps(weights(graph, name), FULL)
         assert error.max() <= 0.5001
         assert torch.equal(graph.get_parameter(f"{name}.bias"), found.get_parameter(f"{name}.bias"))
 
@@ -107,7 +108,7 @@ def test_rounding_in_sequence_beats_nearest(
     graph, spec, bounds = start
     exact = maps_of(values_of(graph, spec, tiny_faces))
     errors = []
-    for candidate in (rounded, rounding.nearest(graph, heads(graph))):
+    for candidate in (rounded, rounding.nearest(graph, heads(graph), FULL)):
         maps = maps_of(simulated(candidate, spec, tiny_faces, bounds))
         errors.append(sum((a - b).square().sum() / a.square().sum() for a, b in zip(exact, maps, strict=True)).item())
     assert errors[0] < 0.75 * errors[1]
@@ -119,7 +120,7 @@ def test_biases_make_the_mean_error_vanish(
     """Of every channel of every layer, over the calibration faces, as int8 computes it."""
     graph, spec, bounds = start
     exact, got = values_of(graph, spec, tiny_faces), simulated(rounded, spec, tiny_faces, bounds)
-    naive = simulated(rounding.nearest(graph, heads(graph)), spec, tiny_faces, bounds)
+    naive = simulated(rounding.nearest(graph, heads(graph), FULL), spec, tiny_faces, bounds)
     shrunk = []
     for name, node in convolutions(graph).items():
         if name not in heads(graph):
@@ -131,10 +132,10 @@ def test_biases_make_the_mean_error_vanish(
 
 def test_the_seed_decides(start: Start, rounded: fx.GraphModule, tiny_faces: Array, monkeypatch: Any) -> None:
     graph, spec, bounds = start
-    assert equal(rounding.sequential(graph, spec, tiny_faces, bounds, heads(graph)), rounded)
+    assert equal(rounding.sequential(graph, spec, tiny_faces, bounds, heads(graph), FULL), rounded)
     # Few positions, so that they have to be drawn.
     monkeypatch.setattr(rounding, "COLUMNS", 200)
-    few = [rounding.sequential(graph, spec, tiny_faces, bounds, heads(graph), seed=seed) for seed in (0, 0, 1)]
+    few = [rounding.sequential(graph, spec, tiny_faces, bounds, heads(graph), FULL, seed=seed) for seed in (0, 0, 1)]
     assert equal(few[0], few[1])
     assert not equal(few[0], few[2])
 
@@ -147,10 +148,10 @@ def test_more_faces_join_where_there_is_room(
     names = [name for name in convolutions(graph) if name not in heads(graph)]
     monkeypatch.setattr(rounding, "FEW", 8)
     monkeypatch.setattr(rounding, "MANY", 24)
-    alone = rounding.sequential(graph, spec, tiny_faces[:8], bounds, heads(graph))
-    everywhere = rounding.sequential(graph, spec, tiny_faces, bounds, heads(graph))
+    alone = rounding.sequential(graph, spec, tiny_faces[:8], bounds, heads(graph), FULL)
+    everywhere = rounding.sequential(graph, spec, tiny_faces, bounds, heads(graph), FULL)
     monkeypatch.setattr(rounding, "ROOM", 24 * 2 * 4 * 10_000)
-    later = rounding.sequential(graph, spec, tiny_faces, bounds, heads(graph))
+    later = rounding.sequential(graph, spec, tiny_faces, bounds, heads(graph), FULL)
     assert torch.equal(weights(later, names[0]), weights(alone, names[0]))
     assert not torch.equal(weights(everywhere, names[0]), weights(alone, names[0]))
     assert not torch.equal(later.get_parameter(f"{names[-1]}.bias"), alone.get_parameter(f"{names[-1]}.bias"))
@@ -160,14 +161,16 @@ def test_more_faces_join_where_there_is_room(
     )
     assert mean.abs().max() < 1e-5 * values_of(graph, spec, tiny_faces[:24])[last].abs().max()
     monkeypatch.setattr(rounding, "ROOM", 0)
-    assert equal(rounding.sequential(graph, spec, tiny_faces, bounds, heads(graph)), alone)
+    assert equal(rounding.sequential(graph, spec, tiny_faces, bounds, heads(graph), FULL), alone)
 
 
-def test_no_two_products_overflow_16_bits(start: Start, rounded: fx.GraphModule) -> None:
+def test_no_two_products_overflow_16_bits(start: Start, tiny_faces: Array) -> None:
     """x86 without int8 dot products adds two products, of a byte and a weight each, in 16 bits that saturate."""
-    graph, spec, _ = start
-    for found in (rounded, rounding.nearest(graph, heads(graph))):
-        integers = scheme.integers(scheme.Quantized(found, spec, {}, heads(graph)))
+    graph, spec, bounds = start
+    levels, keep = destination.find("onnx").levels, heads(graph)
+    in_turn = rounding.sequential(graph, spec, tiny_faces, bounds, keep, levels)
+    for found in (in_turn, rounding.nearest(graph, keep, levels)):
+        integers = scheme.integers(scheme.Quantized(found, spec, {}, keep, levels))
         assert len(integers) == len(convolutions(graph)) - len(heads(graph))
         for whole in integers.values():
             pairs = np.sort(np.abs(whole.astype(int)).reshape(len(whole), -1))[:, -2:].sum(1)
@@ -177,8 +180,8 @@ def test_no_two_products_overflow_16_bits(start: Start, rounded: fx.GraphModule)
 def test_layers_aside_are_rounded_but_seen_in_float(start: Start, rounded: fx.GraphModule, tiny_faces: Array) -> None:
     graph, spec, bounds = start
     aside = {"backbone.stem.0", "backbone.plain.body.0"}
-    found = rounding.sequential(graph, spec, tiny_faces, bounds, heads(graph), aside)
-    seen = rounding.sequential(graph, spec, tiny_faces, bounds, heads(graph) | aside)
+    found = rounding.sequential(graph, spec, tiny_faces, bounds, heads(graph), FULL, aside)
+    seen = rounding.sequential(graph, spec, tiny_faces, bounds, heads(graph) | aside, FULL)
     for name in set(convolutions(graph)) - heads(graph):
         layer = found.get_submodule(name)
         if name in aside:
@@ -192,7 +195,7 @@ def test_layers_aside_are_rounded_but_seen_in_float(start: Start, rounded: fx.Gr
 
 def test_nothing_to_round(start: Start, tiny_faces: Array) -> None:
     graph, spec, bounds = start
-    assert equal(rounding.sequential(graph, spec, tiny_faces, bounds, convolutions(graph)), graph)
+    assert equal(rounding.sequential(graph, spec, tiny_faces, bounds, convolutions(graph), FULL), graph)
 
 
 class Twice(nn.Module):
@@ -217,7 +220,7 @@ def test_other_kinds_of_layers_pass(tiny_spec: ModelSpec, tiny_faces: Array, val
     bounds = ranges.observe(graph, spec, tiny_faces, "minmax")
     told = []
     keep = graphs.transposed(graph)
-    found = rounding.sequential(graph, spec, tiny_faces, bounds, keep, progress=lambda *args: told.append(args))
+    found = rounding.sequential(graph, spec, tiny_faces, bounds, keep, FULL, progress=lambda *args: told.append(args))
     assert told == [(name, i, 4) for i, name in enumerate(("first", "gate.reduce", "gate.expand", "grouped"))]
     assert torch.equal(weights(found, "up"), weights(graph, "up"))
     assert all(on_grid(weights(found, name)) for name in convolutions(graph) if name != "up")
@@ -225,5 +228,5 @@ def test_other_kinds_of_layers_pass(tiny_spec: ModelSpec, tiny_faces: Array, val
     exact = values_of(graph, spec, tiny_faces)
     for name in ("first", "grouped"):
         error = simulated(found, spec, tiny_faces, bounds)[name] - exact[name]
-        naive = simulated(rounding.nearest(graph, keep), spec, tiny_faces, bounds)[name] - exact[name]
+        naive = simulated(rounding.nearest(graph, keep, FULL), spec, tiny_faces, bounds)[name] - exact[name]
         assert error.square().mean() < naive.square().mean()

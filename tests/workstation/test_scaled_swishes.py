@@ -22,7 +22,7 @@ from pipnet_edge.converters.ncnn import model as ncnn_model
 from pipnet_edge.converters.quantize import scheme, sensitivity
 from pipnet_edge.converters.quantize.calibration import Calibration
 from pipnet_edge.converters.quantize.prepare import Options, Prepared, prepare
-from pipnet_edge.converters.quantize.scheme import Quantized
+from pipnet_edge.converters.quantize.scheme import SAFE, Quantized
 from pipnet_edge.converters.recipe import recipes
 from pipnet_edge.decode import MAP_NAMES, Decoder, Maps, map_shapes
 from pipnet_edge.spec import ModelSpec
@@ -68,7 +68,7 @@ def network() -> nn.Module:
 def ready(tiny_spec: ModelSpec, tiny_calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return prepare(Network(tiny_spec, network(), 0), tiny_calibration, Options("mse", "nearest"))
+        return prepare(Network(tiny_spec, network(), 0), tiny_calibration, Options("mse", "nearest"), [SAFE])[SAFE]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.checkpoint.network import normalise
 from pipnet_edge.converters.graph import trace
 from pipnet_edge.converters.quantize import scheme
-from pipnet_edge.converters.quantize.scheme import LEVELS, Quantized, grid, stored, weight_steps
+from pipnet_edge.converters.quantize.scheme import FULL, SAFE, Quantized, grid, stored, weight_steps
 from pipnet_edge.spec import ModelSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -72,25 +72,27 @@ def test_a_range_without_zero_is_widened() -> None:
 
 def test_steps_are_those_of_each_output_channel() -> None:
     weight = torch.tensor([[[[64.0, -3]]], [[[1, -128]]], [[[0, 0]]]])
-    assert weight_steps(weight).flatten().tolist() == [1, 2, 2]  # zeros take the layer's largest
-    assert weight_steps(weight).shape == (3, 1, 1, 1)
-    assert weight_steps(weight.transpose(0, 1), transposed=True).flatten().tolist() == [1, 2, 2]
-    assert weight_steps(torch.zeros(2, 3, 1, 1)).min() > 0
+    assert weight_steps(weight, 64).flatten().tolist() == [1, 2, 2]  # zeros take the layer's largest
+    assert (127 * weight_steps(weight, 127)).flatten().tolist() == [64, 128, 128]
+    assert weight_steps(weight, 127).shape == (3, 1, 1, 1)
+    assert weight_steps(weight.transpose(0, 1), 64, transposed=True).flatten().tolist() == [1, 2, 2]
+    assert weight_steps(torch.zeros(2, 3, 1, 1), 127).min() > 0
 
 
-def test_integers_are_the_weights_in_steps_of_int8_layers(tiny_net: Make, tiny_spec: ModelSpec) -> None:
+@pytest.mark.parametrize("levels", [SAFE, FULL])
+def test_integers_are_the_weights_in_steps_of_int8_layers(levels: int, tiny_net: Make, tiny_spec: ModelSpec) -> None:
     graph = trace(tiny_net())
     expected = {}
     random = np.random.default_rng(0)
     for name in graphs.convolutions(graph):
         weight = graph.get_submodule(name).get_parameter("weight")
-        whole = random.integers(-LEVELS, LEVELS + 1, weight.shape).astype(np.int8)
-        whole.reshape(len(whole), -1)[:, 0] = LEVELS
+        whole = random.integers(-levels, levels + 1, weight.shape).astype(np.int8)
+        whole.reshape(len(whole), -1)[:, 0] = levels
         steps = torch.from_numpy(random.uniform(1e-6, 1, (len(whole), 1, 1, 1)).astype(np.float32))
         weight.copy_(torch.from_numpy(whole) * steps)
         expected[name] = whole
     keep = frozenset({"backbone.project", *HEADS})
-    found = scheme.integers(Quantized(graph, tiny_spec, {}, keep))
+    found = scheme.integers(Quantized(graph, tiny_spec, {}, keep, levels))
     assert found.keys() == expected.keys() - keep
     for name, whole in found.items():
         np.testing.assert_array_equal(whole, expected[name])
@@ -141,7 +143,7 @@ def test_biases_of_dead_channels_fit_32_bits(tiny_net: Make, tiny_spec: ModelSpe
 
     def units(name: str, net: fx.GraphModule) -> Tensor:
         layer = net.get_submodule(name)
-        steps = weight_steps(layer.get_parameter("weight")).flatten().double()
+        steps = weight_steps(layer.get_parameter("weight"), FULL).flatten().double()
         return layer.get_parameter("bias").double().abs() / (steps * grid(ranges[graphs.inputs(net)[name]])[0])
 
     for name, channel in dead.items():

@@ -22,7 +22,7 @@ from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.checkpoint.network import normalise
 from pipnet_edge.converters.graph import Run, convolutions, heads, points, trace
 from pipnet_edge.converters.quantize import sensitivity
-from pipnet_edge.converters.quantize.scheme import Quantized, pixel_lattice, stored, weight_steps
+from pipnet_edge.converters.quantize.scheme import FULL, Quantized, pixel_lattice, stored, weight_steps
 from pipnet_edge.converters.quantize.sensitivity import CHUNK, LayerSensitivity, measure, order, simulate
 from pipnet_edge.decode import MAP_NAMES, Decoder, Landmarks, Maps, map_shapes
 from pipnet_edge.errors import EdgeError
@@ -63,7 +63,7 @@ def prepared(keep_heads: bool = True) -> tuple[torch.fx.GraphModule, Quantized]:
     for name in set(convolutions(graph)) - keep:
         layer = graph.get_submodule(name)
         assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
-        steps = weight_steps(layer.weight, isinstance(layer, nn.ConvTranspose2d))
+        steps = weight_steps(layer.weight, FULL, isinstance(layer, nn.ConvTranspose2d))
         layer.weight.copy_(torch.round(layer.weight / steps) * steps)
     ranges = {}
 
@@ -73,7 +73,7 @@ def prepared(keep_heads: bool = True) -> tuple[torch.fx.GraphModule, Quantized]:
 
     with torch.no_grad():
         Run(graph, hook).run(normalise(CROPS, spec))
-    return exact, Quantized(graph, spec, {name: ranges[name] for name in points(graph)}, keep)
+    return exact, Quantized(graph, spec, {name: ranges[name] for name in points(graph)}, keep, FULL)
 
 
 EXACT, QUANTIZED = prepared()

@@ -18,12 +18,14 @@ from pipnet_edge.bundle import HEADS, Bundle, Calibration, File, Source, read
 from pipnet_edge.converters import Quantize, cores, demo, golden
 from pipnet_edge.converters.checkpoint import layers
 from pipnet_edge.converters.checkpoint.network import Network
+from pipnet_edge.converters.destination import grids
 from pipnet_edge.converters.faces import gather
 from pipnet_edge.converters.quantize.prepare import Options, prepare
 from pipnet_edge.converters.tflite import editor
 from pipnet_edge.converters.tflite import file as tflite_file
 from pipnet_edge.converters.variants import of_float, quantized
 from pipnet_edge.decode import MAP_NAMES, Decoder, Features, Landmarks, Maps, Output, Winners
+from pipnet_edge.runtimes import DESTINATIONS
 from pipnet_edge.spec import ModelSpec
 from pipnet_edge.targets.predicted import cost
 from pipnet_edge.worker import call as calls
@@ -59,7 +61,8 @@ def make(tiny_spec: ModelSpec, quantize: Quantize, tmp_path_factory: pytest.Temp
         rounded, calibration = None, None
         if any(precision != "fp32" for _, precision in variants):
             faces = gather(quantize, network).calibration
-            rounded = cores.Cores(prepare(network, faces, METHODS), work, simplify=True, is_sparse=is_sparse)
+            prepared = prepare(network, faces, METHODS, grids(DESTINATIONS))
+            rounded = cores.Cores(prepared, work, simplify=True, is_sparse=is_sparse)
             calibration = Calibration(faces.sha256, faces.images)
         made = tuple(
             of_float(exported, runtime, precision, folder)
@@ -264,7 +267,7 @@ def test_int8_winners_are_the_same_in_tflite(split_bundle: Bundle, tiny_faces: n
         cells = Decoder(split_bundle.spec, heads)(features).cell
         theirs = Winners.at(heads.maps(features), cells)
         assert ours.offsets.shape == theirs.offsets.shape == (5, 2, 3)
-        for part, most in (("score", 0.02), ("offsets", 0.02)):
+        for part, most in (("score", 0.01), ("offsets", 0.02)):
             got, want = getattr(ours, part), getattr(theirs, part)
             assert got.dtype == np.float32
             assert np.sqrt(np.mean((got - want) ** 2)) <= most * want.std()
@@ -348,7 +351,7 @@ def test_int8_full_stays_whole_whatever_a_budget_keeps(
     for each in (folder, work):
         each.mkdir()
     network = Network(tiny_spec, tiny_net(), 0)
-    prepared = prepare(network, gather(quantize, network).calibration, METHODS)
+    prepared = prepare(network, gather(quantize, network).calibration, METHODS, grids(["onnx"]))
     rounded = cores.Cores(prepared, work, simplify=True, is_sparse=True)
     kept = {"int8": (), "int8-full": ("heads.score", *OFFSET_HEADS)}
     made = {precision: quantized(rounded, METHODS, "onnx", precision, folder, kept[precision]) for precision in order}

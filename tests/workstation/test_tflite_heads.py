@@ -17,7 +17,7 @@ from numpy.typing import NDArray  # noqa: E402
 
 from pipnet_edge.converters import sparse  # noqa: E402
 from pipnet_edge.converters.checkpoint import nets  # noqa: E402
-from pipnet_edge.converters.quantize.scheme import LEVELS, weight_steps  # noqa: E402
+from pipnet_edge.converters.quantize.scheme import FULL, weight_steps  # noqa: E402
 from pipnet_edge.converters.tflite import heads as tflite_heads  # noqa: E402
 from pipnet_edge.converters.tflite.editor import ALIGNMENT, SMALL, dump, load  # noqa: E402
 from pipnet_edge.converters.tflite.file import bias, out_first, read, weights  # noqa: E402
@@ -123,7 +123,7 @@ def wanted(heads: Heads, found: Features) -> NDArray[np.float32]:
 def rounded(heads: Heads) -> Heads:
     """These heads with int8 weights, as quantized variants have them."""
     weight = torch.from_numpy(heads.weight.reshape(-1, 1, 1, heads.weight.shape[-1]))
-    steps = weight_steps(weight)
+    steps = weight_steps(weight, FULL)
     return replace(heads, weight=(torch.round(weight / steps) * steps).numpy().reshape(heads.weight.shape))
 
 
@@ -207,7 +207,7 @@ def test_what_a_file_stores_are_the_heads(append: Callable[..., Path], precision
     assert stored.kind == {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}[precision]
     matrix = out_first(convolution, stored)[:, :, 0, 0].astype(np.float64)
     if precision == "int8":
-        np.testing.assert_array_equal(np.abs(matrix).max(1)[np.abs(heads.weight).max(-1).ravel() > 0], LEVELS)
+        np.testing.assert_array_equal(np.abs(matrix).max(1)[np.abs(heads.weight).max(-1).ravel() > 0], FULL)
         assert stored.zero.tolist() == [0] * len(matrix)
         matrix = matrix * stored.step[:, None]
     want = heads.weight.reshape(-1, 40)
