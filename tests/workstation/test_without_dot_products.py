@@ -6,19 +6,24 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper
+import torch
 
 from pipnet_edge import host
+from pipnet_edge.converters.checkpoint.network import Network
 from pipnet_edge.converters.core import export
-from pipnet_edge.converters.onnx import int8
-from pipnet_edge.converters.quantize.prepare import Prepared
-from pipnet_edge.converters.quantize.scheme import LEVELS
+from pipnet_edge.converters.onnx.destination import HERE
+from pipnet_edge.converters.quantize.calibration import Calibration
+from pipnet_edge.converters.quantize.prepare import Options, prepare
+from pipnet_edge.converters.quantize.scheme import FULL
+from pipnet_edge.spec import ModelSpec
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Array = np.ndarray[Any, Any]
 
@@ -56,25 +61,27 @@ def without_dot_products() -> list[str]:
     return [valgrind, "--tool=none", "--quiet"]
 
 
-def stretched(model: Path, out: Path) -> Path:
-    """A copy whose weights reach 127 instead of LEVELS, as most quantizers make them."""
-    made = onnx.load(model)
-    for tensor in made.graph.initializer:
-        weight = numpy_helper.to_array(tensor)
-        if weight.dtype == np.int8 and weight.ndim == 4:
-            wide = np.round(weight * (127 / LEVELS)).astype(np.int8)
-            tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
-    onnx.save(made, out)
-    return out
-
-
 def test_landmarks_do_not_depend_on_dot_products_or_options(
-    tiny_prepared: Prepared, tiny_faces: Array, tmp_path: Path, without_dot_products: list[str]
+    tiny_net: Callable[[], torch.nn.Module],
+    tiny_spec: ModelSpec,
+    tiny_calibration: Calibration,
+    tiny_faces: Array,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    without_dot_products: list[str],
 ) -> None:
-    given = tiny_prepared.keeping(frozenset())
-    int8.convert(export(given.graph, given.spec, tmp_path), given, 8, tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    network, options = Network(tiny_spec, tiny_net(), 0), Options("minmax", "nearest")
+    ready = prepare(network, tiny_calibration, options, [HERE.levels, FULL])
     np.save(tmp_path / "crops.npy", tiny_faces[:2])
-    models = [tmp_path / "model.onnx", stretched(tmp_path / "model.onnx", tmp_path / "wide.onnx")]
+
+    def made(name: str, levels: int) -> Path:
+        given, folder = ready[levels].keeping(frozenset()), tmp_path / name
+        folder.mkdir()
+        HERE.int8(export(given.graph, given.spec, tmp_path), given, 8, folder)
+        return folder / "model.onnx"
+
+    models = [made("narrow", HERE.levels), made("wide", FULL)]
 
     def run(before: list[str]) -> list[Array]:
         command = [*before, sys.executable, "-c", LOADED_TWICE, str(tmp_path / "crops.npy"), *map(str, models)]
@@ -85,6 +92,6 @@ def test_landmarks_do_not_depend_on_dot_products_or_options(
     np.testing.assert_array_equal(plain, exact)
     # Those kernels ran, and they do saturate.
     assert np.abs(saturated - wide).max() > 0
-    here, here_wide = run([])
+    here, wide_here = run([])
     np.testing.assert_array_equal(plain, here[0])
-    np.testing.assert_array_equal(wide, here_wide[1])
+    np.testing.assert_array_equal(wide, wide_here[1])
