@@ -46,10 +46,9 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-def on_grid(weight: Tensor, transposed: bool = False) -> bool:
-    whole = weight / weight_steps(weight, FULL, transposed)
-    inner = [d for d in range(4) if d != int(transposed)]
-    return bool((whole - whole.round()).abs().max() < 1e-3) and bool((whole.round().abs().amax(inner) == FULL).all())
+def on_grid(weight: Tensor, levels: int = FULL) -> bool:
+    whole = weight / weight_steps(weight, levels)
+    return bool((whole - whole.round()).abs().max() < 1e-3 and (whole.round().abs().amax((1, 2, 3)) == levels).all())
 
 
 @pytest.fixture
@@ -85,6 +84,23 @@ def test_the_cache_gives_the_same_bits(cache: Path, network: Network, tiny_calib
     assert len(list(cache.iterdir())) == 1
     keep = heads(made.float_)
     assert equal(made.keeping(keep).graph, again.keeping(keep).graph)
+
+
+def test_each_grid_is_kept_by_itself(cache: Path, network: Network, tiny_calibration: Calibration) -> None:
+    given = network, tiny_calibration, NEAREST
+    both = prepare.prepare(*given, [SAFE, FULL])
+    for levels, made in both.items():
+        assert made.levels == levels
+        assert all(on_grid(weights(made.rounded, name), levels) for name in convolutions(made.rounded))
+    assert equal(both[SAFE].float_, both[FULL].float_)
+    prepare._path(*given, SAFE).unlink()
+    told: list[str] = []
+    again = prepare.prepare(*given, [SAFE, FULL], lambda what, *_: told.append(what))
+    assert told
+    for levels in (SAFE, FULL):
+        assert equal(both[levels].rounded, again[levels].rounded)
+        (alone,) = prepare.prepare(*given, [levels], lambda *_: pytest.fail("the cache has it")).values()
+        assert equal(both[levels].rounded, alone.rounded)
 
 
 def test_hard_swishes_are_scaled_and_kept_in_the_cache(
