@@ -21,6 +21,7 @@ from pipnet_edge.converters.checkpoint.network import Network
 from pipnet_edge.converters.destination import grids
 from pipnet_edge.converters.faces import gather
 from pipnet_edge.converters.quantize.prepare import Options, prepare
+from pipnet_edge.converters.quantize.scheme import FULL
 from pipnet_edge.converters.tflite import editor
 from pipnet_edge.converters.tflite import file as tflite_file
 from pipnet_edge.converters.variants import of_float, quantized
@@ -61,7 +62,8 @@ def make(tiny_spec: ModelSpec, quantize: Quantize, tmp_path_factory: pytest.Temp
         rounded, calibration = None, None
         if any(precision != "fp32" for _, precision in variants):
             faces = gather(quantize, network).calibration
-            prepared = prepare(network, faces, METHODS, grids(DESTINATIONS))
+            # ONNX Runtime gets TFLite's grid too, so that what both compute can be compared.
+            prepared = dict.fromkeys(grids(DESTINATIONS), prepare(network, faces, METHODS, [FULL])[FULL])
             rounded = cores.Cores(prepared, work, simplify=True, is_sparse=is_sparse)
             calibration = Calibration(faces.sha256, faces.images)
         made = tuple(
