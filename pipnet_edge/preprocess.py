@@ -130,14 +130,18 @@ def cut(picture: NDArray[np.uint8], rect: Rect, side: int) -> NDArray[np.uint8]:
 
     On 64-bit Arm, pixels may differ by LEVELS from those of other machines.
     """
-    crop = picture[rect.top : rect.bottom, rect.left : rect.right]
-    if crop.shape[:2] == (side, side):
-        return np.ascontiguousarray(crop)
+    return resized(picture[rect.top : rect.bottom, rect.left : rect.right], side, side)
+
+
+def resized(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """An (H, W, 3) uint8 picture as (height, width, 3), bilinear, contiguous; machines differ as for `cut`."""
+    if picture.shape[:2] == (height, width):
+        return np.ascontiguousarray(picture)
     if platform.machine() in READS_ON:
-        crop = with_room(crop)
+        picture = with_room(picture)
     import cv2
 
-    return np.asarray(cv2.resize(crop, (side, side), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
 
 
 def with_room(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
