@@ -38,7 +38,7 @@ def smooth(before: Smoothed | None, raw: Points, time: float) -> Smoothed:
     if before is None or passed <= 0:
         return Smoothed(raw, raw, np.zeros_like(raw), time)
     # A face has some extent, unless all of its landmarks are one point.
-    size = max(float(np.ptp(raw, axis=0).mean()), 1e-6)
+    size = max(float((raw.max(axis=0) - raw.min(axis=0)).mean()), 1e-6)
     speed = before.speed + _share(SPEED, passed) * ((raw - before.raw) / np.float32(size * passed) - before.speed)
     share = _share(REST + BETA * np.hypot(speed[:, :1], speed[:, 1:]), passed)
     return Smoothed(before.points + share * (raw - before.points), raw, speed, time)

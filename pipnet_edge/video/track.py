@@ -217,7 +217,7 @@ class Tracker:
 
 def _distinct(tracks: Sequence[_Track]) -> list[_Track]:
     """The tracks, in their order. Of two on one face the one with the better score, of equals the older."""
-    boxes = [_box(track.face.raw) for track in tracks]
+    boxes = [_box(track.face.raw) for track in tracks] if len(tracks) > 1 else []
     dropped = set[int]()
     for a, b in combinations(range(len(tracks)), 2):
         if not dropped & {a, b} and _overlap(boxes[a], boxes[b]) > SAME:
