@@ -25,9 +25,6 @@ UNITS, FRACTIONS = 65536, 32
 # The longest side, in pixels, of a picture, and of what is cut of it. No position is beyond 2^31 units then.
 LONGEST = 16384
 
-# A crop is cut so many rows at a time: what that takes stays in a processor's cache.
-ROWS = 64
-
 # The outer eye corners where the NME is divided by 1 and the mean face names no pair.
 EYES = {"aflw": (6, 11)}
 
@@ -62,11 +59,13 @@ class LevelCrop:
     def to_picture(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """Landmarks (..., 2) normalised to the crop as pixels (x, y) of the picture."""
         # In half pixels of the crop, from its middle.
-        from_middle = points.astype(np.float64) * (2 * self.side) - self.side
+        from_middle = points * np.float64(2 * self.side) - self.side
         right, below = from_middle[..., 0], from_middle[..., 1]
-        x = self.x + right * self.across - below * self.down
-        y = self.y + right * self.down + below * self.across
-        return (np.stack([x, y], axis=-1) / UNITS).astype(np.float32)
+        across, down = self.across / UNITS, self.down / UNITS
+        found = np.empty(points.shape, np.float32)
+        found[..., 0] = self.x / UNITS + right * across - below * down
+        found[..., 1] = self.y / UNITS + right * down + below * across
+        return found
 
 
 def eyes_of(mean_face: MeanFace) -> Eyes | None:
@@ -85,15 +84,17 @@ def around(points: NDArray[np.floating], eyes: Eyes | None, side: int, margin: f
     The box is the one that is level with the eyes; without eyes, or if they are one point, that of the picture's axes.
     Raises EdgeError for points that are not finite and for a square that cannot be cut.
     """
-    x, y = points.astype(np.float64).T
-    with np.errstate(over="ignore", invalid="ignore"):
-        cos, sin = _direction(x, y, eyes)
-        right, below = x * cos + y * sin, y * cos - x * sin
-    first_x, last_x, first_y, last_y = (float(value) for value in (right.min(), right.max(), below.min(), below.max()))
+    # Python's own numbers: for a face's worth of them, numpy takes longer.
+    xs, ys = points.T.tolist()
+    cos, sin = _direction(*((xs[eye], ys[eye]) for eye in eyes)) if eyes else (1.0, 0.0)
+    right = [x * cos + y * sin for x, y in zip(xs, ys, strict=True)]
+    below = [y * cos - x * sin for x, y in zip(xs, ys, strict=True)]
+    first_x, last_x, first_y, last_y = min(right), max(right), min(below), max(below)
     along, under = (first_x + last_x) / 2, (first_y + last_y) / 2
     half = margin * max(last_x - first_x, last_y - first_y) / (2 * side)
     numbers = (along * cos - under * sin, along * sin + under * cos, half * cos, half * sin)
-    if not all(abs(number) <= MOST_PIXELS for number in numbers):
+    # min and max may pass over NaN.
+    if not (math.isfinite(sum(right) + sum(below)) and all(abs(number) <= MOST_PIXELS for number in numbers)):
         raise EdgeError("landmarks hold NaN or infinity, or lie beyond any picture; nothing can be cut around them")
     middle_x, middle_y, across, down = (math.floor(number * UNITS + 0.5) for number in numbers)
     return LevelCrop(middle_x, middle_y, across, down, side)
@@ -105,14 +106,11 @@ def upright(box: Box, side: int, margin: float = MARGIN) -> LevelCrop:
     return around(np.array([[x, y], [x + width, y + height]]), None, side, margin)
 
 
-def _direction(x: NDArray[np.float64], y: NDArray[np.float64], eyes: Eyes | None) -> tuple[float, float]:
-    """The cosine and sine of the eyes' line."""
-    if eyes:
-        across, down = float(x[eyes[1]] - x[eyes[0]]), float(y[eyes[1]] - y[eyes[0]])
-        length = math.sqrt(across * across + down * down)
-        if length:
-            return across / length, down / length
-    return 1.0, 0.0
+def _direction(start: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
+    """The cosine and sine of a line, 1 and 0 if it has no length."""
+    across, down = end[0] - start[0], end[1] - start[1]
+    length = math.sqrt(across * across + down * down)
+    return (across / length, down / length) if length else (1.0, 0.0)
 
 
 def is_inside(crop: LevelCrop, width: int, height: int) -> bool:
@@ -135,18 +133,19 @@ def cut_level(picture: NDArray[np.uint8], crop: LevelCrop) -> NDArray[np.uint8]:
         raise EdgeError(f"the middle of the crop, {at}, lies outside the picture of {width}x{height} pixels")
     import cv2
 
-    # Positions as in docs/video.md: a column's share of them, and a row's. remap takes whole pixels and FRACTIONS of
-    # them, and computes with whole numbers then, everywhere alike.
+    # Positions as in docs/video.md. remap takes whole pixels and FRACTIONS of them, and computes with whole numbers,
+    # everywhere alike. Much of the time is memory's, so that arrays are used again.
     half, start = 2 * np.arange(crop.side, dtype=np.int32) + (1 - crop.side), UNITS // FRACTIONS // 2 - UNITS // 2
-    column_x, column_y = half * crop.across + (crop.x + start), half * crop.down + (crop.y + start)
-    row_x, row_y = (half * -crop.down)[:, None], (half * crop.across)[:, None]
-    cut = np.empty((crop.side, crop.side, 3), np.uint8)
-    for top in range(0, crop.side, ROWS):
-        rows = slice(top, top + ROWS)
-        x, y = column_x + row_x[rows], column_y + row_y[rows]
-        whole = np.empty((*x.shape, 2), np.int16)
-        np.right_shift(x, 16, out=whole[..., 0], casting="same_kind")
-        np.right_shift(y, 16, out=whole[..., 1], casting="same_kind")
-        fraction = ((x >> 11 & 31) | (y >> 6 & 31 << 5)).astype(np.uint16)
-        cv2.remap(picture, whole, fraction, cv2.INTER_LINEAR, dst=cut[rows], borderMode=cv2.BORDER_REPLICATE)
-    return cut
+    x = (half * crop.across + (crop.x + start)) - (half * crop.down)[:, None]
+    y = (half * crop.down + (crop.y + start)) + (half * crop.across)[:, None]
+    whole = np.empty((crop.side, crop.side, 2), np.int16)
+    np.right_shift(x, 16, out=whole[..., 0], casting="same_kind")
+    np.right_shift(y, 16, out=whole[..., 1], casting="same_kind")
+    x >>= 11
+    x &= 31
+    y >>= 6
+    y &= 31 << 5
+    y |= x
+    fraction = y.astype(np.uint16)
+    cut = cv2.remap(picture, whole, fraction, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(cut, dtype=np.uint8)

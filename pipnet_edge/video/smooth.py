@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Points = NDArray[np.float32]
+Cutoff = TypeVar("Cutoff", float, Points)
 
 # The cutoff of a resting point and of the speed, in Hz, and how much of a cutoff a speed adds.
-REST, SPEED, BETA = np.float32(0.05), 1.0, np.float32(60)
+REST, SPEED, BETA = 0.05, 1.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,14 @@ def smooth(before: Smoothed | None, raw: Points, time: float) -> Smoothed:
     if before is None or passed <= 0:
         return Smoothed(raw, raw, np.zeros_like(raw), time)
     # A face has some extent, unless all of its landmarks are one point.
-    size = max(float((raw.max(axis=0) - raw.min(axis=0)).mean()), 1e-6)
-    speed = before.speed + _share(SPEED, passed) * ((raw - before.raw) / np.float32(size * passed) - before.speed)
+    width, height = (raw.max(axis=0) - raw.min(axis=0)).tolist()
+    size = max((width + height) / 2, 1e-6)
+    speed = before.speed + _share(SPEED, passed) * ((raw - before.raw) / (size * passed) - before.speed)
     share = _share(REST + BETA * np.hypot(speed[:, :1], speed[:, 1:]), passed)
     return Smoothed(before.points + share * (raw - before.points), raw, speed, time)
 
 
-def _share(cutoff: Points | float, passed: float) -> Points:
+def _share(cutoff: Cutoff, passed: float) -> Cutoff:
     """How much a new value counts in a low-pass filter of this cutoff in Hz, after so many seconds."""
-    ratio = np.float32(2 * math.pi * passed) * cutoff
-    return np.asarray(ratio / (1 + ratio), np.float32)
+    ratio = 2 * math.pi * passed * cutoff
+    return ratio / (1 + ratio)

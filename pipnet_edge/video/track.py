@@ -51,7 +51,7 @@ class Reading:
     @staticmethod
     def of(found: Landmarks, crop: LevelCrop) -> Reading:
         """What was found in one crop."""
-        return Reading(crop.to_picture(found.points), float(found.score.mean()))
+        return Reading(crop.to_picture(found.points), float(np.add.reduce(found.score)) / len(found.score))
 
 
 Picture = NDArray[np.uint8]
