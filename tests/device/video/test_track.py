@@ -160,6 +160,20 @@ def test_the_better_reading_counts(world: World) -> None:
     assert face.crop == around(at(230, 200), (0, 1), 96)
 
 
+def test_the_next_crop_is_around_the_better_reading() -> None:
+    readings = [Reading(at(200, 200), 0.9), Reading(at(215, 200), 0.3), Reading(at(230, 200), 0.7)]
+    read_in = []
+
+    def read(_: NDArray[np.uint8], crop: LevelCrop) -> Reading:
+        read_in.append(crop)
+        return readings[min(len(read_in), 3) - 1]
+
+    track = Tracker(lambda _: [Found((150, 150, 100, 100), 1)], read, SPEC, RULES)
+    for time in range(3):
+        assert ids(track(FRAME, time)) == [1]
+    assert read_in[1:] == [around(at(x, 200), (0, 1), 96) for x in (200, 215, 230)]
+
+
 @pytest.mark.parametrize(("score", "found"), [(0.4, [1]), (0.39, [])])
 def test_below_the_threshold_there_is_no_face(world: World, score: float, found: list[int]) -> None:
     track = tracker(world)
