@@ -73,7 +73,9 @@ def convert(
 
         step("export", 1, total)
         # Faces are read before the export, so that nobody has to wait for it to see a typing error.
-        methods = prepare.Options(quantize.ranges, quantize.rounding) if quantize else prepare.Options()
+        plan = _with_heads(plan, network, note)
+        heads = variants.rounds_heads(network.net, (precision for _, precision in plan.variants))
+        methods = prepare.Options(quantize.ranges, quantize.rounding, heads) if quantize else prepare.Options()
         gathered = faces.gather(quantize, network) if quantize else None
         exported = cores.export(network.net, network.spec, work / "float", simplify, plan.is_sparse)
         seen = gathered.calibration.crops if gathered and plan.is_sparse else None
@@ -112,6 +114,18 @@ def convert(
         step("parity", total - 1, total)
         bundle = verified(bundle_of(folder=folder, variants=tuple(made)), verify, arbitrate, losses)
     return replace(bundle, folder=out)
+
+
+def _with_heads(plan: Plan, network: Network, note: Callable[[str], None]) -> Plan:
+    """The plan with heads that suit this network, if it leaves them open."""
+    from pipnet_edge.converters import sparse
+
+    if plan.heads is not None:
+        return plan
+    if sparse.can_split(network.net):
+        return replace(plan, heads="sparse")
+    note("heads are dense: sparse ones have to be 1x1 convolutions of the same features")
+    return replace(plan, heads="dense")
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,12 +41,13 @@ HEADS = ("sparse", "dense")
 class Plan:
     """Which variants to make: destinations and precisions; combinations that a runtime does not have are left out.
 
-    heads is one of HEADS. Raises EdgeError for unknown names and when no combination is left.
+    heads is one of HEADS; None: sparse where the network can be split, else dense. Raises EdgeError for unknown names
+    and when no combination is left.
     """
 
     destinations: tuple[str, ...]
     precisions: tuple[str, ...]
-    heads: str = "sparse"
+    heads: str | None = None
 
     def __post_init__(self) -> None:
         for name, given, allowed in (
@@ -58,7 +59,7 @@ class Plan:
                 raise EdgeError(
                     f"{name} {', '.join(unknown) or 'names nothing'}; allowed: {', '.join(sorted(allowed))}"
                 )
-        if self.heads not in HEADS:
+        if self.heads not in (None, *HEADS):
             raise EdgeError(f"--heads {self.heads}; allowed: {', '.join(HEADS)}")
         if not self.variants:
             raise EdgeError(f"{', '.join(self.destinations)} has no {', '.join(self.precisions)} variant")

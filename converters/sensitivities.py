@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ def sensitivities(
     if precision not in allowed:
         raise EdgeError(f"--precision {precision}; allowed: {', '.join(allowed)}")
     # These need torch.
+    from pipnet_edge.converters import variants
     from pipnet_edge.converters.checkpoint import read as checkpoints
     from pipnet_edge.converters.quantize import calibration, prepare, scheme, sensitivity
 
@@ -52,6 +54,7 @@ def sensitivities(
     side = network.spec.input_size
     crops, _ = calibration.draw(held, side, count, 0)
     chosen = calibration.choose(faces, side, quantize.count, quantize.seed)
+    methods = replace(methods, heads=variants.rounds_heads(network.net, [precision]))
     prepared = prepare.prepare(network, chosen, methods, [scheme.FULL], step)[scheme.FULL]
     given = prepared.keeping(prepared.kinds(recipes()[precision].keep))
     return sensitivity.measure(prepared.float_, given, crops, step, chosen.crops[:count])

@@ -13,6 +13,11 @@ from pipnet_edge.decode import Heads
 from pipnet_edge.errors import EdgeError
 
 
+def can_split(net: nn.Module) -> bool:
+    """Whether `split` takes this network."""
+    return _source(trace(net)) is not None
+
+
 def split(net: nn.Module, num_lms: int) -> tuple[fx.GraphModule, Heads]:
     """A copy that returns score and features (decode.Features), and the heads that this copy lacks.
 
@@ -21,9 +26,7 @@ def split(net: nn.Module, num_lms: int) -> tuple[fx.GraphModule, Heads]:
     graph = trace(net)
     source, (score, *offsets) = _source(graph), outputs(graph)
     if source is None:
-        raise EdgeError(
-            "--heads sparse, the default, needs 1x1 convolutions of the same features as heads; take --heads dense"
-        )
+        raise EdgeError("--heads sparse needs 1x1 convolutions of the same features as heads; take --heads dense")
     layers = [graph.get_submodule(str(node.target)) for node in offsets]
     output(graph).args = ((score, source),)
     graph.graph.eliminate_dead_code()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from torch import nn
+
 from pipnet_edge.bundle import File, Quantization, Variant
 from pipnet_edge.converters import destination as destinations
+from pipnet_edge.converters import sparse
 from pipnet_edge.converters.cores import Cores, Exported
 from pipnet_edge.converters.graph import convolutions
 from pipnet_edge.converters.quantize.prepare import Options
@@ -52,6 +56,15 @@ def quantized(
         to.add_heads(network.heads, precision, own_folder)
     how = Quantization(methods.ranges, methods.rounding, reasons, given.spec.mean, given.spec.std)
     return replace(_described(folder, destination, precision, to.tools, is_sparse), quantization=how)
+
+
+def rounds_heads(net: nn.Module, precisions: Iterable[str]) -> bool:
+    """Whether a network's heads have to be rounded for these precisions.
+
+    Heads of 1x1 always are: that takes seconds, sparse ones may be int8, and one rounding then serves all commands.
+    """
+    found = [recipes()[precision] for precision in precisions if precision in recipes()]
+    return sparse.can_split(net) or any("heads" not in recipe.keep for recipe in found)
 
 
 def _described(folder: Path, destination: str, precision: str, tools: tuple[str, ...], is_sparse: bool) -> Variant:

@@ -13,6 +13,8 @@ from pipnet_edge import bundle as bundles
 from pipnet_edge.decode import Landmarks
 from pipnet_edge.defaults import choose
 from pipnet_edge.preprocess import Box, Rect, check_pixels, crop_rect, cut
+from pipnet_edge.video.level import LevelCrop, cut_level
+from pipnet_edge.video.track import Reading
 
 
 class Landmarker:
@@ -56,6 +58,13 @@ class Landmarker:
         ]
         faces = [rect.to_picture(self.crop(cut(picture, rect, self.spec.input_size)).points) for rect in rects]
         return np.stack(faces)
+
+    def read(self, picture: NDArray[np.uint8], crop: LevelCrop) -> Reading:
+        """Landmarks and their mean score in one level crop of an (H, W, 3) uint8 RGB picture, in the picture's pixels.
+
+        Raises EdgeError for any other array, and for a crop whose middle lies outside the picture.
+        """
+        return Reading.of(self.crop(cut_level(picture, crop)), crop)
 
     def close(self) -> None:
         self._session.close()

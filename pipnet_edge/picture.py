@@ -111,22 +111,24 @@ def _inferred(
 ) -> tuple[Choice, Inference]:
     """Runs the network, in another runtime if the first does not start and no variant was asked for; its note says so.
 
-    Raises the first runtime's EdgeError if none starts, and for all that is no fault of a runtime.
+    Raises the first runtime's EdgeError, with the variant's name, if none starts, and for all that is no fault of a
+    runtime.
     """
     many = host.default_threads()
     chosen = choose(bundle, variant, threads, many)
-    first: EdgeError | None = None
+    failed: list[tuple[str, EdgeError]] = []
     for choice in (chosen, *(others(bundle, chosen, threads, many) if variant is None else ())):
         try:
             found = infer(here, bundle.folder, choice.variant, choice.threads, crops, cpus=choice.cpus)
         except EdgeError as e:
             if not isinstance(e, Died) and _works(bundle.variant(choice.variant).runtime):
                 raise
-            first = first or e
+            failed.append((choice.variant, e))
             continue
-        return (replace(choice, note=f"not {chosen.variant}: {first}") if first else choice), found
-    assert first is not None
-    raise first
+        note = "; ".join(f"not {name}: {error}" for name, error in failed)
+        return (replace(choice, note=note) if failed else choice), found
+    name, first = failed[0]
+    raise EdgeError(f"{name}: {first}", first.code) from first
 
 
 def _works(runtime: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import resource
 import shutil
@@ -10,10 +12,30 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# What one process runs, for the sake of one set-up; elsewhere, the tests of a file.
+TOGETHER = {"tests/arm/": "emulator", "tests/ssh/test_arm.py": "emulator", "tests/ssh/": "board"}
+
+# One core a test, and before torch is imported: threads that wait for each other on busy cores take twice the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`: what belongs together goes to one process, in the order of the files."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return next((group for start, group in TOGETHER.items() if file.startswith(start)), file)
+
+    config.option.loadscopereorder = False
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,10 +45,21 @@ def _interruptible() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session")
+def of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of a run have in common."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "run"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _own_cache(of_this_run: Path) -> None:
     """Rounded weights are cached; neither may a test find what an earlier run left, nor leave anything itself."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    cache = of_this_run / "cache"
+    cache.mkdir(exist_ok=True)
+    os.environ["XDG_CACHE_HOME"] = str(cache)
 
 
 @pytest.fixture(autouse=True)
@@ -56,19 +89,30 @@ def isolated() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory, isolated: tuple[str, ...]) -> Path:
-    """The embedded checkpoint converted for every runtime, fp32, fp16 and int8, with the network cut off."""
+def demo_bundle(of_this_run: Path, isolated: tuple[str, ...]) -> Path:
+    """The embedded checkpoint converted for every runtime, fp32, fp16 and int8, with the network cut off.
+
+    All processes of a run share it: who comes second waits, and finds it.
+    """
     pytest.importorskip("torch", reason="converting needs the workstation half")
     from pipnet_edge.converters import demo
 
-    folder = tmp_path_factory.mktemp("demo") / "bundle"
-    command = [sys.executable, "-P", "-m", "pipnet_edge.cli", "convert", str(demo.CHECKPOINT), "--data", "300w"]
-    options = ["--calibrate", str(demo.CALIBRATION), "--max-drift", "none", "-o", str(folder)]
-    # One thread: two that wait for each other on a busy machine take many times as long.
-    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*isolated, *command, *options], capture_output=True, text=True, check=False, env=alone)
-    assert done.returncode == 0, done.stderr
+    folder = of_this_run / "bundle"
+    with _alone(of_this_run / "bundle.lock"):
+        if not folder.exists():
+            command = [sys.executable, "-P", "-m", "pipnet_edge.cli", "convert", str(demo.CHECKPOINT), "--data", "300w"]
+            options = ["--calibrate", str(demo.CALIBRATION), "--max-drift", "none", "-o", str(folder)]
+            done = subprocess.run([*isolated, *command, *options], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
     return folder
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Only one process is past this; the system frees it when the process ends, however it does."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _need(what: str) -> None:

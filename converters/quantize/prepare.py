@@ -49,10 +49,14 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Options:
-    """How to quantize: ranges is one of ranges.METHODS, rounding one of ROUNDINGS. Raises EdgeError for other names."""
+    """How to quantize: ranges is one of ranges.METHODS, rounding one of ROUNDINGS. Raises EdgeError for other names.
+
+    heads: whether heads are rounded too. Where they are not, they have to stay in float.
+    """
 
     ranges: str = ranges.BEST
     rounding: str = ROUNDINGS[0]
+    heads: bool = True
 
     def __post_init__(self) -> None:
         for name, given, allowed in (
@@ -65,7 +69,7 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """float_ and rounded: the same graph, equalised, for images of `spec`, before and after rounding of all layers.
+    """float_ and rounded: the same graph, equalised, for images of `spec`, before and after rounding of its layers.
 
     levels: the largest weight of each channel in `rounded`, in steps.
     """
@@ -147,13 +151,13 @@ def _made(
     spec = scheme.pixel_lattice(graph, network.spec)
     found = ranges.observe(graph, spec, crops, options.ranges, observed)
     scheme.fit_biases(graph, found)
-    made = {}
+    made, keep = {}, frozenset() if options.heads else heads(graph)
     for levels in grids:
         if options.rounding == "nearest":
-            rounded = rounding.nearest(graph, transposed(graph), levels)
+            rounded = rounding.nearest(graph, keep | transposed(graph), levels)
         else:
             told = partial(_rounded, progress, levels)
-            rounded = in_sequence(graph, spec, crops, found, levels, told)
+            rounded = in_sequence(graph, spec, crops, found, levels, told, keep)
         made[levels] = Prepared(graph, rounded, spec, found, levels)
     return made
 
@@ -169,10 +173,11 @@ def in_sequence(
     found: Mapping[str, Range],
     levels: int,
     progress: Progress = lambda *_: None,
+    keep: Collection[str] = frozenset(),
 ) -> fx.GraphModule:
-    """A copy of the float graph with all layers rounded in sequence; `progress` gets their names."""
+    """A copy of the float graph with all layers but `keep` rounded in sequence; `progress` gets their names."""
     # As in the int8 variants, in which these layers are in float, and what only they read or give is not stored.
-    keep, aside = transposed(graph), gates(graph) | swished(graph)
+    keep, aside = transposed(graph).union(keep), gates(graph) | swished(graph)
     names = sensitivity.stored(graph, Quantized(graph, spec, found, keep | aside, levels))
     used = {name: bounds for name, bounds in found.items() if name in names}
     return rounding.sequential(graph, spec, crops, used, keep, levels, aside, progress)

@@ -49,12 +49,12 @@ def convert(
         ),
     ] = None,
     heads: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="sparse: offset heads are computed at each landmark's winning cell alone; dense: the network gives "
-            "all five maps, as other decoders need."
+            "all five maps, as other decoders need. If not given: sparse where heads are 1x1 convolutions."
         ),
-    ] = "sparse",
+    ] = None,
     calibrate: Calibrate = None,
     calibrate_labels: CalibrateLabels = None,
     calibrate_count: CalibrateCount = None,

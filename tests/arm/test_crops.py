@@ -44,3 +44,35 @@ def test_crops_are_nearly_those_of_this_machine(emulator: Emulator, tmp_path: Pa
     print(f"at most {apart.max()} levels, on {(apart > 0).mean():.1%} of all values")
     assert apart.max() <= LEVELS
     assert (apart > 0).mean() < 0.25
+
+
+# Cuts the vectors of level crops, whose SHA-256 they hold, from pictures that end where memory ends too.
+LEVEL_CROPS = """
+import ctypes, hashlib, json, mmap, sys
+import numpy as np
+from pipnet_edge.video.level import LevelCrop, cut_level
+size = 1 << 21
+memory = mmap.mmap(-1, size + 65536)
+end = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + size
+assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), ctypes.c_size_t(65536), 0) == 0
+for case in json.loads(sys.stdin.read())["cut"]:
+    height, width = case["height"], case["width"]
+    count = height * width * 3
+    picture = np.frombuffer(memory, np.uint8, count, size - count).reshape(height, width, 3)
+    picture[:] = (np.arange(count) * 2654435761 % (1 << 32) >> 24).reshape(picture.shape)
+    found = cut_level(picture, LevelCrop(*case["crop"], case["side"]))
+    assert hashlib.sha256(found.tobytes()).hexdigest() == case["sha256"], case
+print("all alike")
+"""
+
+
+def test_level_crops_are_the_very_same(emulator: Emulator) -> None:
+    vectors = Path(__file__).resolve().parents[1] / "golden" / "video" / "level.json"
+    with emulator.environment() as environment:
+        command = [*emulator.python("cortex-a72"), "-c", LEVEL_CROPS]
+        text = vectors.read_text()
+        board = subprocess.run(
+            command, env=environment, input=text, capture_output=True, text=True, timeout=300, check=False
+        )
+    assert board.returncode == 0, board.stderr
+    assert board.stdout == "all alike\n"

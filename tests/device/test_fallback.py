@@ -73,7 +73,7 @@ def test_a_variant_that_was_asked_for_is_not_replaced(two: Bundle, image: Path, 
     text, said = BROKEN["glibcxx"]
     packages("onnxruntime", text)
     done = run(two, image, "--variant", "onnx-fp32")
-    assert (done.returncode, done.stderr) == (1, f"pipnet-edge run: {said}\n")
+    assert (done.returncode, done.stderr) == (1, f"pipnet-edge run: onnx-fp32: {said}\n")
 
 
 def test_also_when_it_was_tuned_to_the_broken_one(two: Bundle, image: Path, packages: Packages) -> None:
@@ -93,7 +93,7 @@ def test_none_that_starts(two: Bundle, image: Path, packages: Packages) -> None:
     packages("onnxruntime", BROKEN["glibcxx"][0])
     replace(two, variants=two.variants[:1]).write_manifest()
     done = run(two, image)
-    assert (done.returncode, done.stderr) == (1, f"pipnet-edge run: {BROKEN['glibcxx'][1]}\n")
+    assert (done.returncode, done.stderr) == (1, f"pipnet-edge run: onnx-fp32: {BROKEN['glibcxx'][1]}\n")
 
 
 def test_a_file_that_was_changed_is_no_fault_of_the_runtime(bundle: Bundle, image: Path) -> None:

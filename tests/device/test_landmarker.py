@@ -12,6 +12,7 @@ from pipnet_edge import Landmarker
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.decode import Decoder
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.video.level import around, upright
 
 
 @pytest.fixture
@@ -93,3 +94,20 @@ def test_crops_of_another_size_are_refused_and_views_are_not(null_bundle: Bundle
             landmarker.crop(crops[0, :48])
         turned = crops[0][:, ::-1].copy()[:, ::-1]
         np.testing.assert_array_equal(landmarker.crop(turned).points, landmarker.crop(crops[0]).points)
+
+
+def test_a_level_crop(null_bundle: Bundle, crops: NDArray[np.uint8]) -> None:
+    """A golden crop that lies turned by a quarter in a picture: the network sees it upright."""
+    picture = np.zeros((200, 300, 3), dtype=np.uint8)
+    picture[50:146, 40:136] = np.rot90(crops[1], -1)
+    corners = np.array([[136, 50], [136, 146], [40, 146], [40, 50]], np.float32)
+    with Landmarker(null_bundle.folder, "null-fp32") as landmarker:
+        expected = landmarker.crop(crops[1])
+        found = landmarker.read(picture, around(corners, (0, 1), 96, margin=1))
+        x, y = expected.points.T * 96
+        np.testing.assert_allclose(found.points, np.stack([136 - y, 50 + x], axis=1), atol=1e-4)
+        assert found.score == pytest.approx(float(expected.score.mean()))
+        with pytest.raises(EdgeError, match=r"^the middle of the crop, .* lies outside the picture of 300x200 pixels$"):
+            landmarker.read(picture, upright((250, 50, 200, 50), 96))
+        with pytest.raises(EdgeError, match=r"^the picture is "):
+            landmarker.read(picture[..., 0], upright((50, 50, 50, 50), 96))

@@ -16,7 +16,11 @@ from pipnet_edge import bundle as bundles
 from pipnet_edge.converters import core, cores, golden, variants
 from pipnet_edge.converters.checkpoint import from_onnx
 from pipnet_edge.converters.checkpoint.network import Network, maps_of
+from pipnet_edge.converters.graph import convolutions
+from pipnet_edge.converters.ncnn import fp
+from pipnet_edge.converters.ncnn import model as ncnn_model
 from pipnet_edge.converters.quantize import prepare
+from pipnet_edge.converters.quantize.calibration import Calibration
 from pipnet_edge.converters.quantize.scheme import FULL, SAFE
 from pipnet_edge.decode import MAP_NAMES, Decoder, map_names
 from pipnet_edge.errors import EdgeError
@@ -152,10 +156,47 @@ def test_uneven_channels_convert_in_float(
     to_onnx(uneven(tiny_net()), tmp_path / "net.onnx")
     (tmp_path / "five.txt").write_text("0.2 0.2 0.8 0.3 0.5 0.5 0.3 0.8 0.7 0.9\n")
     image = ("--mean", ",".join([str(125 / 255)] * 3), "--std", ",".join([str(1 / 255)] * 3))
-    words = ("convert", "net.onnx", "--meanface", "five.txt", *image, "--heads", "dense", "-o", tmp_path / "b")
+    words = ("convert", "net.onnx", "--meanface", "five.txt", *image, "-o", tmp_path / "b")
     code, out, error = say(*words)
     assert code == 0, out + error
-    assert len(bundles.read(tmp_path / "b").variants) == 7
+    assert "heads are dense: sparse ones have to be 1x1 convolutions" in out
+    made = bundles.read(tmp_path / "b").variants
+    assert len(made) == 7
+    assert not any(variant.is_sparse for variant in made)
+
+
+def test_small_weights_are_no_zeros_in_ncnn_fp16(
+    tiny_net: Callable[[], nn.Module], tiny_spec: ModelSpec, tmp_path: Path
+) -> None:
+    """Float16 has steps of 2**-24 below 2**-14, where these heads have most of their weights."""
+    exported = cores.export(uneven(tiny_net()), tiny_spec, tmp_path / "float", simplify=True, is_sparse=False)
+    found = {}
+    for precision in ("fp32", "fp16"):
+        folder = tmp_path / precision
+        folder.mkdir()
+        fp.convert(exported.core, precision, folder)
+        layers = ncnn_model.read_model(folder / "model.param", folder / "model.bin").layers
+        found[precision] = np.concatenate([layer.arrays["weight"] for layer in layers if "weight" in layer.arrays])
+    single, half = found["fp32"], found["fp16"]
+    np.testing.assert_array_equal(half, single.astype(np.float16))
+    assert ((half != 0) & (np.abs(half) < 2**-14)).mean() > 0.5
+    assert (tmp_path / "fp16" / "model.bin").stat().st_size < 0.55 * (tmp_path / "fp32" / "model.bin").stat().st_size
+
+
+def test_what_the_reader_of_ncnn_models_does_not_know_is_fp16_too(
+    tiny_net: Callable[[], nn.Module], tiny_spec: ModelSpec, tmp_path: Path
+) -> None:
+    net = tiny_net()
+    net.backbone.add_module("norm", nn.BatchNorm2d(16).requires_grad_(False).eval())
+    exported = cores.export(net, tiny_spec, tmp_path / "float", simplify=True, is_sparse=False)
+    sizes = {}
+    for precision in ("fp32", "fp16"):
+        folder = tmp_path / precision
+        folder.mkdir()
+        fp.convert(exported.core, precision, folder)
+        assert "BatchNorm" in (folder / "model.param").read_text()
+        sizes[precision] = (folder / "model.bin").stat().st_size
+    assert sizes["fp16"] < 0.6 * sizes["fp32"]
 
 
 def test_uneven_channels_cost_int8_nothing(
@@ -176,3 +217,31 @@ def test_uneven_channels_cost_int8_nothing(
             costs[-1][runtime] = distance(found, wanted)
     even, amplified = costs
     assert all(amplified[runtime] < 1.2 * even[runtime] < 0.1 for runtime in even), costs
+
+
+def test_wide_heads_are_rounded_only_for_precisions_that_store_them(
+    tiny_net: Callable[[], nn.Module], tiny_spec: ModelSpec, tiny_calibration: Calibration, cache: Path
+) -> None:
+    net = uneven(tiny_net())
+    assert not variants.rounds_heads(net, ("fp32", "fp16", "int8"))
+    assert variants.rounds_heads(net, ("int8", "int8-full"))
+    assert variants.rounds_heads(tiny_net(), ("int8",)), "seconds, and all commands then share a rounding"
+    network, heads = Network(tiny_spec, net, 0), {f"heads.{name}" for name in MAP_NAMES}
+
+    def prepared(options: prepare.Options) -> tuple[set[str], set[str]]:
+        """The layers that are said to be rounded, and those with other weights than before."""
+        told = set[str]()
+        made = prepare.prepare(network, tiny_calibration, options, [FULL], lambda what, *_: told.add(what))[FULL]
+        before, after = (
+            {name: graph.get_submodule(name).weight for name in convolutions(graph)}
+            for graph in (made.float_, made.rounded)
+        )
+        changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+        return {what.split()[1] for what in told if what.startswith("round ")}, changed
+
+    every, without = prepare.Options("minmax"), prepare.Options("minmax", heads=False)
+    told, changed = prepared(every)
+    assert told == changed > heads
+    assert prepared(without) == (told - heads, told - heads), "the cache tells the two apart"
+    assert prepared(every) == (set(), told)
+    assert prepared(without) == (set(), told - heads)
