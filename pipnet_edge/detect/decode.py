@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge.detect.boxes import Faces, Floats, best, without_doubles
-from pipnet_edge.detect.spec import DetectorSpec, Level, check_threshold
+from pipnet_edge.detect.spec import Level, Sized, check_threshold
 from pipnet_edge.errors import EdgeError
 
 # How many boxes compare with each other, and how many faces a picture may have.
@@ -34,14 +34,14 @@ class BoxMaps:
     logits: NDArray[np.float32]
 
     @staticmethod
-    def from_outputs(outputs: Mapping[str, NDArray[np.generic]], spec: DetectorSpec, size: tuple[int, int]) -> BoxMaps:
-        """From a runtime's named outputs for an input of this (width, height), in any shape of just these elements.
+    def from_outputs(outputs: Mapping[str, NDArray[np.generic]], sized: Sized) -> BoxMaps:
+        """From a runtime's named outputs for an input of that size, in any shape of just these elements.
 
         Raises EdgeError naming the output that is missing, has another number of elements, or holds NaN or infinity.
         """
-        found = {name: _array(outputs, name, shape) for name, shape in spec.map_shapes(*size).items()}
+        found = {name: _array(outputs, name, shape) for name, shape in sized.map_shapes.items()}
         boxes, logits = (
-            np.concatenate([_by_prior(found[f"{kind}_{level.stride}"], level) for level in spec.levels])
+            np.concatenate([_by_prior(found[f"{kind}_{level.stride}"], level) for level in sized.spec.levels])
             for kind in ("box", "score")
         )
         return BoxMaps(boxes, logits)
@@ -86,18 +86,19 @@ def _of_level(level: Level, rows: int, columns: int) -> Floats:
     return found.reshape(-1, 3)
 
 
-def decode(maps: BoxMaps, spec: DetectorSpec, size: tuple[int, int], threshold: float | None = None) -> Faces:
-    """The faces in an input of this (width, height), at most MOST_FACES. threshold: another than the spec's.
+def decode(maps: BoxMaps, sized: Sized, threshold: float | None = None) -> Faces:
+    """The faces in an input of that size, at most MOST_FACES. threshold: another than the spec's.
 
     Raises EdgeError for a threshold that is none.
     """
+    spec = sized.spec
     threshold = spec.threshold if threshold is None else threshold
     check_threshold(threshold)
     background, face = maps.logits.astype(np.float64).T
     with np.errstate(over="ignore"):
         scores = 1 / (1 + np.exp(background - face))
     chosen = np.flatnonzero(scores > threshold)
-    start, found = priors(spec.levels, *size)[chosen], maps.boxes[chosen].astype(np.float64)
+    start, found = priors(spec.levels, *sized.size)[chosen], maps.boxes[chosen].astype(np.float64)
     centre = start[:, :2] + found[:, :2] * spec.variances[0] * start[:, 2:]
     sides = start[:, 2:] * np.exp(np.minimum(found[:, 2:] * spec.variances[1], LARGEST_GROWTH))
     faces = Faces(np.concatenate([centre - sides / 2, sides], axis=1), scores[chosen])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipnet_edge.detect.boxes import Faces
 from pipnet_edge.detect.decode import BoxMaps, decode
-from pipnet_edge.detect.spec import DetectorSpec
+from pipnet_edge.detect.spec import Sized
 from pipnet_edge.preprocess import check_pixels, resized
 
 Infer = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[np.generic]]]
@@ -54,22 +54,13 @@ class Fit:
         return Faces(boxes, faces.scores)[np.flatnonzero(touch)]
 
 
-def find(
-    picture: NDArray[np.uint8],
-    infer: Infer,
-    spec: DetectorSpec,
-    size: tuple[int, int] | None = None,
-    threshold: float | None = None,
-) -> Faces:
+def find(picture: NDArray[np.uint8], infer: Infer, sized: Sized, threshold: float | None = None) -> Faces:
     """The faces in a picture (H, W, 3) uint8 RGB, boxes in its pixels.
 
-    infer gets the input (height, width, 3) uint8 RGB and returns the network's named maps. size: (width, height) of
-    that input, else the first of the spec's. threshold: another than the spec's. Raises EdgeError for what is no
-    picture, an input size or a threshold that the detector cannot have, and for maps of another network.
+    infer gets an input of that size, (height, width, 3) uint8 RGB, and returns the network's named maps. threshold:
+    another than the spec's. Raises EdgeError for what is no picture or threshold, and for maps of another network.
     """
     check_pixels("picture", picture)
-    size = size or spec.input_sizes[0]
-    spec.check_size(*size)
-    fit = Fit.of((picture.shape[1], picture.shape[0]), size)
-    maps = BoxMaps.from_outputs(infer(fit.input(picture, spec.mean)), spec, size)
-    return fit.to_picture(decode(maps, spec, size, threshold))
+    fit = Fit.of((picture.shape[1], picture.shape[0]), sized.size)
+    maps = BoxMaps.from_outputs(infer(fit.input(picture, sized.mean)), sized)
+    return fit.to_picture(decode(maps, sized, threshold))

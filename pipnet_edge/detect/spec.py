@@ -113,7 +113,7 @@ class DetectorSpec:
         if not 0 < self.overlap <= 1:
             raise EdgeError(f"overlap {self.overlap:g}; a number above 0 and up to 1 is needed")
         if not self.input_sizes or len(set(self.input_sizes)) < len(self.input_sizes):
-            raise EdgeError(f"input sizes {sizes(self.input_sizes) or 'none'}; at least one is needed, each once")
+            raise EdgeError(f"input sizes {_sizes(self.input_sizes) or 'none'}; at least one is needed, each once")
         for width, height in self.input_sizes:
             self.check_size(width, height)
 
@@ -130,18 +130,42 @@ class DetectorSpec:
         """Priors in a picture of this size."""
         return sum(math.prod(level.cells(width, height)) * level.in_cell for level in self.levels)
 
+    def at(self, size: tuple[int, int] | None = None) -> Sized:
+        """The detector for pictures of this (width, height), else of the usual size."""
+        return Sized(self, size or self.input_sizes[0])
+
     @property
     def map_names(self) -> tuple[str, ...]:
         """The network's outputs, in order: for each level where the boxes lie, and how much they are faces."""
         return tuple(f"{kind}_{level.stride}" for level in self.levels for kind in ("box", "score"))
 
-    def map_shapes(self, width: int, height: int) -> dict[str, tuple[int, int, int]]:
-        """(channels, rows, columns) of each map, for a picture of this size.
+
+@dataclass(frozen=True)
+class Sized:
+    """A detector for pictures of one size: (width, height) in pixels. Raises EdgeError if it cannot be of that size."""
+
+    spec: DetectorSpec
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        self.spec.check_size(*self.size)
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        return self.spec.mean
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        return self.spec.std
+
+    @property
+    def map_shapes(self) -> dict[str, tuple[int, int, int]]:
+        """(channels, rows, columns) of each output, in order.
 
         Channels are prior * 4 + (x, y, width, height) in a box map, prior * 2 + (background, face) in a score map.
         """
-        shapes = ((n * level.in_cell, *level.cells(width, height)) for level in self.levels for n in (4, 2))
-        return dict(zip(self.map_names, shapes, strict=True))
+        shapes = ((n * level.in_cell, *level.cells(*self.size)) for level in self.spec.levels for n in (4, 2))
+        return dict(zip(self.spec.map_names, shapes, strict=True))
 
 
 def check_threshold(threshold: float) -> None:
@@ -150,6 +174,6 @@ def check_threshold(threshold: float) -> None:
         raise EdgeError(f"threshold {threshold:g}; a number from 0 to 1 is needed")
 
 
-def sizes(pairs: tuple[tuple[int, int], ...]) -> str:
+def _sizes(pairs: tuple[tuple[int, int], ...]) -> str:
     """ "640x480, 320x240"."""
     return ", ".join(f"{width}x{height}" for width, height in pairs)

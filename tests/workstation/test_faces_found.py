@@ -65,7 +65,7 @@ def test_faces_are_found_and_nothing_else(detector: Detector, size: tuple[int, i
     for side in sides:
         for index, (face, box) in enumerate(labelled()):
             picture, corner = scene(face, side, 1000 * side + index)
-            faces = find(picture, lambda pixels: infer(detector, pixels), detector.spec, size)
+            faces = find(picture, lambda pixels: infer(detector, pixels), detector.spec.at(size))
             fit = overlaps(box * side + [*corner, 0, 0], faces.landmark_boxes(detector.spec.margins))
             shown, found = shown + 1, found + bool((fit >= 0.5).any())
             extra += int((fit < 0.5).sum())
@@ -84,13 +84,13 @@ def test_the_cached_file_is_the_known_one(detector: Detector) -> None:
 def test_a_picture_without_faces_has_none(detector: Detector) -> None:
     for seed in range(5):
         picture, _ = scene(np.zeros((1, 1, 3), np.uint8), 1, seed)
-        assert len(find(picture, lambda pixels: infer(detector, pixels), detector.spec)) == 0
+        assert len(find(picture, lambda pixels: infer(detector, pixels), detector.spec.at())) == 0
 
 
 def test_large_and_upright_pictures_are_fitted(detector: Detector) -> None:
     face, box = next(labelled())
     picture = np.full((3000, 1200, 3), 128, np.uint8)
     picture[1800:2800, 100:1100] = cv2.resize(face, (1000, 1000))
-    faces = find(picture, lambda pixels: infer(detector, pixels), detector.spec)
+    faces = find(picture, lambda pixels: infer(detector, pixels), detector.spec.at())
     assert len(faces) == 1
     assert overlaps(box * 1000 + [100, 1800, 0, 0], faces.landmark_boxes(detector.spec.margins)) > 0.7

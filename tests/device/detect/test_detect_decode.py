@@ -31,7 +31,7 @@ Arrays = dict[str, NDArray[Any]]
 
 def quiet(size: tuple[int, int], background: float = 3.0, face: float = -3.0) -> Arrays:
     """Maps without a face."""
-    maps = {name: np.zeros(shape, np.float32) for name, shape in SPEC.map_shapes(*size).items()}
+    maps = {name: np.zeros(shape, np.float32) for name, shape in SPEC.at(size).map_shapes.items()}
     for name, values in maps.items():
         if name.startswith("score"):
             values[0::2], values[1::2] = background, face
@@ -40,7 +40,7 @@ def quiet(size: tuple[int, int], background: float = 3.0, face: float = -3.0) ->
 
 def noise(size: tuple[int, int], seed: int) -> Arrays:
     random = np.random.default_rng(seed)
-    return {n: random.normal(0, 1.5, s).astype(np.float32) for n, s in SPEC.map_shapes(*size).items()}
+    return {n: random.normal(0, 1.5, s).astype(np.float32) for n, s in SPEC.at(size).map_shapes.items()}
 
 
 def literal_priors(width: int, height: int) -> NDArray[np.float64]:
@@ -95,7 +95,7 @@ def test_faces_are_those_of_the_reference(case: dict[str, Any]) -> None:
     maps = quiet(size, *case["background"])
     for name, channel, row, column, value in case["values"]:
         maps[name][channel, row, column] = value
-    faces = decode(BoxMaps.from_outputs(maps, SPEC, size), SPEC, size)
+    faces = decode(BoxMaps.from_outputs(maps, SPEC.at(size)), SPEC.at(size))
     wanted = np.array(case["faces"]).reshape(-1, 5)
     # The reference computes in float32, in shares of the picture.
     np.testing.assert_allclose(faces.boxes, wanted[:, :4], atol=2e-3)
@@ -106,8 +106,8 @@ def test_faces_are_those_of_the_reference(case: dict[str, Any]) -> None:
 @settings(max_examples=30)
 def test_faces_are_apart_in_order_and_above_the_threshold(seed: int, width: int, height: int, threshold: float) -> None:
     size = width, height
-    maps = BoxMaps.from_outputs(noise(size, seed), SPEC, size)
-    faces = decode(maps, SPEC, size, threshold)
+    maps = BoxMaps.from_outputs(noise(size, seed), SPEC.at(size))
+    faces = decode(maps, SPEC.at(size), threshold)
     assert faces.boxes.shape == (len(faces), 4)
     assert (faces.scores > threshold).all()
     assert (faces.scores <= 1).all()
@@ -116,7 +116,7 @@ def test_faces_are_apart_in_order_and_above_the_threshold(seed: int, width: int,
     for index, box in enumerate(faces.boxes[:20]):
         assert (overlaps(box, np.delete(faces.boxes, index, axis=0)) < SPEC.overlap).all()
     if threshold < 0.9:
-        fewer = decode(maps, SPEC, size, 0.95)
+        fewer = decode(maps, SPEC.at(size), 0.95)
         assert len(fewer) <= len(faces)
         assert fewer.scores.tolist() == faces.scores[: len(fewer)].tolist()
 
@@ -125,7 +125,7 @@ def test_each_channel_moves_its_own_prior() -> None:
     maps, size = quiet((256, 128)), (256, 128)
     maps["score_32"][2 * 17 + 1, 2, 5] = 9  # the second prior of 64 pixels: offsets 0.5 and 0
     maps["box_32"][4 * 17 : 4 * 17 + 4, 2, 5] = [1, -2, 0.5, -0.5]
-    (box,) = decode(BoxMaps.from_outputs(maps, SPEC, size), SPEC, size).boxes
+    (box,) = decode(BoxMaps.from_outputs(maps, SPEC.at(size)), SPEC.at(size)).boxes
     w, h = 64 * math.exp(0.1), 64 * math.exp(-0.1)
     x, y = (5 + 0.5) * 32 + 0.1 * 64, 2 * 32 - 2 * 0.1 * 64
     np.testing.assert_allclose(box, [x - w / 2, y - h / 2, w, h], rtol=1e-7)
@@ -133,15 +133,15 @@ def test_each_channel_moves_its_own_prior() -> None:
 
 def test_outputs_may_have_a_batch_axis_and_half_precision() -> None:
     size, maps = (320, 240), noise((320, 240), 3)
-    plain = decode(BoxMaps.from_outputs(maps, SPEC, size), SPEC, size)
+    plain = decode(BoxMaps.from_outputs(maps, SPEC.at(size)), SPEC.at(size))
     other = {name: values[None] for name, values in maps.items()}
-    np.testing.assert_array_equal(decode(BoxMaps.from_outputs(other, SPEC, size), SPEC, size).boxes, plain.boxes)
+    np.testing.assert_array_equal(decode(BoxMaps.from_outputs(other, SPEC.at(size)), SPEC.at(size)).boxes, plain.boxes)
     half = {name: values.astype(np.float16) for name, values in maps.items()}
-    assert BoxMaps.from_outputs(half, SPEC, size).boxes.dtype == np.float32
+    assert BoxMaps.from_outputs(half, SPEC.at(size)).boxes.dtype == np.float32
 
 
 def test_without_faces_there_are_none() -> None:
-    faces = decode(BoxMaps.from_outputs(quiet((640, 480)), SPEC, (640, 480)), SPEC, (640, 480))
+    faces = decode(BoxMaps.from_outputs(quiet((640, 480)), SPEC.at((640, 480))), SPEC.at((640, 480)))
     assert (len(faces), faces.boxes.shape, faces.scores.shape) == (0, (0, 4), (0,))
 
 
@@ -158,9 +158,9 @@ def test_counts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(decoding, "without_doubles", counting)
     small = replace(SPEC, levels=(Level(8, (Prior(1, 4),)), *SPEC.levels[1:]))  # far too small to overlap
-    maps = {name: np.zeros(shape, np.float32) for name, shape in small.map_shapes(640, 480).items()}
+    maps = {name: np.zeros(shape, np.float32) for name, shape in small.at((640, 480)).map_shapes.items()}
     maps["box_8"][2::4] = maps["box_8"][3::4] = -15
-    faces = decode(BoxMaps.from_outputs(maps, small, (640, 480)), small, (640, 480), 0.4)
+    faces = decode(BoxMaps.from_outputs(maps, small.at((640, 480))), small.at((640, 480)), 0.4)
     assert (seen, len(faces)) == ([MOST_CANDIDATES], MOST_FACES)
 
 
@@ -170,7 +170,7 @@ def test_memory_is_bounded_by_the_maps() -> None:
     priors(SPEC.levels, *size)
     tracemalloc.start()
     try:
-        decode(BoxMaps.from_outputs(outputs, SPEC, size), SPEC, size, 0)
+        decode(BoxMaps.from_outputs(outputs, SPEC.at(size)), SPEC.at(size), 0)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -184,7 +184,7 @@ def test_maps_of_no_trained_network_give_finite_boxes(extreme: float) -> None:
     maps["score_128"][1::2] = 3e38
     maps["score_32"][0::2] = -3e38
     with np.errstate(all="raise", under="ignore"):
-        faces = decode(BoxMaps.from_outputs(maps, SPEC, size), SPEC, size)
+        faces = decode(BoxMaps.from_outputs(maps, SPEC.at(size)), SPEC.at(size))
     assert len(faces)
     assert np.isfinite(faces.boxes).all()
     assert np.isfinite(faces.scores).all()
@@ -199,20 +199,20 @@ def test_maps_that_are_not_finite_are_refused(name: str, value: float) -> None:
     maps = quiet((128, 128))
     maps[name].flat[-1] = value
     with pytest.raises(EdgeError, match=f"map '{name}' holds NaN or infinity"):
-        BoxMaps.from_outputs(maps, SPEC, (128, 128))
+        BoxMaps.from_outputs(maps, SPEC.at((128, 128)))
 
 
 def test_maps_of_another_network_or_size_are_refused() -> None:
     maps = quiet((128, 128))
     with pytest.raises(EdgeError, match=r"output 'box_32' has shape \(84, 4, 4\), needed is \(84, 8, 8\)"):
-        BoxMaps.from_outputs(maps, SPEC, (256, 256))
+        BoxMaps.from_outputs(maps, SPEC.at((256, 256)))
     del maps["score_128"]
     with pytest.raises(EdgeError, match="the model has no output 'score_128', only box_128, box_32"):
-        BoxMaps.from_outputs(maps, SPEC, (128, 128))
+        BoxMaps.from_outputs(maps, SPEC.at((128, 128)))
 
 
 @pytest.mark.parametrize("threshold", [-0.01, 1.01, math.nan])
 def test_thresholds_that_are_none_are_refused(threshold: float) -> None:
-    maps = BoxMaps.from_outputs(quiet((128, 128)), SPEC, (128, 128))
+    maps = BoxMaps.from_outputs(quiet((128, 128)), SPEC.at((128, 128)))
     with pytest.raises(EdgeError, match="a number from 0 to 1 is needed"):
-        decode(maps, SPEC, (128, 128), threshold)
+        decode(maps, SPEC.at((128, 128)), threshold)

@@ -85,7 +85,7 @@ def test_another_shape_of_json_is_refused() -> None:
 
 @given(width=st.integers(128, 1000), height=st.integers(128, 1000))
 def test_shapes_of_maps_hold_all_priors(width: int, height: int) -> None:
-    shapes = SPEC.map_shapes(width, height)
+    shapes = SPEC.at((width, height)).map_shapes
     assert list(shapes) == ["box_32", "score_32", "box_64", "score_64", "box_128", "score_128"]
     for level in SPEC.levels:
         rows, columns = shapes[f"box_{level.stride}"][1:]

@@ -79,7 +79,7 @@ class Bright:
     def __call__(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         self.inputs.append(pixels)
         height, width = pixels.shape[:2]
-        maps = {name: np.zeros(shape, np.float32) for name, shape in SPEC.map_shapes(width, height).items()}
+        maps = {name: np.zeros(shape, np.float32) for name, shape in SPEC.at((width, height)).map_shapes.items()}
         for level in SPEC.levels:
             maps[f"score_{level.stride}"][0::2] = 9
         for row, column in np.argwhere((pixels[8::32, 8::32] > 250).all(axis=2)):
@@ -92,22 +92,22 @@ def test_faces_are_found_in_pixels_of_the_picture(scale: int) -> None:
     picture = np.zeros((480 * scale, 640 * scale, 3), np.uint8)
     picture[64 * scale : 96 * scale, 128 * scale : 160 * scale] = 255
     network = Bright()
-    faces = find(picture, network, SPEC)
+    faces = find(picture, network, SPEC.at())
     np.testing.assert_allclose(faces.boxes, [[96 * scale, 32 * scale, 64 * scale, 64 * scale]])
     assert faces.scores == pytest.approx(1 / (1 + np.exp(-9)))
     assert network.inputs[0].shape == (480, 640, 3)
-    smaller = find(picture, network, SPEC, (320, 240))
+    smaller = find(picture, network, SPEC.at((320, 240)))
     np.testing.assert_allclose(smaller.boxes, [[64 * scale, 0, 128 * scale, 128 * scale]])
-    assert len(find(picture, network, SPEC, threshold=0.99999)) == 0
+    assert len(find(picture, network, SPEC.at(), threshold=0.99999)) == 0
 
 
 def test_what_is_no_picture_or_no_size_is_refused() -> None:
     picture = np.zeros((480, 640, 3), np.uint8)
     with pytest.raises(EdgeError, match=r"the picture is float32 \(480, 640, 3\); uint8 \(H, W, 3\)"):
-        find(picture.astype(np.float32), Bright(), SPEC)  # type: ignore[arg-type]
+        find(picture.astype(np.float32), Bright(), SPEC.at())  # type: ignore[arg-type]
     with pytest.raises(EdgeError, match=r"the picture is uint8 \(480, 640\)"):
-        find(picture[..., 0], Bright(), SPEC)
+        find(picture[..., 0], Bright(), SPEC.at())
     with pytest.raises(EdgeError, match="input size 64x48; sides of 128 to 4096 pixels are needed"):
-        find(picture, Bright(), SPEC, (64, 48))
+        SPEC.at((64, 48))
     with pytest.raises(EdgeError, match="threshold 2"):
-        find(picture, Bright(), SPEC, threshold=2)
+        find(picture, Bright(), SPEC.at(), threshold=2)

@@ -80,7 +80,7 @@ def test_maps_are_the_originals(state: State, saved: Callable[..., Path], size: 
     detector = faceboxes.read(saved(state))
     with torch.no_grad():
         found = detector.net(normalise(pixels[None], detector.spec))
-    assert {n: tuple(m.shape[1:]) for n, m in zip(SPEC.map_names, found, strict=True)} == SPEC.map_shapes(*size)
+    assert {n: tuple(m.shape[1:]) for n, m in zip(SPEC.map_names, found, strict=True)} == SPEC.at(size).map_shapes
     for mine, theirs in zip(found, wanted, strict=True):
         assert (mine - theirs).abs().max() <= 2e-5 * theirs.abs().max()
     assert sum(p.numel() for p in detector.net.parameters()) == detector.parameters == 1_023_818 + 3 * 32 * 128 * 8
