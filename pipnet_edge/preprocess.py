@@ -75,15 +75,15 @@ class Rect:
         return points * size + np.array([self.left, self.top], dtype=np.float32)
 
 
-def check_pixels(what: str, pixels: object, side: int | None = None) -> None:
-    """Raises EdgeError unless this is an (H, W, 3) uint8 array; side: H and W of a crop. Runtimes do not look."""
+def check_pixels(what: str, pixels: object, size: tuple[int, int] | None = None) -> None:
+    """Raises EdgeError unless this is an (H, W, 3) uint8 array; size: the only (W, H). Runtimes do not look."""
     if isinstance(pixels, np.ndarray):
         height, width, *channels = pixels.shape if pixels.ndim == 3 else (0, 0)
-        fits = min(height, width) > 0 if side is None else height == width == side
+        fits = min(height, width) > 0 if size is None else (width, height) == size
         if fits and channels == [3] and pixels.dtype == np.uint8:
             return
     found = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else f"a {type(pixels).__name__}"
-    needed = "(H, W, 3)" if side is None else f"({side}, {side}, 3)"
+    needed = "(H, W, 3)" if size is None else f"({size[1]}, {size[0]}, 3)"
     raise EdgeError(f"the {what} is {found}; uint8 {needed}, red green blue, is needed")
 
 

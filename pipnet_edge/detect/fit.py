@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from pipnet_edge.detect.decode import BoxMaps, decode
 from pipnet_edge.detect.spec import Sized
 from pipnet_edge.preprocess import check_pixels, resized
 
-Infer = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[np.generic]]]
+Infer = Callable[[NDArray[np.uint8]], BoxMaps]
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,9 @@ class Fit:
 def find(picture: NDArray[np.uint8], infer: Infer, sized: Sized, threshold: float | None = None) -> Faces:
     """The faces in a picture (H, W, 3) uint8 RGB, boxes in its pixels.
 
-    infer gets an input of that size, (height, width, 3) uint8 RGB, and returns the network's named maps. threshold:
-    another than the spec's. Raises EdgeError for what is no picture or threshold, and for maps of another network.
+    infer, such as a session's `run`, gets an input of that size, (height, width, 3) uint8 RGB. threshold: another than
+    the spec's. Raises EdgeError for what is no picture and no threshold.
     """
     check_pixels("picture", picture)
     fit = Fit.of((picture.shape[1], picture.shape[0]), sized.size)
-    maps = BoxMaps.from_outputs(infer(fit.input(picture, sized.mean)), sized)
-    return fit.to_picture(decode(maps, sized, threshold))
+    return fit.to_picture(decode(infer(fit.input(picture, sized.mean)), sized, threshold))

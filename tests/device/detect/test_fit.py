@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipnet_edge.detect.boxes import Faces
+from pipnet_edge.detect.decode import BoxMaps
 from pipnet_edge.detect.fit import Fit, find
 from pipnet_edge.detect.spec import DetectorSpec
 from pipnet_edge.errors import EdgeError
@@ -76,7 +77,7 @@ class Bright:
     def __init__(self) -> None:
         self.inputs = list[NDArray[np.uint8]]()
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    def __call__(self, pixels: NDArray[np.uint8]) -> BoxMaps:
         self.inputs.append(pixels)
         height, width = pixels.shape[:2]
         maps = {name: np.zeros(shape, np.float32) for name, shape in SPEC.at((width, height)).map_shapes.items()}
@@ -84,7 +85,7 @@ class Bright:
             maps[f"score_{level.stride}"][0::2] = 9
         for row, column in np.argwhere((pixels[8::32, 8::32] > 250).all(axis=2)):
             maps["score_32"][2 * 16 + 1, row, column] = 18
-        return maps
+        return BoxMaps.from_outputs(maps, SPEC.at((width, height)))
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3])
