@@ -145,6 +145,13 @@ def test_without_faces_there_are_none() -> None:
     assert (len(faces), faces.boxes.shape, faces.scores.shape) == (0, (0, 4), (0,))
 
 
+def test_a_score_of_just_the_threshold_is_no_face() -> None:
+    sized = SPEC.at((128, 128))
+    maps = BoxMaps.from_outputs(quiet((128, 128), 0, 0), sized)
+    assert len(decode(maps, sized, 0.5)) == 0
+    assert len(decode(maps, sized, 0.499)) > 0
+
+
 # --- Bounds.
 
 
