@@ -5,7 +5,7 @@ Layer names are the checkpoint's own. The layout follows FaceBoxesV2/models in j
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,32 +65,45 @@ WIDTHS = (128, 256, 256)  # channels that the heads of each level read
 HEADS = {"loc": 4, "conf": 2}  # and their numbers for a prior
 
 
-class Inception(nn.Module):
-    """Branches side by side; their channels one after the other."""
+class Chains(nn.Module):
+    """Layers in chains, each under the checkpoint's own name for it whatever its chain."""
 
-    def __init__(self, branches: Iterable[nn.Module]) -> None:
+    def __init__(self, chains: Sequence[nn.Sequential]) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(branches)
+        self.names = [[name for name, _ in chain.named_children()] for chain in chains]
+        for chain in chains:
+            for name, layer in chain.named_children():
+                self.add_module(name, layer)
+
+    def through(self, chain: Iterable[str], x: Tensor) -> Tensor:
+        """What the layers of these names, one after the other, make of x."""
+        for name in chain:
+            x = self.get_submodule(name)(x)
+        return x
+
+
+class Inception(Chains):
+    """Chains side by side; their channels one after the other."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([branch(x) for branch in self.branches], 1)
+        return torch.cat([self.through(chain, x) for chain in self.names], 1)
 
 
-class FaceBoxes(nn.Module):
-    """A backbone in parts, after each of which two 3x3 heads give the maps of one level.
+class FaceBoxes(Chains):
+    """A backbone in three chains, after each of which two 3x3 heads give the maps of one level.
 
     `forward` takes (B, 3, H, W) float32 normalised RGB of any size, and returns the maps in the order of
     DetectorSpec.map_names: boxes (B, 4 * priors, rows, columns), scores (B, 2 * priors, rows, columns), raw.
     """
 
-    def __init__(self, parts: Iterable[nn.Module], loc: Iterable[nn.Module], conf: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.parts, self.loc, self.conf = nn.ModuleList(parts), nn.ModuleList(loc), nn.ModuleList(conf)
+    def __init__(self, chains: Sequence[nn.Sequential], loc: Iterable[nn.Module], conf: Iterable[nn.Module]) -> None:
+        super().__init__(chains)
+        self.loc, self.conf = nn.ModuleList(loc), nn.ModuleList(conf)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         maps = []
-        for part, loc, conf in zip(self.parts, self.loc, self.conf, strict=True):
-            image = part(image)
+        for chain, loc, conf in zip(self.names, self.loc, self.conf, strict=True):
+            image = self.through(chain, image)
             maps += [loc(image), conf(image)]
         return tuple(maps)
 
@@ -166,10 +179,12 @@ def _fault(state: Mapping[str, object]) -> str | None:
 def build(state: Mapping[str, Tensor]) -> FaceBoxes:
     """The network from a state_dict of float tensors with the keys and sizes of `shapes`."""
     weights = Weights(state)
-    inceptions = [Inception([_chain(weights, chain, f"{name}.") for chain in BRANCHES]) for name in INCEPTIONS]
-    parts = [nn.Sequential(_chain(weights, STEM), *inceptions), *(_chain(weights, chain) for chain in TAILS)]
-    loc, conf = ([weights.conv(f"{head}.{i}") for i in range(len(parts))] for head in HEADS)
-    return FaceBoxes(parts, loc, conf).eval()
+    first = _chain(weights, STEM)
+    for name in INCEPTIONS:
+        first.add_module(name, Inception([_chain(weights, chain, f"{name}.") for chain in BRANCHES]))
+    chains = [first, *(_chain(weights, chain) for chain in TAILS)]
+    loc, conf = ([weights.conv(f"{head}.{i}") for i in range(len(chains))] for head in HEADS)
+    return FaceBoxes(chains, loc, conf).eval()
 
 
 def _chain(weights: Weights, layers: Mapping[str, Shape], above: str = "") -> nn.Sequential:

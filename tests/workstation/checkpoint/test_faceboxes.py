@@ -15,6 +15,7 @@ from torch.nn import functional
 from pipnet_edge.converters.checkpoint import faceboxes
 from pipnet_edge.converters.checkpoint.faceboxes import SPEC
 from pipnet_edge.converters.checkpoint.network import normalise
+from pipnet_edge.converters.graph import convolutions, trace
 from pipnet_edge.errors import EdgeError
 
 State = dict[str, Tensor]
@@ -76,9 +77,15 @@ def test_maps_are_the_originals(state: State, saved: Callable[..., Path], size: 
     assert sum(p.numel() for p in detector.net.parameters()) == detector.parameters == 1_023_818 + 3 * 32 * 128 * 8
 
 
-def test_no_pool_and_no_normalization_is_left(state: State, saved: Callable[..., Path]) -> None:
-    layers = {type(layer).__name__ for layer in faceboxes.read(saved(state)).net.modules()}
-    assert layers == {"FaceBoxes", "Inception", "Sequential", "ModuleList", "Conv2d", "ReLU"}
+def test_layers_are_plain_and_named_as_in_the_file(state: State, saved: Callable[..., Path]) -> None:
+    """No pool, no normalization."""
+    net = faceboxes.read(saved(state)).net
+    layers = {type(layer).__name__ for layer in net.modules()}
+    assert layers == {"FaceBoxes", "Inception", "ModuleList", "Conv2d", "ReLU"}
+    named = {key.removeprefix("module.").removesuffix(".weight") for key in state if key.endswith(".weight")}
+    kernels = {key.removesuffix(".conv") for key in named if not key.endswith(".bn")}
+    assert set(convolutions(trace(net))) == kernels
+    assert len(kernels) == 36
 
 
 def test_other_ways_to_save_it(state: State, saved: Callable[..., Path]) -> None:
