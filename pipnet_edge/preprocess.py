@@ -75,15 +75,15 @@ class Rect:
         return points * size + np.array([self.left, self.top], dtype=np.float32)
 
 
-def check_pixels(what: str, pixels: object, side: int | None = None) -> None:
-    """Raises EdgeError unless this is an (H, W, 3) uint8 array; side: H and W of a crop. Runtimes do not look."""
+def check_pixels(what: str, pixels: object, size: tuple[int, int] | None = None) -> None:
+    """Raises EdgeError unless this is an (H, W, 3) uint8 array; size: the only (W, H). Runtimes do not look."""
     if isinstance(pixels, np.ndarray):
         height, width, *channels = pixels.shape if pixels.ndim == 3 else (0, 0)
-        fits = min(height, width) > 0 if side is None else height == width == side
+        fits = min(height, width) > 0 if size is None else (width, height) == size
         if fits and channels == [3] and pixels.dtype == np.uint8:
             return
     found = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else f"a {type(pixels).__name__}"
-    needed = "(H, W, 3)" if side is None else f"({side}, {side}, 3)"
+    needed = "(H, W, 3)" if size is None else f"({size[1]}, {size[0]}, 3)"
     raise EdgeError(f"the {what} is {found}; uint8 {needed}, red green blue, is needed")
 
 
@@ -130,14 +130,18 @@ def cut(picture: NDArray[np.uint8], rect: Rect, side: int) -> NDArray[np.uint8]:
 
     On 64-bit Arm, pixels may differ by LEVELS from those of other machines.
     """
-    crop = picture[rect.top : rect.bottom, rect.left : rect.right]
-    if crop.shape[:2] == (side, side):
-        return np.ascontiguousarray(crop)
+    return resized(picture[rect.top : rect.bottom, rect.left : rect.right], side, side)
+
+
+def resized(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """An (H, W, 3) uint8 picture as (height, width, 3), bilinear, contiguous; machines differ as for `cut`."""
+    if picture.shape[:2] == (height, width):
+        return np.ascontiguousarray(picture)
     if platform.machine() in READS_ON:
-        crop = with_room(crop)
+        picture = with_room(picture)
     import cv2
 
-    return np.asarray(cv2.resize(crop, (side, side), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
 
 
 def with_room(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,20 @@ class MeanFace:
             raise EdgeError(f"mean face {self.name!r} has {len(self.points)} points, its NME pair is {self.nme_pair}")
 
 
+class Input(Protocol):
+    """What a network takes: (height, width, 3) uint8 RGB pixels, over 255, minus a mean, over a std, per channel."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+
+    @property
+    def mean(self) -> tuple[float, float, float]: ...
+
+    @property
+    def std(self) -> tuple[float, float, float]: ...
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A trained PIPNet's shape and conventions. Contradictions are refused when it is built (EdgeError).
@@ -77,6 +92,11 @@ class ModelSpec:
         check_normalization("std", self.std)
         if self.crop not in CROPS:
             raise EdgeError(f"crop policy {self.crop!r}; allowed: {', '.join(CROPS)}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the crop."""
+        return self.input_size, self.input_size
 
     @property
     def grid(self) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipnet_edge.decode import MAP_NAMES, Maps, map_names
-from pipnet_edge.spec import ModelSpec
+from pipnet_edge.spec import Input, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Network:
     notes: tuple[str, ...] = ()
 
 
-def normalise(crops: NDArray[np.uint8], spec: ModelSpec) -> torch.Tensor:
-    """(n, S, S, 3) uint8 RGB to (n, 3, S, S) float32 as the network was trained: / 255, minus mean, / std."""
+def normalise(crops: NDArray[np.uint8], spec: Input) -> torch.Tensor:
+    """(n, H, W, 3) uint8 RGB to (n, 3, H, W) float32 as the network was trained: / 255, minus mean, / std."""
     scaled = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
     return (scaled - mean) / std

@@ -75,15 +75,25 @@ def read(
     if beside:
         others = f"{counted(len(beside), 'tensor')} outside of {candidate.prefix}*"
         notes.append(f"left aside: {others}, such as {beside[0]!r:.80}")
-    used = {key: weight for key, weight in weights.items() if key not in counters and not _is_step_counter(key)}
-    for key, weight in used.items():
-        if fault := _fault(weight):
-            raise EdgeError(f"{path}: tensor {key!r:.120} {fault}")
+    used = {key: tensor for key, tensor in weights.items() if key not in counters and not _is_step_counter(key)}
+    for key, tensor in used.items():
+        _check(path, key, tensor)
     # The same bytes may be there under many names.
-    size, most = sum(_size(weight) for weight in used.values()), path.stat().st_size
+    size, most = sum(_size(tensor) for tensor in used.values()), path.stat().st_size
     if size > most:
         raise EdgeError(f"{path}: its tensors take {size:,} bytes, but the file has {most:,}")
-    return {key: _loaded(path, key, weight) for key, weight in used.items()}, tuple(notes)
+    return {key: _loaded(path, key, tensor) for key, tensor in used.items()}, tuple(notes)
+
+
+def weight(path: Path, key: str, tensor: Tensor) -> Tensor:
+    """A copy of a file's tensor, float32. Raises EdgeError if it is no weight: not dense, not finite, no floats."""
+    _check(path, key, tensor)
+    return _loaded(path, key, tensor)
+
+
+def _check(path: Path, key: str, tensor: Tensor) -> None:
+    if fault := _fault(tensor):
+        raise EdgeError(f"{path}: tensor {key!r:.120} {fault}")
 
 
 def _fault(tensor: Tensor) -> str | None:

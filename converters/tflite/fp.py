@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipnet_edge.converters import tool
 from pipnet_edge.converters.core import Core
-from pipnet_edge.spec import ModelSpec
+from pipnet_edge.spec import Input
 
 TOOLS = ("litert-torch", "ai-edge-quantizer")
 
@@ -26,7 +26,7 @@ NAMED = {
 
 
 class FromCrop(nn.Module):
-    """The network with the uint8 crop (1, S, S, 3) as input and named outputs, as the signature shows them.
+    """The network with the uint8 crop (1, H, W, 3) as input and named outputs, as the signature shows them.
 
     Features are channels last, as TFLite computes them.
     """
@@ -34,16 +34,16 @@ class FromCrop(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, net: nn.Module, spec: ModelSpec, outputs: tuple[str, ...]) -> None:
+    def __init__(self, net: nn.Module, spec: Input, outputs: tuple[str, ...]) -> None:
         super().__init__()
         self.net, self.outputs = net, outputs
-        self.side = spec.input_size
+        self.size = spec.size
         # As long as a row: XNNPACK is slow when it broadcasts three values.
-        self.register_buffer("mean", torch.tensor([255.0 * m for m in spec.mean]).repeat(self.side))
-        self.register_buffer("scale", torch.tensor([1.0 / (255.0 * s) for s in spec.std]).repeat(self.side))
+        self.register_buffer("mean", torch.tensor([255.0 * m for m in spec.mean]).repeat(self.size[0]))
+        self.register_buffer("scale", torch.tensor([1.0 / (255.0 * s) for s in spec.std]).repeat(self.size[0]))
 
     def forward(self, crop: Tensor) -> dict[str, Tensor]:
-        rows = (crop.reshape(1, self.side, -1).float() - self.mean) * self.scale
+        rows = (crop.reshape(1, self.size[1], -1).float() - self.mean) * self.scale
         image = rows.reshape(crop.shape).permute(0, 3, 1, 2)
         found = dict(zip(self.outputs, self.net(image), strict=True))
         return {name: value.permute(0, 2, 3, 1) if name == "features" else value for name, value in found.items()}
@@ -77,7 +77,7 @@ def _from_torch(saved: Path, model: Path) -> None:
     # This is our own file, just written into a private folder. It holds a module, so weights_only is off.
     module = torch.load(saved, weights_only=False)
     _name_as_ever(module)
-    crop = torch.zeros((1, module.side, module.side, 3), dtype=torch.uint8)
+    crop = torch.zeros((1, *module.size[::-1], 3), dtype=torch.uint8)
     litert_torch.convert(module, sample_kwargs={"crop": crop}).export(str(model))
 
 

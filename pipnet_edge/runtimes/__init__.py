@@ -1,7 +1,8 @@
 """For each runtime: one adapter, found by its name and imported only when asked for, and one row of what it can do.
 
-An adapter module has FILES (the files in a variant's folder), `version()`, `Session(folder, spec, precision, threads)`
-and, for runtimes/probe.py, TINY (the probe's model, as the contents of FILES) and `tiny(folder, image)`, which runs it.
+An adapter module has FILES (the files in a variant's folder), `version()`, `Session(folder, spec, precision, threads)`,
+a Model for whatever spec.Input says, and, for runtimes/probe.py, TINY (the probe's model, as the contents of FILES) and
+`tiny(folder, image)`, which runs it.
 """
 
 from __future__ import annotations
@@ -11,20 +12,22 @@ import importlib.metadata
 import importlib.util
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.decode import Output
+from pipnet_edge.decode import Output, outputs
+from pipnet_edge.detect.decode import BoxMaps
+from pipnet_edge.detect.spec import Sized
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.precisions import PRECISIONS
 from pipnet_edge.preprocess import check_pixels
-from pipnet_edge.spec import ModelSpec
+from pipnet_edge.spec import Input, ModelSpec
 from pipnet_edge.words import one_line
 
 ARM_HALF = "asimdhp"
@@ -161,29 +164,59 @@ def package_for(runtime: str, bits: int = BITS, python: str = platform.python_ve
     return None if is_other else row.on_32_bit
 
 
-@dataclass(frozen=True, eq=False)
-class Checked:
-    """A session that sees crops only: the same EdgeError on every runtime for any other array.
+class Model(Protocol):
+    """A network as its runtime has it.
 
-    Without it some runtimes read past the end of a smaller array.
+    `run` takes (height, width, 3) uint8 RGB pixels and returns the named outputs; `close` frees the runtime.
     """
 
-    session: Session
-    side: int
+    names: Sequence[str]
 
-    def run(self, crop: NDArray[np.uint8]) -> Output:
-        check_pixels("crop", crop, self.side)
-        return self.session.run(crop)
+    def run(self, crop: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]: ...
+
+    def close(self) -> None: ...
+
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, eq=False)
+class Checked(Generic[Found]):
+    """A session that sees pixels of one (width, height) only: the same EdgeError on every runtime for any other array.
+
+    Without it some runtimes read past the end of a smaller array. understood: makes something of the model's outputs.
+    """
+
+    model: Model
+    size: tuple[int, int]
+    understood: Callable[[Mapping[str, NDArray[np.float32]]], Found]
+
+    def run(self, crop: NDArray[np.uint8]) -> Found:
+        check_pixels("crop", crop, self.size)
+        return self.understood(self.model.run(crop))
 
     def close(self) -> None:
-        self.session.close()
+        self.model.close()
 
 
 def load(runtime: str, folder: Path, spec: ModelSpec, precision: str, threads: int) -> Session:
     """Opens a variant's folder in its runtime. Raises EdgeError with the runtime's own reason when it refuses."""
+    model = _open(runtime, folder, spec, precision, threads)
+    kind = outputs(model.names, spec)
+    return Checked[Output](model, spec.size, lambda found: kind.from_outputs(found, spec))
+
+
+def load_detector(runtime: str, folder: Path, sized: Sized, precision: str, threads: int) -> Checked[BoxMaps]:
+    """Opens a face detector as `load` does a network for landmarks."""
+    model = _open(runtime, folder, sized, precision, threads)
+    return Checked(model, sized.size, lambda found: BoxMaps.from_outputs(found, sized))
+
+
+def _open(runtime: str, folder: Path, spec: Input, precision: str, threads: int) -> Model:
     module = adapter(runtime)
     try:
-        return Checked(module.Session(folder, spec, precision, threads), spec.input_size)
+        model: Model = module.Session(folder, spec, precision, threads)
+        return model
     except EdgeError:
         raise
     except Exception as e:

@@ -8,10 +8,9 @@ import MNN
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.decode import Output, outputs
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.precisions import PRECISIONS
-from pipnet_edge.spec import ModelSpec
+from pipnet_edge.spec import Input
 
 FILES = ("model.mnn",)
 # The probe's model as the converters make it, packed as runtimes/probe.py says.
@@ -30,17 +29,17 @@ def version() -> str:
 
 
 class Session:
-    """Input `image`, outputs named as in decode; MNN's NC4HW4 tensors are read as NCHW."""
+    """Input `image`; names are those of the outputs. MNN's NC4HW4 tensors are read as NCHW."""
 
-    def __init__(self, folder: Path, spec: ModelSpec, precision: str, threads: int) -> None:
-        self._spec = spec
+    def __init__(self, folder: Path, spec: Input, precision: str, threads: int) -> None:
+        self._size = spec.size
         self._interpreter, self._session = _open(folder / FILES[0], PRECISIONS[precision].is_half, threads)
         inputs = self._interpreter.getSessionInputAll(self._session)
         if set(inputs) != {"image"}:
             raise EdgeError(f"{folder / FILES[0]} has no input 'image'")
         self._input = inputs["image"]
         self._outputs = self._interpreter.getSessionOutputAll(self._session)
-        self._kind = outputs(self._outputs, spec)
+        self.names = list(self._outputs)
         self._host = {name: _nchw(tensor) for name, tensor in self._outputs.items()}
         mean, scale = [255.0 * m for m in spec.mean], [1.0 / (255.0 * s) for s in spec.std]
         self._process = MNN.CVImageProcess(
@@ -53,9 +52,8 @@ class Session:
             }
         )
 
-    def run(self, crop: NDArray[np.uint8]) -> Output:
-        side = self._spec.input_size
-        self._process.convert(np.ascontiguousarray(crop), side, side, 0, self._input)
+    def run(self, crop: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        self._process.convert(np.ascontiguousarray(crop), *self._size, 0, self._input)
         status = self._interpreter.runSession(self._session)
         if status:
             raise EdgeError(f"MNN failed to run (status {status})")
@@ -64,7 +62,7 @@ class Session:
             tensor.copyToHostTensor(self._host[name])
             # The host tensor is overwritten by the next run.
             found[name] = np.array(self._host[name].getNumpyData())
-        return self._kind.from_outputs(found, self._spec)
+        return found
 
     def close(self) -> None:
         del self._session, self._interpreter

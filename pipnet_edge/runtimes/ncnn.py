@@ -8,10 +8,9 @@ import ncnn
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.decode import Output, outputs
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.precisions import PRECISIONS
-from pipnet_edge.spec import ModelSpec
+from pipnet_edge.spec import Input
 
 FILES = ("model.param", "model.bin")
 # The probe's model: its layers; then the tag 0 (raw float weights), the weights 1 and 2, and the bias.
@@ -26,26 +25,24 @@ def version() -> str:
 
 
 class Session:
-    """Input blob `image`, output blobs named as in decode."""
+    """Input blob `image`; names are those of the output blobs."""
 
-    def __init__(self, folder: Path, spec: ModelSpec, precision: str, threads: int) -> None:
-        self._spec = spec
+    def __init__(self, folder: Path, spec: Input, precision: str, threads: int) -> None:
+        self._size = spec.size
         self._mean = [255.0 * m for m in spec.mean]
         self._scale = [1.0 / (255.0 * s) for s in spec.std]
         self._net = _load(folder / FILES[0], folder / FILES[1], PRECISIONS[precision].is_half, threads)
         if list(self._net.input_names()) != ["image"]:
             raise EdgeError(f"{folder / FILES[0]} has no input 'image'")
-        self._names = list(self._net.output_names())
-        self._kind = outputs(self._names, spec)
+        self.names = list(self._net.output_names())
 
-    def run(self, crop: NDArray[np.uint8]) -> Output:
-        side = self._spec.input_size
+    def run(self, crop: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         # A Mat made from pixels is a copy, so the crop may be reused; it must be contiguous.
-        image = ncnn.Mat.from_pixels(np.ascontiguousarray(crop), ncnn.Mat.PixelType.PIXEL_RGB, side, side)
+        image = ncnn.Mat.from_pixels(np.ascontiguousarray(crop), ncnn.Mat.PixelType.PIXEL_RGB, *self._size)
         image.substract_mean_normalize(self._mean, self._scale)
         extractor = self._net.create_extractor()
         extractor.input("image", image)
-        return self._kind.from_outputs({name: _extract(extractor, name) for name in self._names}, self._spec)
+        return {name: _extract(extractor, name) for name in self.names}
 
     def close(self) -> None:
         self._net.clear()

@@ -9,10 +9,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from pipnet_edge import host
-from pipnet_edge.decode import Output, outputs
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.precisions import PRECISIONS
-from pipnet_edge.spec import ModelSpec
+from pipnet_edge.spec import Input
 
 FILES = ("model.onnx",)
 CPU = "CPUExecutionProvider"
@@ -29,10 +28,9 @@ def version() -> str:
 
 
 class Session:
-    """Input `crop` (1, S, S, 3) uint8 RGB, outputs named as in decode."""
+    """Input `crop` (1, H, W, 3) uint8 RGB; names are those of the outputs."""
 
-    def __init__(self, folder: Path, spec: ModelSpec, precision: str, threads: int) -> None:
-        self._spec = spec
+    def __init__(self, folder: Path, spec: Input, precision: str, threads: int) -> None:
         options = _options(threads)
         if not {"avx512_vnni", "avx_vnni", "asimd"} & set(host.features()):
             # Older x86 CPUs add two products in 16 bits, where the sum can saturate. This option avoids that.
@@ -43,12 +41,10 @@ class Session:
         self._session = onnxruntime.InferenceSession(str(folder / FILES[0]), options, providers=[CPU])
         if [i.name for i in self._session.get_inputs()] != ["crop"]:
             raise EdgeError(f"{folder / FILES[0]} has no input 'crop'")
-        self._names = [output.name for output in self._session.get_outputs()]
-        self._kind = outputs(self._names, spec)
+        self.names = [output.name for output in self._session.get_outputs()]
 
-    def run(self, crop: NDArray[np.uint8]) -> Output:
-        found = self._session.run(self._names, {"crop": crop[None]})
-        return self._kind.from_outputs(dict(zip(self._names, found, strict=True)), self._spec)
+    def run(self, crop: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        return dict(zip(self.names, self._session.run(self.names, {"crop": crop[None]}), strict=True))
 
     def close(self) -> None:
         del self._session

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.decode import Output, outputs
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.spec import ModelSpec
+from pipnet_edge.spec import Input
 
 if importlib.util.find_spec("ai_edge_litert"):
     from ai_edge_litert.interpreter import Interpreter
@@ -46,27 +45,25 @@ def version() -> str:
 
 
 class Session:
-    """Signature with input `crop` (1, S, S, 3) uint8 RGB and outputs named as in decode."""
+    """Signature with input `crop` (1, H, W, 3) uint8 RGB; names are those of its outputs."""
 
-    def __init__(self, folder: Path, spec: ModelSpec, precision: str, threads: int) -> None:
-        self._spec = spec
+    def __init__(self, folder: Path, spec: Input, precision: str, threads: int) -> None:
         self._interpreter = interpreter = Interpreter(str(folder / FILES[0]), num_threads=threads)
         signatures = interpreter.get_signature_list()
         key = next(iter(signatures), None)
         if key is None or signatures[key]["inputs"] != ["crop"]:
             raise EdgeError(f"{folder / FILES[0]} has no signature that takes 'crop'")
-        self._kind = outputs(signatures[key]["outputs"], spec)
+        self.names = list(signatures[key]["outputs"])
         # The model is run through its tensors. The signature's runner would set their shapes again for every crop, and
         # while a runner exists the interpreter allocates nothing.
         self._crop = _indexes(interpreter.get_signature_runner(key).get_input_details())["crop"]
         self._outputs = _indexes(interpreter.get_signature_runner(key).get_output_details())
         interpreter.allocate_tensors()
 
-    def run(self, crop: NDArray[np.uint8]) -> Output:
+    def run(self, crop: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         self._interpreter.set_tensor(self._crop, crop[None])
         self._interpreter.invoke()
-        found = {name: self._interpreter.get_tensor(index) for name, index in self._outputs.items()}
-        return self._kind.from_outputs(found, self._spec)
+        return {name: self._interpreter.get_tensor(index) for name, index in self._outputs.items()}
 
     def close(self) -> None:
         del self._interpreter

@@ -8,7 +8,7 @@ from pathlib import Path
 import pipnet_edge
 
 # Patterns below the package's folder.
-FILES = ("*.py", "*.json", "runtimes/*.py", "video/*.py", "worker/*.py")
+FILES = ("*.py", "*.json", "detect/*.py", "runtimes/*.py", "video/*.py", "worker/*.py")
 
 
 def files() -> Iterator[tuple[str, Path]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipnet_edge.benchmarks.accuracy import parity
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.decode import MAP_NAMES, WINNER_NAMES, Decoder, Landmarks, Maps, Winners, map_shapes
-from pipnet_edge.runtimes import null
+from pipnet_edge.runtimes import Checked
 from pipnet_edge.spec import MeanFace, ModelSpec
 from pipnet_edge.worker import call as calls
 from pipnet_edge.worker import serve
@@ -165,13 +165,13 @@ def within(job: Any, listen: calls.Listen = calls.ignore) -> Any:
 @pytest.fixture
 def winners(monkeypatch: pytest.MonkeyPatch) -> None:
     """The null runtime gives no more than what its maps hold at winning cells."""
-    whole = null.Session.run
+    whole = Checked.run
 
-    def run(self: null.Session, crop: NDArray[np.uint8]) -> Winners:
+    def run(self: Checked[Maps], crop: NDArray[np.uint8]) -> Winners:
         maps = whole(self, crop)
         return Winners.at(maps, Decoder(SPEC)(maps).cell)
 
-    monkeypatch.setattr(null.Session, "run", run)
+    monkeypatch.setattr(Checked, "run", run)
 
 
 def test_winners_come_back_from_a_worker(null_bundle: Bundle, winners: None) -> None:
@@ -194,14 +194,14 @@ def test_a_variant_that_gives_winners_is_checked(null_bundle: Bundle, winners: N
 
 
 def test_a_variant_whose_winners_are_off_fails(null_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = null.Session.run
+    whole = Checked.run
 
-    def run(self: null.Session, crop: NDArray[np.uint8]) -> Winners:
+    def run(self: Checked[Maps], crop: NDArray[np.uint8]) -> Winners:
         maps = whole(self, crop)
         found = Winners.at(maps, Decoder(SPEC)(maps).cell)
         return replace(found, offsets=found.offsets[:, ::-1])
 
-    monkeypatch.setattr(null.Session, "run", run)
+    monkeypatch.setattr(Checked, "run", run)
     (row,) = parity.check(null_bundle, ["null-fp32"], call=within)
     assert row.failure
     assert "px between landmarks on average" in row.failure

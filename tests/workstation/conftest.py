@@ -25,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper, parser  # noqa: E402
 from pipnet_edge import runtimes  # noqa: E402
 from pipnet_edge.cli.app import main  # noqa: E402
 from pipnet_edge.converters import demo  # noqa: E402
-from pipnet_edge.converters.checkpoint import nets  # noqa: E402
+from pipnet_edge.converters.checkpoint import faceboxes, nets  # noqa: E402
 from pipnet_edge.converters.checkpoint.network import Network, normalise  # noqa: E402
 from pipnet_edge.converters.graph import Run  # noqa: E402
 from pipnet_edge.converters.quantize.calibration import Calibration  # noqa: E402
@@ -373,3 +373,17 @@ def tiny_onnx() -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def detector_state() -> dict[str, torch.Tensor]:
+    """Random weights as FaceBoxesV2.pth has them, BatchNorm's counters among them. Nobody may write into them."""
+    random, found = torch.Generator().manual_seed(0), {}
+    for key, shape in faceboxes.shapes().items():
+        scale = (2 / np.prod(shape[1:])) ** 0.5 if len(shape) > 1 else 0.1
+        # Heads give small numbers, so that boxes are of the size of their priors.
+        numbers = torch.randn(shape, generator=random) * scale * (0.02 if key.startswith(("loc", "conf")) else 1)
+        found[f"module.{key}"] = 1 + numbers.abs() if key.endswith(("bn.weight", "running_var")) else numbers
+        if key.endswith("running_var"):
+            found[f"module.{key.replace('running_var', 'num_batches_tracked')}"] = torch.tensor(7)
+    return found

@@ -70,11 +70,11 @@ def test_its_export_is_right(
 ) -> None:
     asked = []
 
-    def disagreement(self, session, real=core._Reference._disagreement):
+    def disagreement(self, session, real=core._Landmarks.disagreement):
         asked.append(real(self, session))
         return asked[-1]
 
-    monkeypatch.setattr(core._Reference, "_disagreement", disagreement)
+    monkeypatch.setattr(core._Landmarks, "disagreement", disagreement)
     made = core.export(net, tiny_spec, tmp_path)
     # Its maps do not pass by themselves.
     assert asked

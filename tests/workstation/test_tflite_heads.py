@@ -311,7 +311,7 @@ def test_equal_small_constants_lie_in_a_file_once() -> None:
 def test_a_whole_network_read_and_written_again(demo_bundle: Path, tmp_path: Path, name: str) -> None:
     """Every constant is read and aligned, and the file still runs and gives the same."""
     from pipnet_edge import bundle as bundles
-    from pipnet_edge.runtimes import tflite
+    from pipnet_edge import runtimes
 
     bundle = bundles.read(demo_bundle)
     model = (demo_bundle / name / "model.tflite").read_bytes()
@@ -322,7 +322,7 @@ def test_a_whole_network_read_and_written_again(demo_bundle: Path, tmp_path: Pat
     quantized = bundle.variant(name).quantization
     spec = replace(bundle.spec, mean=quantized.mean, std=quantized.std) if quantized else bundle.spec
     crop = bundle.read_golden()[0][0]
-    sessions = [tflite.Session(folder, spec, "fp32", 1) for folder in (demo_bundle / name, tmp_path)]
+    sessions = [runtimes.load("tflite", folder, spec, "fp32", 1) for folder in (demo_bundle / name, tmp_path)]
     ours, theirs = (session.run(crop) for session in sessions)
     assert isinstance(ours, Winners)
     for part in ("score", "offsets"):

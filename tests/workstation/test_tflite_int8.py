@@ -90,9 +90,8 @@ def convert(core: Core, quantized: q.Quantized, tmp_path_factory: pytest.TempPat
 
 
 def maps(folder: Path) -> list[np.ndarray]:
-    session = runtime.Session(folder, SPEC, "int8", 1)
-    found = session.run(match.face(SPEC.input_size))
-    return [getattr(found, name).reshape(-1, SPEC.grid, SPEC.grid) for name in MAP_NAMES]
+    found = runtime.Session(folder, SPEC, "int8", 1).run(match.face(SPEC.input_size))
+    return [found[name].reshape(-1, SPEC.grid, SPEC.grid) for name in MAP_NAMES]
 
 
 def torch_maps(quantized: q.Quantized, bits: int) -> list[np.ndarray]:
