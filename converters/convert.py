@@ -72,10 +72,10 @@ def convert(
             note(line)
 
         step("export", 1, total)
-        # Faces are read before the export, so that nobody has to wait for it to see a typing error.
         plan = _with_heads(plan, network, note)
         heads = variants.rounds_heads(network.net, (precision for _, precision in plan.variants))
         methods = prepare.Options(quantize.ranges, quantize.rounding, heads) if quantize else prepare.Options()
+        # Faces are read before the export, so that nobody has to wait for it to see a typing error.
         gathered = faces.gather(quantize, network) if quantize else None
         exported = cores.export(network.net, network.spec, work / "float", simplify, plan.is_sparse)
         seen = gathered.calibration.crops if gathered and plan.is_sparse else None

@@ -101,18 +101,20 @@ def prepare(
     progress: Progress = lambda *_: None,
 ) -> dict[int, Prepared]:
     """Equalises, finds ranges and rounds for each of these levels; minutes, or a moment if the cache has the result."""
-    kept = {levels: _read(_path(network, faces, options, levels)) for levels in grids}
+    paths = {levels: _path(network, faces, options, levels) for levels in grids}
+    kept = {levels: _read(path) for levels, path in paths.items()}
     made = _made(network, faces.crops, options, [levels for levels in grids if kept[levels] is None], progress)
     for levels, prepared in made.items():
         graphs = {"float": prepared.float_.state_dict(), "rounded": prepared.rounded.state_dict()}
-        _write(_path(network, faces, options, levels), {**graphs, "ranges": prepared.ranges})
+        _write(paths[levels], {**graphs, "ranges": prepared.ranges})
     return made | {levels: _restored(network, found, levels) for levels, found in kept.items() if found is not None}
 
 
 def takes_long(network: Network, faces: Calibration, options: Options, grids: Collection[int]) -> bool:
     """Whether `prepare` would take minutes."""
-    paths = [_path(network, faces, options, levels) for levels in grids]
-    return options.rounding != "nearest" and any(_read(path) is None for path in paths)
+    return options.rounding != "nearest" and any(
+        _read(_path(network, faces, options, levels)) is None for levels in grids
+    )
 
 
 def roughly(network: Network, crops: NDArray[np.uint8], grids: Collection[int]) -> dict[int, Prepared]:
