@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import runpy
 import shutil
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -43,16 +43,7 @@ def array(value: Any) -> NDArray[np.float32]:
 # --- The two readers, one face.
 
 
-def independent() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bundle_reader", VECTORS / "reader.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-READER = independent()
+READER = SimpleNamespace(**runpy.run_path(str(VECTORS / "reader.py")))
 
 
 def golden(folder: Path) -> Arrays:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import runpy
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,16 +25,7 @@ VECTORS = json.loads((FOLDER / "vectors.json").read_text())
 SPEC = read(DetectorSpec, VECTORS["spec"], "spec")
 
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("detect_reader", FOLDER / "reader.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-READER = _load()
+READER = SimpleNamespace(**runpy.run_path(str(FOLDER / "reader.py")))
 
 
 def array(found: list[Any]) -> NDArray[np.float64]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import math
+import runpy
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,16 +24,7 @@ VECTORS = Path(__file__).resolve().parents[2] / "golden" / "video"
 LEVEL = json.loads((VECTORS / "level.json").read_text())
 
 
-def independent() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("level_reader", VECTORS / "reader.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-READER = independent()
+READER = SimpleNamespace(**runpy.run_path(str(VECTORS / "reader.py")))
 
 
 def numbers(crop: LevelCrop) -> list[int]:
