@@ -11,6 +11,7 @@ import numpy as np
 
 from pipnet_edge import host
 from pipnet_edge.benchmarks.speed.result import warnings
+from pipnet_edge.bundle import Parity
 from pipnet_edge.decode import MAP_NAMES
 from pipnet_edge.output import Table
 from pipnet_edge.words import joined, megabytes
@@ -73,7 +74,11 @@ def variants(bundle: Bundle, timings: Sequence[Measured] = (), drifts: Sequence[
     rows = []
     for index, variant in enumerate(bundle.variants):
         parity, drift = variant.parity, drifted.get(variant.name)
-        numbers = [f"{parity.px_mean:.5f}", f"{parity.px_max:.5f}", str(parity.flips)] if parity else [""] * 3
+        numbers = (
+            [f"{parity.px_mean:.5f}", f"{parity.px_max:.5f}", str(parity.flips)]
+            if isinstance(parity, Parity)
+            else [""] * 3
+        )
         if drifts:
             columns = (("px_mean", 3), ("px_p95", 3), ("flips", 3), ("nme", 3))
             numbers += [f"{drift[name].value:.{digits}f}" if drift else "" for name, digits in columns]

@@ -85,7 +85,7 @@ def convert(
             spec=network.spec,
             source=_source(source, network.parameters, exported.core),
             golden=File.of(folder, folder / GOLDEN),
-            layers=layers.of(network.net, network.spec.input_size),
+            layers=layers.of(network.net, network.spec.size),
             calibration=_calibration(gathered),
         )
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipnet_edge import files, runtimes, strict
+from pipnet_edge.detect.spec import DetectorSpec
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.host import cpu_list
 from pipnet_edge.precisions import PRECISIONS
@@ -20,8 +21,10 @@ from pipnet_edge.spec import ModelSpec
 from pipnet_edge.words import counted
 
 # 1: spec, source, golden cases, variants. 2: layers, from which times are predicted. 3: variants may be sparse; how a
-# bundle was tuned.
-FORMAT, VERSION = "pipnet-edge-bundle", 3
+# bundle was tuned. 4: kinds of bundles; presence and margin of the spec.
+FORMAT, VERSION = "pipnet-edge-bundle", 4
+# What a bundle's network gives.
+LANDMARKS, DETECTOR = "landmarks", "detector"
 MANIFEST, GOLDEN, HEADS = "manifest.json", "golden.npz", "heads.npz"
 # Short plain names, which no file system, shell or operating system treats specially.
 SAFE_PATH = re.compile(r"[A-Za-z0-9._-]{1,100}(/[A-Za-z0-9._-]{1,100}){0,3}")
@@ -90,8 +93,8 @@ class File:
 class Parity:
     """How far a variant was from the float network when the bundle was written (see benchmarks/accuracy/parity.py).
 
-    px_mean, px_max: landmark differences in pixels of the crop, over `images` crops. flips: the number of landmarks in
-    another cell.
+    A bundle of landmarks has these. px_mean, px_max: landmark differences in pixels of the crop, over `images` crops.
+    flips: the number of landmarks in another cell.
     """
 
     reference: str
@@ -99,6 +102,25 @@ class Parity:
     px_mean: float
     px_max: float
     flips: int
+
+
+@dataclass(frozen=True)
+class FacesParity:
+    """How far a detector's variant was from the float network when the bundle was written.
+
+    images: so many golden pictures of all sizes. faces: those that the float network found in them; lost of these the
+    variant did not find, and it found so many new ones. iou_min: the least intersection over union of boxes of the same
+    face, 1 if there is none. score_max: the largest difference of their scores. map_max: that of the maps' values.
+    """
+
+    reference: str
+    images: int
+    faces: int
+    lost: int
+    new: int
+    iou_min: float
+    score_max: float
+    map_max: float
 
 
 @dataclass(frozen=True)
@@ -188,8 +210,9 @@ class Quantization:
 class Variant:
     """One runtime's form of the network.
 
-    precision is one of PRECISIONS. tools: the versions of the tools that made it. is_sparse: its offset heads are
-    computed only at each landmark's winning cell, by the model, or by decode if there is a file of them.
+    precision is one of PRECISIONS. tools: the versions of the tools that made it. parity: of the bundle's own kind.
+    is_sparse: its offset heads are computed only at each landmark's winning cell, by the model, or by decode if there
+    is a file of them.
     """
 
     name: str
@@ -197,7 +220,7 @@ class Variant:
     precision: str
     files: tuple[File, ...]
     tools: Mapping[str, str] = field(default_factory=dict)
-    parity: Parity | None = None
+    parity: Parity | FacesParity | None = None
     quantization: Quantization | None = None
     is_sparse: bool = False
 
@@ -253,11 +276,10 @@ class Tuned:
         return f"{how}: {self.ms:.2f} ms ({self.runtime}, {self.created[:10]})"
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """All fields of a manifest. A bundle is this and a folder. tuned: by the name that host.name gives a machine."""
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What manifests of all kinds have. tuned: by the name that host.name gives a machine."""
 
-    spec: ModelSpec
     source: Source
     golden: File
     variants: tuple[Variant, ...]
@@ -266,7 +288,24 @@ class Manifest:
     tuned: Mapping[str, Tuned] = field(default_factory=dict)
 
 
-def read(folder: Path) -> Manifest:
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Contents):
+    """All fields of a manifest of a network that finds landmarks. A bundle is this and a folder."""
+
+    spec: ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorManifest(Contents):
+    """All fields of a face detector's manifest. layers: for pictures of the usual size."""
+
+    spec: DetectorSpec
+
+
+KINDS: Mapping[str, type[Manifest | DetectorManifest]] = {LANDMARKS: Manifest, DETECTOR: DetectorManifest}
+
+
+def read(folder: Path) -> Manifest | DetectorManifest:
     """Reads and checks the manifest in a folder. Raises EdgeError for anything that is not one of this version."""
     path = folder / MANIFEST
     try:
@@ -288,26 +327,22 @@ def read(folder: Path) -> Manifest:
             how = "an older pipnet-edge; convert the checkpoint again" if version < VERSION else "a newer pipnet-edge"
             how = f": it was made by {how}"
         raise EdgeError(f"{path} has version {strict.shown(version)}, this program reads version {VERSION}{how}")
-    parts = {name: value for name, value in data.items() if name not in ("format", "version")}
-    return strict.read(Manifest, parts, str(path))
+    kind = data.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise EdgeError(f"{path} is of the kind {strict.shown(kind)}; allowed: {', '.join(KINDS)}")
+    parts = {name: value for name, value in data.items() if name not in ("format", "version", "kind")}
+    return strict.read(KINDS[kind], parts, str(path))
 
 
-def to_json(manifest: Manifest) -> dict[str, Any]:
-    """The manifest as JSON, with its format and version."""
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "spec": asdict(manifest.spec),
-        "source": asdict(manifest.source),
-        "golden": asdict(manifest.golden),
-        "calibration": asdict(manifest.calibration) if manifest.calibration else None,
-        "layers": [asdict(layer) for layer in manifest.layers],
-        "variants": [asdict(variant) for variant in manifest.variants],
-        "tuned": {name: asdict(tuned) for name, tuned in manifest.tuned.items()},
-    }
+def to_json(manifest: Contents) -> dict[str, Any]:
+    """The manifest as JSON, with its format, version and kind."""
+    kind = next(name for name, each in KINDS.items() if isinstance(manifest, each))
+    found = asdict(manifest)
+    held = {name: found[name] for name in ("spec", *(field.name for field in fields(Contents)))}
+    return {"format": FORMAT, "version": VERSION, "kind": kind, **held}
 
 
-def write(folder: Path, manifest: Manifest) -> None:
+def write(folder: Path, manifest: Contents) -> None:
     """Writes a folder's manifest whole or not at all. Raises EdgeError with the system's reason."""
     text = json.dumps(to_json(manifest), indent=1)
     text = NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"

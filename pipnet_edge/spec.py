@@ -21,6 +21,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 NET_STRIDES = (16, 32, 64, 128)
 CROPS = ("test", "demo")
 MOST_LANDMARKS = 1000
+# The side of a crop as a multiple of the longer side of its landmarks' box: usual, least and most.
+MARGIN, MARGINS = 1.2, (1.0, 4.0)
 LARGEST_INPUT = 4096  # pixels
 
 
@@ -68,6 +70,8 @@ class ModelSpec:
     num_lms L landmarks, num_nb N neighbours each, 0 for a network of three maps; input_size S pixels square, maps of
     S / net_stride cells square. mean and std are per RGB channel, in [0, 1] as the picture's values are. crop names the
     crop policy the network was trained for. clamp limits landmarks to the crop, which the reference does not do.
+    presence: the mean winning score from which there is a face in a crop; None if nobody has measured it. margin: the
+    side of the crop that suits the network, as a multiple of the longer side of the box about its landmarks.
     """
 
     backbone: str
@@ -80,6 +84,8 @@ class ModelSpec:
     std: tuple[float, float, float] = IMAGENET_STD
     crop: str = "test"
     clamp: bool = False
+    presence: float | None = None
+    margin: float = MARGIN
 
     def __post_init__(self) -> None:
         if self.num_lms != len(self.mean_face.points):
@@ -92,6 +98,10 @@ class ModelSpec:
         check_normalization("std", self.std)
         if self.crop not in CROPS:
             raise EdgeError(f"crop policy {self.crop!r}; allowed: {', '.join(CROPS)}")
+        if self.presence is not None and not 0 < self.presence < math.inf:
+            raise EdgeError(f"a presence threshold of {self.presence:g}; a number above 0 is needed")
+        if not MARGINS[0] <= self.margin <= MARGINS[1]:
+            raise EdgeError(f"a crop margin of {self.margin:g}; allowed: {MARGINS[0]:g} to {MARGINS[1]:g}")
 
     @property
     def size(self) -> tuple[int, int]:

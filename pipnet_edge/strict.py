@@ -26,8 +26,9 @@ def read(kind: type[Kind], data: object, where: str) -> Kind:
     """Turns `data`, as the json module gives it, into a value of the type `kind`.
 
     `kind` is a dataclass, tuple, list, mapping with str keys, int, float, str or bool, or a union of types that differ
-    in JSON, such as str | int | None. Every field has to be there, and no other. A whole number is taken as a float;
-    nothing else is converted. Raises EdgeError that says where in the document, what was found and what is needed.
+    in JSON, such as str | int | None, or of dataclasses that have other fields. Every field has to be there, and no
+    other. A whole number is taken as a float; nothing else is converted. Raises EdgeError that says where in the
+    document, what was found and what is needed.
     """
     return cast(Kind, _read(kind, data, where))
 
@@ -85,7 +86,10 @@ def _read_one_of(kinds: tuple[Any, ...], data: object, where: str) -> object:
         return None
     others = [kind for kind in kinds if kind is not type(None)]
     for kind in others:
-        if type(data) is (list if get_origin(kind) in (tuple, list) else kind):
+        if is_dataclass(kind):
+            if isinstance(data, dict) and {field.name for field in fields(kind)} == set(data):
+                return _read(kind, data, where)
+        elif type(data) is (list if get_origin(kind) in (tuple, list) else kind):
             return _read(kind, data, where)
     return _read(others[0], data, where)
 

@@ -29,7 +29,7 @@ from pipnet_edge.benchmarks.speed.result import (
     State,
     facts_of,
 )
-from pipnet_edge.bundle import Bundle, Variant
+from pipnet_edge.bundle import Bundle, Parity, Variant
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import write_array
 from pipnet_edge.host import cpu_list
@@ -177,7 +177,7 @@ def _measure(
         arithmetic=loaded.arithmetic if loaded else variant.precision,
         size=variant.size,
         threads=threads,
-        px=variant.parity.px_mean if variant.parity else None,
+        px=variant.parity.px_mean if isinstance(variant.parity, Parity) else None,
         runtime=loaded.version if loaded else None,
         cpus=first.cpus if first else (),
         load_ms=loaded.milliseconds if loaded else None,

@@ -18,7 +18,7 @@ from pipnet_edge.benchmarks.speed import bench
 from pipnet_edge.benchmarks.speed import result as results
 from pipnet_edge.benchmarks.speed.bench import Plan, Step
 from pipnet_edge.benchmarks.speed.result import Measured
-from pipnet_edge.bundle import Bundle, Tuned
+from pipnet_edge.bundle import Bundle, Parity, Tuned
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets import place as places
 from pipnet_edge.targets.place import Place
@@ -221,7 +221,10 @@ def tune(call: Call, target: str, bundle: Bundle, plan: Plan, name: str, machine
     cpus = () if chosen.cpus == everything else chosen.cpus
     facts = results.facts_of(machine.facts)
     tuned = Tuned(chosen.variant, chosen.threads, cpus, round(ms, 4), ran(run, runs.values(), facts), created)
-    px = {variant.name: variant.parity.px_mean if variant.parity else None for variant in bundle.variants}
+    px = {
+        variant.name: variant.parity.px_mean if isinstance(variant.parity, Parity) else None
+        for variant in bundle.variants
+    }
     return Found(target, name, tuned, chosen, trials, px, results.warnings(run, facts))
 
 

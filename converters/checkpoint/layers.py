@@ -15,10 +15,11 @@ FREE_MODULES = (nn.ReLU, nn.ReLU6, nn.Hardsigmoid, nn.BatchNorm2d, nn.Identity)
 FREE_FUNCTIONS = (torch.clamp, torch.reshape)
 
 
-def of(net: nn.Module, side: int) -> tuple[Layer, ...]:
-    """The layers that write memory of their own, for one image of side x side pixels, in the order they run.
+def of(net: nn.Module, size: tuple[int, int], has_offsets: bool = True) -> tuple[Layer, ...]:
+    """The layers that write memory of their own, for one image of this (width, height), in the order they run.
 
     Convolutions are named as in the checkpoint, so that the layers a variant keeps in float can be found here.
+    has_offsets: all outputs but the first are those of offset heads.
     """
     graph = trace(net)
     values: dict[fx.Node, Tensor] = {}
@@ -28,8 +29,8 @@ def of(net: nn.Module, side: int) -> tuple[Layer, ...]:
         return value
 
     with torch.no_grad():
-        Run(graph, remember).run(torch.zeros(1, 3, side, side))
-    offsets = outputs(graph)[1:]
+        Run(graph, remember).run(torch.zeros(1, 3, *reversed(size)))
+    offsets = outputs(graph)[1:] if has_offsets else ()
     layers = {node: _layer(graph, node, values) for node in graph.graph.nodes if _counts(graph, node)}
     return tuple(replace(layer, is_offset_head=node in offsets) for node, layer in layers.items())
 

@@ -113,7 +113,9 @@ class DetectorSpec:
         if not 0 < self.overlap <= 1:
             raise EdgeError(f"overlap {self.overlap:g}; a number above 0 and up to 1 is needed")
         if not self.input_sizes or len(set(self.input_sizes)) < len(self.input_sizes):
-            raise EdgeError(f"input sizes {_sizes(self.input_sizes) or 'none'}; at least one is needed, each once")
+            raise EdgeError(
+                f"input sizes {', '.join(map(named, self.input_sizes)) or 'none'}; at least one is needed, each once"
+            )
         for width, height in self.input_sizes:
             self.check_size(width, height)
 
@@ -174,6 +176,6 @@ def check_threshold(threshold: float) -> None:
         raise EdgeError(f"threshold {threshold:g}; a number from 0 to 1 is needed")
 
 
-def _sizes(pairs: tuple[tuple[int, int], ...]) -> str:
-    """ "640x480, 320x240"."""
-    return ", ".join(f"{width}x{height}" for width, height in pairs)
+def named(size: tuple[int, int]) -> str:
+    """ "640x480"."""
+    return f"{size[0]}x{size[1]}"

@@ -82,7 +82,14 @@ def make_bundle() -> Callable[..., Bundle]:
             np.savez(path, **golden | dict(maps or {}))  # type: ignore[arg-type]
             variants.append(Variant(f"null-{precision}", "null", precision, (File.of(folder, path),), {"numpy": "2"}))
         source = Source("net.pth", "0" * 64, 1_234_567, (172, 104), (17_000_000, 16_900_000))
-        bundle = Bundle(spec, source, File.of(folder, folder / GOLDEN), tuple(variants), layers_of(spec), folder=folder)
+        bundle = Bundle(
+            spec=spec,
+            source=source,
+            golden=File.of(folder, folder / GOLDEN),
+            variants=tuple(variants),
+            layers=layers_of(spec),
+            folder=folder,
+        )
         bundle.write_manifest()
         return bundle
 

@@ -136,7 +136,7 @@ def test_anything_else_makes_another_bundle(bundle: Bundle) -> None:
     assert len(known) == 1 + len(changed)
     # Every field of a manifest was changed, and of a variant all but the three that follow from each other.
     fields_changed = {"spec", "source", "golden", "calibration", "layers", "variants"}
-    assert manifest.keys() - {"format", "version", "tuned"} == fields_changed
+    assert manifest.keys() - {"format", "version", "kind", "tuned"} == fields_changed
     assert manifest["variants"][0].keys() - {"name", "runtime", "precision"} == of_a_variant.keys()
 
 

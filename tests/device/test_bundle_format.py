@@ -99,7 +99,9 @@ def test_the_page_lists_the_fields_of_a_manifest() -> None:
     hints = {READER.TOP: Manifest, "Spec": ModelSpec, "MeanFace": MeanFace}
     names = ("File", "Source", "Calibration", "Layer", "Variant", "Parity", "Quantization", "Budget", "Tuned")
     for name, kind in {**hints, **{name: getattr(bundles, name) for name in names}}.items():
-        expected = {field.name for field in fields(kind)} | ({"format", "version"} if name == READER.TOP else set())
+        expected = {field.name for field in fields(kind)} | (
+            {"format", "version", "kind"} if name == READER.TOP else set()
+        )
         assert READER.TABLES[name].keys() == expected, name
 
 

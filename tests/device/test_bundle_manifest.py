@@ -77,13 +77,13 @@ def test_wrong_format(bundle: Bundle, edit_manifest: Edit, value: object) -> Non
 @pytest.mark.parametrize("value", ["3", None, [3], True, 3.5, 3.0])
 def test_unknown_versions(bundle: Bundle, edit_manifest: Edit, value: object) -> None:
     edit_manifest(bundle.folder, ("version",), value)
-    refused(bundle.folder, "has version .*, this program reads version 3$")
+    refused(bundle.folder, "has version .*, this program reads version 4$")
 
 
 def test_other_versions_say_how_to_get_one_that_is_read(bundle: Bundle, edit_manifest: Edit) -> None:
     for value, how in ((0, "an older pipnet-edge; convert the checkpoint again"), (99, "a newer pipnet-edge")):
         edit_manifest(bundle.folder, ("version",), value)
-        refused(bundle.folder, f"has version {value}, this program reads version 3: it was made by {how}$")
+        refused(bundle.folder, f"has version {value}, this program reads version 4: it was made by {how}$")
 
 
 # --- Layers.
@@ -243,7 +243,7 @@ def test_sparse_variants_say_so(bundle: Bundle, edit_manifest: Edit, is_sparse: 
 def test_a_variant_is_checked_when_built_too() -> None:
     with pytest.raises(EdgeError, match="has no files"):
         Variant("null-fp32", "null", "fp32", ())
-    assert bundles.VERSION == 3
+    assert bundles.VERSION == 4
 
 
 # --- Whatever the manifest says: a Bundle whose fields have their types, or an EdgeError.

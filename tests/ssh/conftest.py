@@ -340,7 +340,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     variants = [Variant(Path(file.path).parent.name, "null", file.path[5:9], (file,)) for file in files]
     source = Source("net.pth", "0" * 64, 1, (1, 1), (1, 1))
     layer = Layer("backbone", CONV, ((3, 96, 96),), (8, 3, 3), (32, 32), (32, 32))
-    made = Bundle(spec, source, golden, tuple(variants), (layer,), folder=folder)
+    made = Bundle(spec=spec, source=source, golden=golden, variants=tuple(variants), layers=(layer,), folder=folder)
     made.write_manifest()
     return made
 

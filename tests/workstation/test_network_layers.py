@@ -37,7 +37,8 @@ def bundle_of(net: nn.Module, spec: ModelSpec, *kept: str) -> Bundle:
     """A bundle of which only the manifest is there."""
     golden, source = File("golden.npz", "0" * 64, 1), Source("net.pth", "0" * 64, 1, (1, 1), (1, 1))
     variants = variant("fp32"), variant("int8", *kept)
-    return Bundle(spec, source, golden, variants, layers.of(net, spec.input_size), folder=Path("nowhere"))
+    found = layers.of(net, spec.size)
+    return Bundle(spec=spec, source=source, golden=golden, variants=variants, layers=found, folder=Path("nowhere"))
 
 
 def ran(net: nn.Module, side: int) -> dict[str, tuple[int, int, int]]:
@@ -151,7 +152,7 @@ def test_what_is_listed_is_what_is_exported_and_read_again(cases, tmp_path: Path
     bundle = bundle_of(net, spec)
     core = export.export(net, spec, tmp_path)
     assert cost.of(bundle, bundle.variants[0]).macs == macs_of(core.path)
-    again = layers.of(from_onnx.read(core.path).net, 64)
+    again = layers.of(from_onnx.read(core.path).net, (64, 64))
     assert Counter(map(unnamed, again)) == Counter(map(unnamed, bundle.layers))
 
 
@@ -171,7 +172,7 @@ def test_a_bundle_has_the_layers_of_its_checkpoint(cases, save_checkpoint, tmp_p
         lambda bundle: {each.name: Parity("torch", 1, 0.0, 0.0, 0) for each in bundle.variants},
     )
     assert read(made.folder).layers == made.layers
-    assert made.layers == layers.of(checkpoints.load(path, options).net, made.spec.input_size)
+    assert made.layers == layers.of(checkpoints.load(path, options).net, made.spec.size)
     found = predict_variant(device("rpi4"), made, "onnx-fp32", 4)
     assert found.low < found.ms < found.high
     assert found.anchor

@@ -73,12 +73,12 @@ def make(tiny_spec: ModelSpec, quantize: Quantize, tmp_path_factory: pytest.Temp
             for runtime, precision in variants
         )
         bundle = Bundle(
-            tiny_spec,
-            Source("tiny.pth", "0" * 64, 1, (1, 1), (1, 1)),
-            File.of(folder, folder / "golden.npz"),
-            made,
-            layers.of(net, tiny_spec.input_size),
-            calibration,
+            spec=tiny_spec,
+            source=Source("tiny.pth", "0" * 64, 1, (1, 1), (1, 1)),
+            golden=File.of(folder, folder / "golden.npz"),
+            variants=made,
+            layers=layers.of(net, tiny_spec.size),
+            calibration=calibration,
             folder=folder,
         )
         bundle.write_manifest()

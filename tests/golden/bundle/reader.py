@@ -83,12 +83,15 @@ def manifest(folder: Path) -> Any:
         raise ValueError(name)
 
     m = json.loads((folder / "manifest.json").read_bytes().decode("utf-8"), parse_constant=constant)
-    need(type(m) is dict and m.get("format") == "pipnet-edge-bundle" and m.get("version") == 3, "version")
+    need(type(m) is dict and m.get("format") == "pipnet-edge-bundle" and m.get("version") == 4, "version")
+    need(m.get("kind") == "landmarks", "kind")
     need(fits(TOP, m), "fields and types")
     spec, face = m["spec"], m["spec"]["mean_face"]
     stride, size, count = spec["net_stride"], spec["input_size"], len(face["points"])
     need(spec["num_lms"] == count >= 2 and 0 <= spec["num_nb"] < count, "landmarks and neighbours")
     need(stride in (16, 32, 64, 128) and stride <= size <= 4096 and size % stride == 0, "sizes")
+    need(spec["presence"] is None or spec["presence"] > 0, "presence")
+    need(1 <= spec["margin"] <= 4, "margin")
     need(min(spec["std"]) > 0 and spec["crop"] in ("test", "demo"), "std and crop")
     need(all(0 <= i < count for i in face["nme_pair"] or ()), "pair")
     for layer in m["layers"]:
