@@ -68,6 +68,7 @@ __all__ = [
     "DetectorBundle",
     "FacesParity",
     "File",
+    "Held",
     "Layer",
     "Parity",
     "Quantization",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipnet_edge import host, runtimes
-from pipnet_edge.bundle import Bundle, Tuned
+from pipnet_edge.bundle import Held, Tuned
 from pipnet_edge.errors import EdgeError
 
 
@@ -20,7 +20,7 @@ class Choice:
     note: str | None = None
 
 
-def choose(bundle: Bundle, variant: str | None, threads: int | None, otherwise: int) -> Choice:
+def choose(bundle: Held, variant: str | None, threads: int | None, otherwise: int) -> Choice:
     """The variant and threads to run with: those given, else those that `bench --tune` found for this machine.
 
     More threads than this process may use CPUs are useless, and cut to them.
@@ -44,7 +44,7 @@ def choose(bundle: Bundle, variant: str | None, threads: int | None, otherwise: 
     return Choice(variant or first_installed(bundle), count, note="; ".join(notes) or None)
 
 
-def first_installed(bundle: Bundle) -> str:
+def first_installed(bundle: Held) -> str:
     """The first variant whose runtime is installed. Raises EdgeError naming the packages when none is."""
     for variant in bundle.variants:
         if not runtimes.is_missing(variant.runtime):
@@ -54,7 +54,7 @@ def first_installed(bundle: Bundle) -> str:
     raise EdgeError(f"none of this bundle's runtimes is installed: {advice}")
 
 
-def others(bundle: Bundle, chosen: Choice, threads: int | None, otherwise: int) -> Iterator[Choice]:
+def others(bundle: Held, chosen: Choice, threads: int | None, otherwise: int) -> Iterator[Choice]:
     """What to take if the runtime of `chosen` does not start: the first variant of each other installed runtime."""
     tried = {bundle.variant(chosen.variant).runtime}
     for variant in bundle.variants:
@@ -63,7 +63,7 @@ def others(bundle: Bundle, chosen: Choice, threads: int | None, otherwise: int) 
             yield Choice(variant.name, otherwise if threads is None else chosen.threads)
 
 
-def _obstacle(bundle: Bundle, tuned: Tuned) -> str | None:
+def _obstacle(bundle: Held, tuned: Tuned) -> str | None:
     """Why the bundle cannot run as tuned on this machine; None if it can."""
     allowed = host.allowed_cpus()
     if runtimes.is_missing(bundle.variant(tuned.variant).runtime):

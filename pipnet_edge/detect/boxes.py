@@ -8,8 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge.detect.spec import Margins
+from pipnet_edge.preprocess import Box
 
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A face that a detector found: the box that would hold its landmarks, x, y, width, height in pixels."""
+
+    box: Box
+    score: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +42,11 @@ class Faces:
         x, y, w, h = self.boxes.T
         wide, high = 1 + margins.left + margins.right, 1 + margins.top + margins.bottom
         return np.stack([x - w * margins.left, y - h * margins.top, w * wide, h * high], axis=1)
+
+    def found(self, margins: Margins) -> tuple[Found, ...]:
+        """Each face with the box that its landmarks should fill."""
+        rows = zip(self.landmark_boxes(margins).tolist(), self.scores.tolist(), strict=True)
+        return tuple(Found((x, y, w, h), score) for (x, y, w, h), score in rows)
 
 
 def best(faces: Faces, most: int) -> Faces:

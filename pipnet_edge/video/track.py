@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge.decode import Landmarks
+from pipnet_edge.detect.boxes import Found
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.preprocess import Box, check_pixels
+from pipnet_edge.preprocess import check_pixels
 from pipnet_edge.spec import ModelSpec
 from pipnet_edge.video.level import MARGIN, Eyes, LevelCrop, around, eyes_of, is_inside
 from pipnet_edge.video.smooth import Points, Smoothed, smooth
@@ -31,14 +32,6 @@ KNOWN, SAME = 0.2, 0.5
 
 # Where no face is, it is looked for at least in every so many frames.
 NOBODY = 5
-
-
-@dataclass(frozen=True)
-class Found:
-    """A face that a detector found: the box that would hold its landmarks, x, y, width, height in pixels."""
-
-    box: Box
-    score: float
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipnet_edge.detect.boxes import Found
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import Box
 from pipnet_edge.spec import MeanFace, ModelSpec
 from pipnet_edge.video.level import UNITS, LevelCrop, around
-from pipnet_edge.video.track import Found, Reading, Rules, Tracked, Tracker
+from pipnet_edge.video.track import Reading, Rules, Tracked, Tracker
 
 # The first two are the eyes; the box of them all is the unit square.
 SHAPE = np.array([[0.2, 0.3], [0.8, 0.3], [0.5, 0.6], [0.0, 0.0], [1.0, 1.0]])

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pipnet_edge.detect.boxes import Found
 from pipnet_edge.spec import MeanFace, ModelSpec
 from pipnet_edge.video.level import LevelCrop
-from pipnet_edge.video.track import SAME, Found, Reading, Rules, Tracker
+from pipnet_edge.video.track import SAME, Reading, Rules, Tracker
 
 FACE = MeanFace("five", ((0.2, 0.3), (0.8, 0.3), (0.5, 0.6), (0.0, 0.0), (1.0, 1.0)), (0, 1))
 SPEC = ModelSpec("resnet18", num_lms=5, num_nb=2, net_stride=32, input_size=96, mean_face=FACE)
