@@ -118,6 +118,9 @@ class Infer(Job[Version]):
     If the network gives features: features too (n, C), the mean of each channel over all cells. crops: a .npy file,
     (n, S, S, 3) uint8; None for the crops of the bundle's golden.npz. maps: write map_score … too, the fields of
     decode.Maps, or of decode.Winners if the network gives no more. cpus: as host.pin takes them; None for all.
+
+    Of a detector's bundle: the faces in pictures (n, H, W, 3) of one of its sizes: count (n,), and for all pictures one
+    after the other boxes (F, 4) and scores (F,). maps: map_boxes and map_logits, the fields of detect.decode.BoxMaps.
     """
 
     DO, ANSWER = "infer", Version

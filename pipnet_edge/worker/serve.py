@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TextIO
 
 from pipnet_edge import confined, host, strict
@@ -30,7 +29,6 @@ from pipnet_edge.worker.protocol import (
     Groups,
     Infer,
     Job,
-    Loaded,
     Machine,
     Peak,
     Probe,
@@ -70,44 +68,36 @@ def infer(job: Infer) -> Iterator[Event | Version]:
     _keep_to_cpus(job)
     import numpy as np
 
-    from pipnet_edge import domain
-    from pipnet_edge.decode import Features
+    from pipnet_edge.worker.opened import opened, together
 
     # Only this machine knows how many CPUs it has. More threads are useless, and thousands end it.
-    bundle, crops, session, decode, loaded = _open(job, min(job.threads, len(host.allowed_cpus())))
-    heads = bundle.read_heads(job.variant) if job.maps else None
-    yield loaded
-    arrays: dict[str, list[Any]] = {}
-    for index, crop in enumerate(crops):
-        maps = session.run(crop)
-        landmarks = decode(maps)
-        found = {"points": landmarks.points, "score": landmarks.score, "cell": landmarks.cell}
-        if isinstance(maps, Features):
-            found["features"] = domain.means(maps.features)
-        if job.maps:
-            dense = heads.maps(maps) if heads and isinstance(maps, Features) else maps
-            found |= {f"map_{name}": value for name, value in vars(dense).items()}
-        for name, value in found.items():
-            arrays.setdefault(name, []).append(np.array(value))
-        yield Progress(index + 1, len(crops))
-    session.close()
-    stacked: Any = {name: np.stack(values) for name, values in arrays.items()}
-    np.savez(job.out, **stacked)
-    yield Version(loaded.version)
+    network = opened(job, min(job.threads, len(host.allowed_cpus())))
+    yield network.loaded
+    found = []
+    for index, given in enumerate(network.inputs):
+        maps = network.session.run(given)
+        found.append(network.arrays(maps, network.decode(maps)))
+        yield Progress(index + 1, len(network.inputs))
+    network.session.close()
+    np.savez(job.out, **together(found))
+    yield Version(network.loaded.version)
 
 
 def timing(job: Time) -> Iterator[Event | Peak]:
     """The one timing loop. Samples are milliseconds of each stage of each frame; no frame is dropped.
 
     preprocess: from a picture in memory and a face's rectangle to the crop (without OpenCV there is no such stage, and
-    frames start at the crop); inference: crop to maps; decode: maps to landmarks. A frame is the sum of its stages,
-    without a gap. A Samples event is written between two frames. It has the samples since the last such event, and the
-    machine's state.
+    frames start at the crop); inference: crop to maps; decode: maps to landmarks. A detector's frames are from a
+    picture to its input, to maps, to faces. A frame is the sum of its stages, without a gap. A Samples event is written
+    between two frames. It has the samples since the last such event, and the machine's state.
     """
     _keep_to_cpus(job)
-    _, crops, session, decode, loaded = _open(job, job.threads)
-    frames, prepare = _frames(crops, job.threads)
-    yield loaded
+    from pipnet_edge.worker.opened import opened
+
+    network = opened(job, job.threads)
+    session, decode = network.session, network.decode
+    frames, prepare = network.frames(job.threads)
+    yield network.loaded
     clock = time.perf_counter
 
     def frame(index: int) -> tuple[float, float, float, float]:
@@ -151,10 +141,13 @@ def counting(job: Count) -> Iterator[Event | Version]:
     """
     import ctypes
 
-    _, crops, session, decode, loaded = _open(job, 1)
-    frames, prepare = _frames(crops, 1)
+    from pipnet_edge.worker.opened import opened
+
+    network = opened(job, 1)
+    session, decode = network.session, network.decode
+    frames, prepare = network.frames(1)
     mark = ctypes.CDLL(None).getpriority
-    yield loaded
+    yield network.loaded
     for index in range(job.frames):
         mark(MARK, 0)
         given = frames[index % len(frames)]
@@ -165,7 +158,7 @@ def counting(job: Count) -> Iterator[Event | Version]:
         decode(maps)
         mark(MARK, 3)
     session.close()
-    yield Version(loaded.version)
+    yield Version(network.loaded.version)
 
 
 def _keep_to_cpus(job: Infer | Time) -> None:
@@ -177,52 +170,6 @@ def _keep_to_cpus(job: Infer | Time) -> None:
 def _state() -> State:
     told: Any = host.state()
     return State(tuple(told.get("mhz", ())), told.get("celsius"), told.get("throttled"), told.get("load"))
-
-
-def _frames(crops: Any, threads: int) -> tuple[list[Any], Callable[[Any], Any] | None]:
-    """The pictures that frames start with, and the function that cuts the crop from one.
-
-    A face in them is 1.5 times as large as in its crop. Without OpenCV they are the crops, and the function is None.
-    """
-    try:
-        import cv2
-    except ImportError:
-        return list(crops), None
-    import numpy as np
-
-    from pipnet_edge.preprocess import Rect, cut
-
-    cv2.setNumThreads(threads)
-    side, margin = crops.shape[1], crops.shape[1] // 4
-    large = side * 3 // 2
-    rect = Rect(margin, margin, margin + large, margin + large)
-    pictures = [
-        np.pad(cut(crop, Rect.whole(crop), large), ((margin, margin), (margin, margin), (0, 0))) for crop in crops
-    ]
-    return pictures, lambda picture: cut(picture, rect, side)
-
-
-def _open(job: Infer | Time | Count, threads: int) -> tuple[Any, Any, Any, Any, Loaded]:
-    """The bundle, the crops, a session, its decoder and the event that says it is loaded."""
-    import numpy as np
-
-    from pipnet_edge import bundle as bundles
-    from pipnet_edge import runtimes
-
-    bundle = bundles.read(Path(job.bundle))
-    variant = bundle.variant(job.variant)
-    confined.limit_memory(limits.memory(variant.size, job.crops))
-    crops = np.load(job.crops, allow_pickle=False) if job.crops else bundle.read_golden()[0]
-    side = bundle.spec.input_size
-    if crops.dtype != np.uint8 or crops.shape[1:] != (side, side, 3) or not len(crops):
-        raise EdgeError(f"crops are {crops.dtype} {crops.shape}, this bundle takes uint8 (n, {side}, {side}, 3)")
-    adapter = runtimes.adapter(variant.runtime)
-    start = time.perf_counter()
-    session = bundle.open_session(job.variant, threads)
-    milliseconds = (time.perf_counter() - start) * 1e3
-    arithmetic = runtimes.arithmetic(variant.runtime, variant.precision, host.features())
-    loaded = Loaded(milliseconds, adapter.version(), arithmetic)
-    return bundle, crops, session, bundle.decoder(variant.name), loaded
 
 
 JOBS: dict[type[AnyJob], Callable[[Any], Iterator[Any]]] = {

@@ -25,7 +25,7 @@ from pipnet_edge.decode import MAP_NAMES, Decoder
 from pipnet_edge.errors import USER_ERROR, EdgeError
 from pipnet_edge.runtimes import null
 from pipnet_edge.worker import call as calls
-from pipnet_edge.worker import protocol, serve
+from pipnet_edge.worker import opened, protocol, serve
 
 # A runtime whose native code writes to stdout: on import, when it runs, and, buffered, at the end of the process.
 NOISY = """
@@ -169,7 +169,7 @@ def test_time_goes_on_for_as_long_as_asked_and_tells_meanwhile(null_bundle: Bund
 
 
 def test_frames_begin_with_a_larger_picture_from_which_the_crop_is_cut(crops: NDArray[np.uint8]) -> None:
-    pictures, prepare = serve._frames(crops, 1)
+    pictures, prepare = opened._around(crops, 1)
     assert prepare is not None
     for picture, crop in zip(pictures, crops, strict=True):
         assert picture.shape[0] == 2 * crop.shape[0]
@@ -194,7 +194,7 @@ def test_time_warms_up_and_takes_the_crops_in_turn(
 ) -> None:
     seen: list[int] = []
     frames = list(crops)
-    monkeypatch.setattr(serve, "_frames", lambda *_: (frames, None))
+    monkeypatch.setattr(opened, "_around", lambda *_: (frames, None))
 
     def counted(self: null.Session, crop: NDArray[np.uint8]) -> Any:
         seen.append([crop is frame for frame in frames].index(True))
