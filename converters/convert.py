@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipnet_edge.bundle import GOLDEN, Budget, Bundle, Calibration, File, Source, Variant, replacing
-from pipnet_edge.converters.losses import Losses, is_full, verified
-from pipnet_edge.converters.plan import Lost, Plan, Quantize, Step, Verify
+from pipnet_edge.bundle import GOLDEN, Budget, Bundle, Calibration, File, Variant
+from pipnet_edge.converters import workplace
+from pipnet_edge.converters.losses import Losses, verified
+from pipnet_edge.converters.plan import Lost, Plan, Quantize, Step, Verify, raised
 from pipnet_edge.converters.recipe import recipes
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.files import file_sha256
 
 if TYPE_CHECKING:
     from pipnet_edge.converters.checkpoint.network import Network
     from pipnet_edge.converters.checkpoint.read import Options
-    from pipnet_edge.converters.core import Core
     from pipnet_edge.converters.faces import Faces, Jury
     from pipnet_edge.converters.quantize import prepare
     from pipnet_edge.converters.within_budget import Ranking
-
-
-def _raised(name: str, error: EdgeError) -> None:
-    raise EdgeError(f"{name}: {error}", error.code) from error
 
 
 def convert(
@@ -42,7 +34,7 @@ def convert(
     simplify: bool = True,
     quantize: Quantize | None = None,
     note: Callable[[str], None] = lambda _: None,
-    lost: Lost = _raised,
+    lost: Lost = raised,
 ) -> Bundle:
     """Makes a bundle at `out` from a checkpoint or five-map ONNX file.
 
@@ -57,7 +49,7 @@ def convert(
     if not plan.quantizes:
         quantize = None
     total = len(plan.variants) + 3 + plan.quantizes
-    with replacing(out) as folder, _full_disks_named(folder, out), _temporary_in(folder.parent / "work") as work:
+    with workplace.making(out) as (folder, work):
         step("load", 0, total)
         # These import torch, which takes long. A wrong command line is refused before that.
         import torch
@@ -83,7 +75,7 @@ def convert(
         bundle_of = partial(
             Bundle,
             spec=network.spec,
-            source=_source(source, network.parameters, exported.core),
+            source=workplace.source(source, network.parameters, exported.core),
             golden=File.of(folder, folder / GOLDEN),
             layers=layers.of(network.net, network.spec.size),
             calibration=_calibration(gathered),
@@ -232,42 +224,6 @@ def _rehearsed(step: Step, index: int, total: int, variant: str) -> None:
     step(f"{variant}: rehearse", index, total)
 
 
-def _source(path: Path, parameters: int, core: Core) -> Source:
-    return Source(
-        # A name that cannot be printed is kept as Python would write it.
-        file=path.name if path.name.isprintable() else ascii(path.name),
-        sha256=file_sha256(path),
-        parameters=parameters,
-        onnx_nodes=core.nodes,
-        onnx_bytes=core.sizes,
-    )
-
-
 def _calibration(gathered: Faces | None) -> Calibration | None:
     """What the manifest says about the calibration faces."""
     return Calibration(gathered.calibration.sha256, gathered.calibration.images) if gathered else None
-
-
-@contextlib.contextmanager
-def _temporary_in(folder: Path) -> Iterator[Path]:
-    """Makes this folder and keeps all temporary files in it, also those of what is started: one sweep finds them."""
-    folder.mkdir()
-    before, tempfile.tempdir = tempfile.tempdir, str(folder)
-    given, os.environ["TMPDIR"] = os.environ.get("TMPDIR"), str(folder)
-    try:
-        yield folder
-    finally:
-        tempfile.tempdir = before
-        os.environ.pop("TMPDIR") if given is None else os.environ.update(TMPDIR=given)
-
-
-@contextlib.contextmanager
-def _full_disks_named(folder: Path, out: Path) -> Iterator[None]:
-    """Says so if the disk is full: converters report that in many ways, and some only write less than they should."""
-    try:
-        yield
-    except Exception as e:
-        if is_full(folder):
-            free = shutil.disk_usage(folder).free
-            raise EdgeError(f"no space left on the disk of {out.absolute().parent} ({free} bytes free)") from e
-        raise

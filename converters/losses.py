@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
-from pipnet_edge.bundle import Bundle, File, Variant
-from pipnet_edge.converters.plan import Lost, Plan, Verify
+from pipnet_edge.bundle import Bundle, DetectorBundle, File, Variant
+from pipnet_edge.converters.plan import Lost, Plan
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
+
+Kind = TypeVar("Kind", Bundle, DetectorBundle)
 
 
 def is_full(folder: Path) -> bool:
@@ -45,7 +48,9 @@ class Losses:
             raise EdgeError("no fp32 variant passed, so nothing is written", CHECK_FAILED)
 
 
-def verified(bundle: Bundle, verify: Verify, arbitrate: Callable[[], File], losses: Losses) -> Bundle:
+def verified(
+    bundle: Kind, verify: Callable[[Kind], Mapping[str, Any]], arbitrate: Callable[[], File], losses: Losses
+) -> Kind:
     """A bundle on disk with the variants that pass, and their parity in its manifest.
 
     arbitrate() writes golden cases of higher precision. It is asked if an fp32 variant fails, since two float32 engines

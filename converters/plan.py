@@ -27,6 +27,11 @@ Lost = Callable[[str, EdgeError], None]
 Judge = Callable[[Bundle, str, NDArray[np.uint8], Landmarks, NDArray[np.float64] | None, Count], Mapping[str, float]]
 
 
+def raised(name: str, error: EdgeError) -> None:
+    """A Lost: no variant may be lost."""
+    raise EdgeError(f"{name}: {error}", error.code) from error
+
+
 class Step(Protocol):
     """Gets what is done now, how many steps are done and of how many, and how far this one is: "9 of 99 faces"."""
 

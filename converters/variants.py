@@ -27,7 +27,7 @@ def of_float(network: Exported, destination: str, precision: str, folder: Path) 
     to.fp(network.core, precision, own_folder)
     if network.heads:
         to.add_heads(network.heads, precision, own_folder)
-    return _described(folder, destination, precision, to.tools, network.heads is not None)
+    return described(folder, destination, precision, to.tools, network.heads is not None)
 
 
 def quantized(
@@ -55,7 +55,7 @@ def quantized(
     if network.heads:
         to.add_heads(network.heads, precision, own_folder)
     how = Quantization(methods.ranges, methods.rounding, reasons, given.spec.mean, given.spec.std)
-    return replace(_described(folder, destination, precision, to.tools, is_sparse), quantization=how)
+    return replace(described(folder, destination, precision, to.tools, is_sparse), quantization=how)
 
 
 def rounds_heads(net: nn.Module, precisions: Iterable[str]) -> bool:
@@ -67,9 +67,11 @@ def rounds_heads(net: nn.Module, precisions: Iterable[str]) -> bool:
     return sparse.can_split(net) or any("heads" not in recipe.keep for recipe in found)
 
 
-def _described(folder: Path, destination: str, precision: str, tools: tuple[str, ...], is_sparse: bool) -> Variant:
-    """What a variant's folder holds."""
+def described(
+    folder: Path, destination: str, precision: str, tools: tuple[str, ...], is_sparse: bool = False
+) -> Variant:
+    """What the folder of a variant in the bundle at `folder` holds."""
     name = f"{destination}-{precision}"
-    files = tuple(File.of(folder, path) for path in sorted((folder / name).iterdir()))
+    files = tuple(File.of(folder, path) for path in sorted((folder / name).rglob("*")) if path.is_file())
     versions = {tool: version(tool) for tool in tools}
     return Variant(name, destination, precision, files, versions, is_sparse=is_sparse)

@@ -109,7 +109,7 @@ class FacesParity:
     """How far a detector's variant was from the float network when the bundle was written.
 
     images: so many golden pictures of all sizes. faces: those that the float network found in them; lost of these the
-    variant did not find, and it found so many new ones. iou_min: the least intersection over union of boxes of the same
+    variant did not find, and it found so many new ones. iou_mean, iou_min: intersection over union of boxes of the same
     face, 1 if there is none. score_max: the largest difference of their scores. map_max: that of the maps' values.
     """
 
@@ -118,6 +118,7 @@ class FacesParity:
     faces: int
     lost: int
     new: int
+    iou_mean: float
     iou_min: float
     score_max: float
     map_max: float

@@ -29,6 +29,29 @@ class Limit:
         return [f"{value:.3g} {what} (limit {most:g})" for value, most, what in values if not value <= most]
 
 
+@dataclass(frozen=True)
+class FacesLimit:
+    """The most that a precision may cost a face detector, over all pictures.
+
+    maps: the largest difference in a map, as a share of the map's magnitude. changed: the share of the float network's
+    faces that may be lost, and that may be new. overlap: the least mean intersection over union of the same faces.
+    """
+
+    maps: float
+    changed: float
+    overlap: float
+
+    def broken(self, maps: float, lost: float, new: float, overlap: float) -> list[str]:
+        """What is over the limit, with the limit. NaN is over every limit."""
+        values = (
+            (maps, self.maps, "of a map's magnitude"),
+            (lost, self.changed, "of the faces lost"),
+            (new, self.changed, "of so many new"),
+        )
+        said = [f"{value:.3g} {what} (limit {most:g})" for value, most, what in values if not value <= most]
+        return said if overlap >= self.overlap else [*said, f"overlap {overlap:.3f} (limit {self.overlap:g})"]
+
+
 # fp16 keeps 11 bits. Half-precision weights move the landmarks of a trained MobileNetV2 by 0.02 px on average, and
 # half-precision arithmetic as well (ncnn on a Cortex-A76) moves them by 0.10. If two cells almost tie, the winner can
 # change, and its landmark and the neighbours move by pixels. So the mean and the share of such flips are the real
@@ -37,6 +60,9 @@ SINGLE, HALF = Limit(0.01, 0.05, 0.0), Limit(0.25, 8.0, 0.02)
 # `drift` measures what a quantized variant costs; this limit only checks that it is the same network. A trained
 # network with weights rounded to nearest reaches 1.1 px and 4 % flips.
 INTEGER = Limit(3.0, math.inf, 0.15)
+# The same for detectors. Few faces are in golden pictures, and one of them may lie at the threshold.
+SINGLE_FACES, HALF_FACES = FacesLimit(1e-4, 0.0, 0.999), FacesLimit(0.05, 0.05, 0.98)
+INTEGER_FACES = FacesLimit(math.inf, 0.1, 0.9)
 
 
 @dataclass(frozen=True)
@@ -57,6 +83,11 @@ class Precision:
     computes: str
     limit: Limit
     predicted_as: str | None
+
+    @property
+    def faces(self) -> FacesLimit:
+        """The most that parity allows a face detector."""
+        return INTEGER_FACES if self.is_quantized else HALF_FACES if self.is_half else SINGLE_FACES
 
     @property
     def is_quantized(self) -> bool:

@@ -44,6 +44,7 @@ class Runtime:
     modules: the adapter imports the first of these that is installed.
     precisions: those that its variants can have (pipnet_edge.precisions); empty if nothing is converted to it.
     half_arithmetic: whether it computes in half precision if the CPU can; else it turns fp16 weights into fp32.
+    any_size: whether one model of a detector takes pictures of every size; else there is a model for each.
     float_depthwise: whether its int8 variants compute depthwise convolutions in fp32.
     published: its name in published timings; None if it is in none.
     lenders: the runtimes whose published timings are used if its own are too few; the first convolves as it does.
@@ -59,6 +60,7 @@ class Runtime:
     modules: tuple[str, ...]
     precisions: tuple[str, ...] = ()
     half_arithmetic: bool = False
+    any_size: bool = False
     float_depthwise: bool = False
     published: str | None = None
     lenders: tuple[str, ...] = ()
@@ -88,6 +90,7 @@ RUNTIMES: Mapping[str, Runtime] = {
             modules=("ncnn",),
             precisions=("fp32", "fp16", "int8", "int8-full"),
             half_arithmetic=True,
+            any_size=True,
             float_depthwise=True,
             published="ncnn",
             winograd=True,

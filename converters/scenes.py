@@ -1,0 +1,80 @@
+"""Pictures to calibrate a face detector with: crops of faces, large and small, on backgrounds that have none.
+
+Everything follows from a seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipnet_edge.converters.quantize import calibration
+from pipnet_edge.converters.quantize.calibration import Calibration, Face
+from pipnet_edge.preprocess import Rect
+
+Picture = NDArray[np.uint8]
+
+COUNT = 64
+MOST_FACES = 4
+# Pixels of a crop's side: of the smallest faces that detectors find, and of a crop as it is read.
+LEAST, SIDE = 40, 256
+TRIES = 20
+NOISE = 4.0  # the standard deviation of a camera's, in grey levels
+CELLS = (8, 6)
+
+
+def draw(faces: Sequence[Face], size: tuple[int, int], count: int = COUNT, seed: int = 0) -> Calibration:
+    """`count` scenes of (width, height) pixels, with crops of faces, drawn and refused as by calibration.choose.
+
+    The order of `faces` does not matter.
+    """
+    chosen, random = calibration.choose(faces, SIDE, seed=seed), np.random.default_rng(seed)
+    pictures = []
+    for _ in range(count):
+        crops = chosen.crops[random.integers(len(chosen.crops), size=random.integers(1, MOST_FACES + 1))]
+        sides = np.exp(random.uniform(math.log(LEAST), math.log(min(size)), len(crops))).astype(int)
+        pictures.append(scene(crops, sides.tolist(), size, random)[0])
+    return Calibration(np.stack(pictures), chosen.faces, chosen.images, 0)
+
+
+def scene(
+    crops: Sequence[Picture] | Picture, sides: Sequence[int], size: tuple[int, int], random: np.random.Generator
+) -> tuple[Picture, list[Rect]]:
+    """A picture (height, width, 3) uint8 RGB with each crop (S, S, 3) at a place drawn at random, and where they lie.
+
+    sides: of the crops in the picture, in pixels. A crop that finds no place beside those before it is left out.
+    """
+    picture, rects = background(size, random), list[Rect]()
+    for crop, side in zip(crops, sides, strict=True):
+        for _ in range(TRIES):
+            left, top = (int(random.integers(0, length - side + 1)) for length in size)
+            rect = Rect(left, top, left + side, top + side)
+            if not any(_touch(rect, other) for other in rects):
+                picture[rect.top : rect.bottom, rect.left : rect.right] = _scaled(crop, side)
+                rects.append(rect)
+                break
+    return picture, rects
+
+
+def background(size: tuple[int, int], random: np.random.Generator) -> Picture:
+    """Colours that flow into each other, with a camera's noise: nothing in it is like a face."""
+    import cv2
+
+    colours = random.integers(0, 256, (*CELLS[::-1], 3), dtype=np.uint8)
+    smooth = cv2.resize(colours, size, interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    noise = random.standard_normal(smooth.shape, np.float32) * np.float32(NOISE)
+    return np.asarray(np.rint(smooth + noise).clip(0, 255), dtype=np.uint8)
+
+
+def _scaled(crop: Picture, side: int) -> Picture:
+    import cv2
+
+    how = cv2.INTER_AREA if side < len(crop) else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(crop, (side, side), interpolation=how), dtype=np.uint8)
+
+
+def _touch(one: Rect, other: Rect) -> bool:
+    return one.left < other.right and other.left < one.right and one.top < other.bottom and other.top < one.bottom

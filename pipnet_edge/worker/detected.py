@@ -1,0 +1,87 @@
+"""How a command gives pictures to a detector in a worker, and reads what it found."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipnet_edge import bundle as bundles
+from pipnet_edge import npz
+from pipnet_edge.detect.boxes import Faces
+from pipnet_edge.detect.decode import MOST_FACES, BoxMaps
+from pipnet_edge.detect.spec import DetectorSpec
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.files import write_array
+from pipnet_edge.npz import Form
+from pipnet_edge.worker.call import LARGEST, Call, Listen, ignore
+from pipnet_edge.worker.protocol import Infer
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """The faces in each picture, and its maps if asked for; version names the runtime that ran."""
+
+    faces: tuple[Faces, ...]
+    maps: tuple[BoxMaps, ...] | None
+    version: str
+
+
+def detect(
+    call: Call,
+    bundle: Path,
+    variant: str,
+    threads: int,
+    pictures: NDArray[np.uint8],
+    maps: bool = False,
+    listen: Listen = ignore,
+) -> Detection:
+    """Runs a detector's variant over pictures (n, H, W, 3) uint8 RGB of one of its sizes.
+
+    Raises EdgeError as `call` does, and when what came back is not what was asked for.
+    """
+    spec = bundles.read_detector(bundle).spec
+    with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as folder:
+        given, out = Path(folder, "pictures.npy"), Path(folder, "out.npz")
+        write_array(given, pictures)
+        answer = call(Infer(str(bundle), variant, threads, str(out), str(given), maps), listen)
+        try:
+            return Detection(*_given(out, spec, pictures.shape, maps), answer.version)
+        except EdgeError as e:
+            raise EdgeError(str(e).replace(str(out), "what the worker gave")) from None
+
+
+def _given(
+    path: Path, spec: DetectorSpec, shape: Sequence[int], maps: bool
+) -> tuple[tuple[Faces, ...], tuple[BoxMaps, ...] | None]:
+    """What a worker found, from its .npz file. Raises EdgeError for anything else."""
+    count, height, width = shape[:3]
+    (counts,) = npz.read(path, {"count": Form((count,), (np.int64,))}, LARGEST).values()
+    if not ((counts >= 0) & (counts <= MOST_FACES)).all():
+        raise EdgeError(f"{path}: count is not from 0 to {MOST_FACES}")
+    total = int(counts.sum())
+    forms = {"boxes": Form((total, 4), (np.float64,)), "scores": Form((total,), (np.float64,))} if total else {}
+    if maps:
+        priors = spec.count(width, height)
+        forms |= {"map_boxes": Form((count, priors, 4)), "map_logits": Form((count, priors, 2))}
+    arrays = npz.read(path, forms, LARGEST)
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise EdgeError(f"{path}: {name} holds NaN or infinity")
+    found = Faces(arrays.get("boxes", np.zeros((0, 4))), arrays.get("scores", np.zeros(0)))
+    each = tuple(found[rows] for rows in _parts(counts))
+    if not maps:
+        return each, None
+    return each, tuple(BoxMaps(*pair) for pair in zip(arrays["map_boxes"], arrays["map_logits"], strict=True))
+
+
+def _parts(counts: NDArray[np.int64]) -> Iterator[NDArray[np.intp]]:
+    """The rows of each picture's faces."""
+    start = 0
+    for count in counts.tolist():
+        yield np.arange(start, start + count)
+        start += count
