@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipnet_edge.benchmarks.accuracy.parity import Row as ParityRow
     from pipnet_edge.benchmarks.speed.result import Change, Counted, Measured, Predicted, Result
     from pipnet_edge.benchmarks.speed.tune import Found
-    from pipnet_edge.bundle import Budget, Bundle, Source
+    from pipnet_edge.bundle import Budget, Bundle, Held, Source
     from pipnet_edge.spec import ModelSpec
 
 
@@ -88,7 +88,7 @@ def variants(bundle: Bundle, timings: Sequence[Measured] = (), drifts: Sequence[
     return Table(["variant", ">size", ">px mean", ">px max", ">flips", *measured, *([">ms"] if timings else [])], rows)
 
 
-def quantization(bundle: Bundle) -> list[str]:
+def quantization(bundle: Held) -> list[str]:
     """How each quantized variant was made and what its budget cost; one sentence per variant."""
     lines = []
     for variant in bundle.variants:

@@ -27,6 +27,7 @@ from pipnet_edge.worker.protocol import Facts
 SAME = 0.5
 
 UNITS = {"lost": "%", "new": "%"}
+MEANING = "IoU: overlap of the boxes of the same face; score: the largest difference"
 
 Pictures = NDArray[np.uint8]
 Found = tuple[Sequence[Faces], Sequence[BoxMaps]]

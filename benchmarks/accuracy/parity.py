@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,7 +170,17 @@ def verify(bundle: Bundle) -> dict[str, Parity | EdgeError]:
     return measured
 
 
-def first_failure(rows: Sequence[Row]) -> EdgeError | None:
+class Judged(Protocol):
+    """What a failure is told of."""
+
+    @property
+    def variant(self) -> str: ...
+
+    @property
+    def failure(self) -> str | None: ...
+
+
+def first_failure(rows: Sequence[Judged]) -> EdgeError | None:
     """The error (exit code 3) that names the first variant that failed and why."""
     failed = [row for row in rows if row.failure]
     if not failed:

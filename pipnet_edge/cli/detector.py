@@ -54,7 +54,7 @@ def detector(
             "",
             detector_tables.variants(bundle),
             "",
-            f"against torch, golden pictures of {faces.sizes(bundle)}; IoU: overlap of the boxes of the same face",
+            f"against torch, golden pictures of {faces.sizes(bundle)}; {faces.MEANING}",
             *(f"without {name}: {why}" for name, why in lost.items()),
             "FaceBoxesV2: MIT licence, trained on WIDER FACE, which is for research",
             f"bundle  {out}",

@@ -55,11 +55,14 @@ def inspect(
 def _bundle(path: Path) -> Output:
     """What a bundle is, and which of its files are not as they were written."""
     from pipnet_edge import bundle as bundles
-    from pipnet_edge.benchmarks import tables
+    from pipnet_edge.benchmarks import detector_tables, tables
 
-    bundle = bundles.read(path)
+    bundle = bundles.read_any(path)
     damaged = bundle.damaged()
-    table = tables.variants(bundle)
+    if isinstance(bundle, bundles.Bundle):
+        network, table = tables.network(bundle.spec, bundle.source), tables.variants(bundle)
+    else:
+        network, table = detector_tables.network(bundle), detector_tables.variants(bundle)
     if damaged:
         marks = ("damaged" if name in damaged else "" for name, *_ in table.rows)
         table = Table([*table.columns, ""], [[*row, mark] for row, mark in zip(table.rows, marks, strict=True)])
@@ -68,7 +71,7 @@ def _bundle(path: Path) -> Output:
     return Output(
         {**bundle.to_json(), "damaged": damaged},
         (
-            tables.network(bundle.spec, bundle.source),
+            network,
             "",
             table,
             *tables.quantization(bundle),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -29,36 +30,45 @@ def parity(
     bundle: BundleArgument = DEFAULT_BUNDLE,
     variant: Annotated[list[str] | None, typer.Option(help="A variant to check; all if not given. Repeatable.")] = None,
     images: Annotated[
-        Path | None, typer.Option(help="A folder of face crops to compare on, instead of the golden ones.")
+        Path | None,
+        typer.Option(help="A folder of face crops, or of pictures for a detector, to compare on, not the golden ones."),
     ] = None,
-    crops: Annotated[int | None, typer.Option(min=1, help="Compare on no more than so many crops.")] = None,
+    crops: Annotated[int | None, typer.Option(min=1, help="Compare on no more than so many of them.")] = None,
     threads: Threads = 1,
     target: Target = None,
     host: Host = None,
     emulate: Emulate = False,
 ) -> Output:
-    """Check, here or on a target, that every variant gives the float network's maps and landmarks."""
+    """Check, here or on a target, that every variant gives the float network's maps, and landmarks or faces."""
     from pipnet_edge import bundle as bundles
-    from pipnet_edge.benchmarks import tables
+    from pipnet_edge.benchmarks import detector_tables, tables
+    from pipnet_edge.benchmarks.accuracy import faces
     from pipnet_edge.benchmarks.accuracy import parity as check
     from pipnet_edge.targets.place import calling
 
     (place,) = places([target] if target else (), [host] if host else (), emulate, False)
     # A board cuts them to its own cores.
     count = thread_count(threads) if place.is_here or not threads else threads
-    opened = bundles.read(bundle)
+    opened = bundles.read_any(bundle)
     progress = render.Progress()
     with progress.shown(), calling(place) as call:
         pictures = check.images_in(images) if images else ()
-        rows = check.check(opened, variant or (), count, pictures, progress.step, call, crops)
+        asked = (variant or (), count, pictures, progress.step, call, crops)
+        rows: Sequence[check.Row | faces.Row]
+        if isinstance(opened, bundles.Bundle):
+            rows = found = check.check(opened, *asked)
+            table, about = tables.parity(found), f"px: pixels of the crop, {counted(rows[0].images, 'crop')}"
+        else:
+            rows = compared = faces.check(opened, *asked)
+            table, about = detector_tables.parity(compared), f"{counted(rows[0].images, 'picture')}; {faces.MEANING}"
     failed = check.first_failure(rows)
     where = "" if place.is_here else f", {place.kind} on {place.name}"
     return Output(
         {"target": place.name, "kind": place.kind, "rows": [row.to_json() for row in rows]},
         (
-            tables.parity(rows),
+            table,
             "",
-            f"px: pixels of the crop, {counted(rows[0].images, 'crop')}, against {rows[0].reference}{where}",
+            f"{about}, against {rows[0].reference}{where}",
             *(useless_threads(threads) if place.is_here else ()),
         ),
         code=failed.code if failed else 0,
