@@ -62,6 +62,7 @@ __all__ = [
     "MANIFEST",
     "TRANSPOSED",
     "VERSION",
+    "AnyBundle",
     "Budget",
     "Bundle",
     "Calibration",
@@ -150,6 +151,11 @@ class Bundle(Held, Manifest):
         super().__post_init__()
         _check_parity(self, Parity)
 
+    @property
+    def title(self) -> str:
+        """The network in a few words."""
+        return f"{self.spec.backbone}, {self.spec.num_lms} landmarks, {self.spec.input_size} px"
+
     def open_session(self, name: str, threads: int) -> runtimes.Session:
         """Loads a variant into its runtime after checking its files' hashes."""
         _check_threads(threads)
@@ -199,6 +205,11 @@ class DetectorBundle(Held, DetectorManifest):
         super().__post_init__()
         _check_parity(self, FacesParity)
 
+    @property
+    def title(self) -> str:
+        """The network in a few words."""
+        return f"{self.spec.detector}, {named(self.spec.input_sizes[0])} px"
+
     def sizes(self, name: str) -> tuple[tuple[int, int], ...]:
         """The sizes (width, height) of pictures that a variant has files for, of those in the spec."""
         return tuple(size for size in self.spec.input_sizes if self._files(self.variant(name), size))
@@ -234,6 +245,9 @@ class DetectorBundle(Held, DetectorManifest):
         return pictures, [BoxMaps.from_outputs(maps, sized) for maps in each]
 
 
+AnyBundle = Bundle | DetectorBundle
+
+
 def _check_parity(bundle: Held, kind: type) -> None:
     """Raises EdgeError if a variant has the parity of another kind of bundle."""
     for variant in bundle.variants:
@@ -257,7 +271,7 @@ def _quantized(spec: Spec, variant: Variant) -> Spec:
     return replace(spec, mean=how.mean, std=how.std) if how else spec
 
 
-def read_any(folder: Path) -> Bundle | DetectorBundle:
+def read_any(folder: Path) -> AnyBundle:
     """Reads and checks a bundle's manifest. Raises EdgeError for anything that is not a bundle of this version.
 
     Files are hashed when they are opened, not here. An older bundle that a killed program had just moved away from

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.benchmarks.accuracy.parity import Progress
+from pipnet_edge.benchmarks.accuracy.parity import Progress, first_failure
+from pipnet_edge.benchmarks.limits import Limit
 from pipnet_edge.bundle import DetectorBundle, FacesParity, Variant
 from pipnet_edge.detect.boxes import Faces, overlaps
 from pipnet_edge.detect.decode import BoxMaps, decode
 from pipnet_edge.detect.fit import Fit
-from pipnet_edge.detect.spec import named
+from pipnet_edge.detect.spec import DetectorSpec, named
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 from pipnet_edge.precisions import PRECISIONS
 from pipnet_edge.preprocess import read_picture
@@ -29,8 +31,12 @@ SAME = 0.5
 UNITS = {"lost": "%", "new": "%"}
 MEANING = "IoU: overlap of the boxes of the same face; score: the largest difference"
 
+AT_ONCE = 32  # pictures in memory
+
 Pictures = NDArray[np.uint8]
 Found = tuple[Sequence[Faces], Sequence[BoxMaps]]
+# Pictures (n, H, W, 3) of one (width, height) in parts, each read when it is asked for.
+Parts = Mapping[tuple[int, int], Sequence[Callable[[], Pictures]]]
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,8 @@ def check(
     if len(missing) == len(variants):
         runtimes = dict.fromkeys(variant.runtime for variant in variants)
         raise EdgeError(f"none of this bundle's runtimes is installed: {', '.join(runtimes)}")
-    reference, pictures, wanted = _reference(bundle, threads, images[:most], call, installed, most)
-    count, rows = sum(map(len, pictures.values())), []
+    reference, parts, wanted = _reference(bundle, threads, images[:most], call, installed, most)
+    count, rows = sum(len(faces) for faces, _ in wanted.values()), []
     for index, variant in enumerate(variants):
         progress(variant.name, index, len(variants))
         row = Row(variant.name, reference, count)
@@ -89,7 +95,7 @@ def check(
             rows.append(replace(row, skipped=f"{variant.runtime} is not installed"))
             continue
         try:
-            found = {size: _detected(call, bundle, variant, threads, given) for size, given in pictures.items()}
+            found = {size: _detected(call, bundle, variant, threads, given) for size, given in parts.items()}
         except EdgeError as e:
             rows.append(replace(row, failure=str(e)))
             continue
@@ -104,30 +110,47 @@ def _reference(
     call: Call,
     installed: Sequence[str],
     most: int | None,
-) -> tuple[str, dict[tuple[int, int], Pictures], dict[tuple[int, int], Found]]:
-    """What is compared with: its name, the pictures by size, and what it finds in them."""
+) -> tuple[str, Parts, dict[tuple[int, int], Found]]:
+    """What is compared with: its name, the pictures, and what it finds in them."""
     spec, size = bundle.spec, bundle.spec.input_sizes[0]
     if not images:
-        golden = {each: bundle.read_golden(each) for each in spec.input_sizes}
-        pictures = {each: found[:most] for each, (found, _) in golden.items()}
-        maps = {each: found[:most] for each, (_, found) in golden.items()}
-        return "torch", pictures, {e: ([decode(m, spec.at(e)) for m in found], found) for e, found in maps.items()}
+        parts, wanted = dict[tuple[int, int], Sequence[Callable[[], Pictures]]](), dict[tuple[int, int], Found]()
+        for each in spec.input_sizes:
+            pictures, maps = bundle.read_golden(each)
+            parts[each] = [partial(_same, pictures[:most])]
+            wanted[each] = [decode(found, spec.at(each)) for found in maps[:most]], maps[:most]
+        return "torch", parts, wanted
     singles = [v for v in bundle.variants if v.precision == "fp32" and v.runtime in installed]
     if not singles:
         raise EdgeError("a comparison over pictures needs an fp32 variant as reference, and its runtime installed")
-    pictures = {size: np.stack([_fitted(read_picture(image), bundle) for image in images])}
-    return singles[0].name, pictures, {size: _detected(call, bundle, singles[0], threads, pictures[size])}
+    given = [partial(_read, images[i : i + AT_ONCE], bundle.spec) for i in range(0, len(images), AT_ONCE)]
+    return singles[0].name, {size: given}, {size: _detected(call, bundle, singles[0], threads, given)}
 
 
-def _fitted(picture: Pictures, bundle: DetectorBundle) -> Pictures:
-    size = bundle.spec.input_sizes[0]
-    return Fit.of((picture.shape[1], picture.shape[0]), size).input(picture, bundle.spec.mean)
+def _same(pictures: Pictures) -> Pictures:
+    return pictures
 
 
-def _detected(call: Call, bundle: DetectorBundle, variant: Variant, threads: int, pictures: Pictures) -> Found:
-    found = detect(call, bundle.folder, variant.name, threads, pictures, maps=True)
-    assert found.maps is not None
-    return found.faces, found.maps
+def _read(images: Sequence[Path], spec: DetectorSpec) -> Pictures:
+    """Image files, fitted into the usual size."""
+    pictures = []
+    for image in images:
+        picture = read_picture(image)
+        fit = Fit.of((picture.shape[1], picture.shape[0]), spec.input_sizes[0])
+        pictures.append(fit.input(picture, spec.mean))
+    return np.stack(pictures)
+
+
+def _detected(
+    call: Call, bundle: DetectorBundle, variant: Variant, threads: int, parts: Sequence[Callable[[], Pictures]]
+) -> Found:
+    faces, maps = list[Faces](), list[BoxMaps]()
+    for part in parts:
+        found = detect(call, bundle.folder, variant.name, threads, part(), maps=True)
+        assert found.maps is not None
+        faces += found.faces
+        maps += found.maps
+    return faces, maps
 
 
 def compare(
@@ -145,9 +168,10 @@ def compare(
             same += [overlap for *_, overlap in pairs]
             scores += [float(abs(one.scores[i] - other.scores[j])) for i, j, _ in pairs]
         for name in ("boxes", "logits"):
-            a, b = (np.stack([getattr(each, name) for each in values]).astype(np.float64) for values in (maps, others))
-            difference = float(np.abs(a - b).max())
-            largest, share = max(largest, difference), max(share, difference / float(np.abs(a).max() or 1))
+            pairs_of = [(getattr(a, name), getattr(b, name)) for a, b in zip(maps, others, strict=True)]
+            difference = max(float(np.abs(a.astype(np.float64) - b).max()) for a, b in pairs_of)
+            magnitude = max(float(np.abs(a).max()) for a, _ in pairs_of) or 1.0
+            largest, share = max(largest, difference), max(share, difference / magnitude)
     parity = FacesParity(
         reference=row.reference,
         images=row.images,
@@ -185,6 +209,19 @@ def verify(bundle: DetectorBundle) -> dict[str, FacesParity | EdgeError]:
         assert row.parity is not None
         measured[row.variant] = row.parity
     return measured
+
+
+def broken(rows: Sequence[Row], limits: Sequence[Limit]) -> EdgeError | None:
+    """The error (exit code 3) that names the first variant that failed or breaks one of the limits on UNITS."""
+    failed = first_failure(rows)
+    if failed:
+        return failed
+    for row in rows:
+        for limit in limits:
+            value = row.value(limit.metric)
+            if value is not None and value > limit.most:
+                return EdgeError(f"{row.variant}: {limit.metric} is {value:.3g} % (limit {limit.most:g})", CHECK_FAILED)
+    return None
 
 
 def sizes(bundle: DetectorBundle) -> str:

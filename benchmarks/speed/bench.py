@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import __version__
-from pipnet_edge.benchmarks.accuracy import parity
+from pipnet_edge.benchmarks.accuracy import faces, parity
 from pipnet_edge.benchmarks.speed.result import (
     VERSION,
     Counted,
@@ -29,7 +29,7 @@ from pipnet_edge.benchmarks.speed.result import (
     State,
     facts_of,
 )
-from pipnet_edge.bundle import Bundle, Parity, Variant
+from pipnet_edge.bundle import AnyBundle, Bundle, Held, Parity, Variant
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import write_array
 from pipnet_edge.host import cpu_list
@@ -59,11 +59,11 @@ class Plan:
     cpus: str | tuple[int, ...] = "big"
     settings: Settings = field(default_factory=Settings)
 
-    def named(self, bundle: Bundle) -> list[Variant]:
+    def named(self, bundle: Held) -> list[Variant]:
         """The variants named, or all."""
         return [bundle.variant(name) for name in self.variants] or list(bundle.variants)
 
-    def chosen(self, bundle: Bundle, installed: Sequence[str]) -> list[Variant]:
+    def chosen(self, bundle: Held, installed: Sequence[str]) -> list[Variant]:
         """The variants named, or all whose runtime is installed."""
         found = [variant for variant in self.named(bundle) if self.variants or variant.runtime in installed]
         if not found:
@@ -89,7 +89,7 @@ def check_cpus(call: Call, target: str, cpus: Sequence[int]) -> tuple[Sequence[i
 def sweep(
     call: Call,
     target: str,
-    bundle: Bundle,
+    bundle: Held,
     plan: Plan,
     machine: Machine,
     step: Step,
@@ -113,7 +113,7 @@ def sweep(
             break
 
 
-def measure(bundle: Bundle, variant: str, threads: int, crops: NDArray[np.uint8], settings: Settings) -> Measured:
+def measure(bundle: Held, variant: str, threads: int, crops: NDArray[np.uint8], settings: Settings) -> Measured:
     """Times one variant over crops (n, S, S, 3) uint8 RGB on this machine. Raises EdgeError when it cannot run."""
     with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as folder:
         given = Path(folder, "crops.npy")
@@ -127,7 +127,7 @@ def measure(bundle: Bundle, variant: str, threads: int, crops: NDArray[np.uint8]
 def _measure(
     call: Call,
     target: str,
-    bundle: Bundle,
+    bundle: Held,
     variant: Variant,
     threads: int,
     cpus: str | tuple[int, ...],
@@ -195,7 +195,7 @@ def _state(event: Samples) -> State:
     return State(event.at, told.mhz, told.celsius, told.throttled, told.load)
 
 
-def predictions(place: Place, bundle: Bundle, plan: Plan) -> Iterator[Predicted]:
+def predictions(place: Place, bundle: Held, plan: Plan) -> Iterator[Predicted]:
     """The latency model's prediction for every variant on the place's device. If there is none, a note says why."""
     device = place.device
     assert device is not None
@@ -221,7 +221,7 @@ def predictions(place: Place, bundle: Bundle, plan: Plan) -> Iterator[Predicted]
             )
 
 
-def counts(place: Place, bundle: Bundle, plan: Plan, step: Step) -> Iterator[Counted]:
+def counts(place: Place, bundle: AnyBundle, plan: Plan, step: Step) -> Iterator[Counted]:
     """Every variant's parity and instructions under emulation of the place's device."""
     device = place.device
     assert device is not None
@@ -229,12 +229,20 @@ def counts(place: Place, bundle: Bundle, plan: Plan, step: Step) -> Iterator[Cou
     for index, variant in enumerate(variants):
         step(f"{place.name} {variant.name}, emulated", index, len(variants))
         row = Counted(place.name, variant.name, variant.size, emulated.core(device), None, 0, None, None, {}, None)
-        (same,) = parity.check(bundle, [variant.name], call=emulated.Emulated(device, emulator), most=EMULATED_CROPS)
-        row = replace(row, images=same.images, px=same.px_mean, flips=same.flips, failure=same.failure)
-        if row.px is not None:
+        row = _checked(row, bundle, variant, emulated.Emulated(device, emulator))
+        if row.failure is None:
             found = count(device, emulator, bundle.folder, variant.name)
             row = replace(row, runtime=found.version, stages=found.stages)
         yield row
+
+
+def _checked(row: Counted, bundle: AnyBundle, variant: Variant, call: Call) -> Counted:
+    """With the variant's parity: a detector's has no pixels between landmarks."""
+    if isinstance(bundle, Bundle):
+        (same,) = parity.check(bundle, [variant.name], call=call, most=EMULATED_CROPS)
+        return replace(row, images=same.images, px=same.px_mean, flips=same.flips, failure=same.failure)
+    (found,) = faces.check(bundle, [variant.name], call=call, most=EMULATED_CROPS)
+    return replace(row, images=found.images, failure=found.failure)
 
 
 @dataclass
@@ -247,7 +255,7 @@ class _Found:
 
 
 def run(
-    bundle: Bundle, plan: Plan, where: Sequence[Place], step: Step = lambda *_: None, keep: bool = False
+    bundle: AnyBundle, plan: Plan, where: Sequence[Place], step: Step = lambda *_: None, keep: bool = False
 ) -> tuple[Result, Mapping[str, EdgeError]]:
     """Benches a bundle at all places: those on machines of their own at the same time, then those on this machine.
 
@@ -303,7 +311,7 @@ def run(
         version=VERSION,
         tool=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        network=f"{bundle.spec.backbone}, {bundle.spec.num_lms} landmarks, {bundle.spec.input_size} px",
+        network=bundle.title,
         bundle=bundle.sha256,
         settings=plan.settings,
         facts={place.name: found.facts.get(place.name, {}) for place in where},

@@ -84,9 +84,11 @@ def bench(
                     f"--tune with {option}; --tune writes only into the bundle's manifest (and --json prints)"
                 )
     plan = benches.Plan(tuple(variant or ()), _counts(threads), _cpus(cores), settings)
-    opened = bundles.read(bundle)
+    opened = bundles.read_any(bundle)
     progress = render.Progress()
     if tune:
+        if not isinstance(opened, bundles.Bundle):
+            raise EdgeError(f"--tune with a face detector, {bundle}; bundles of landmarks can be tuned")
         return _tune(opened, plan, where, progress, keep)
     with progress.shown():
         found, errors = benches.run(opened, plan, where, progress.step, keep)
@@ -153,8 +155,8 @@ def _notes(found: Result) -> list[str]:
             if run.frames.size and not run.variant.endswith(f"-{run.arithmetic}")
         )
         notes.append(
-            "ms: picture in memory to landmarks, p50 and p90 of all frames; inference: its part from crop to maps; "
-            "px: distance to torch's landmarks."
+            "ms: picture in memory to landmarks or faces, p50 and p90 of all frames; inference: its part from crop to "
+            "maps; px: distance to torch's landmarks."
         )
     if found.counted:
         notes.append("emulated: instructions of one frame, 1 thread; they say nothing about time.")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipnet_edge.cli import render
 from pipnet_edge.cli.command import command
 from pipnet_edge.cli.options import DEFAULT_BUNDLE, BundleArgument, thread_count
+from pipnet_edge.errors import EdgeError
 from pipnet_edge.output import Output
+from pipnet_edge.words import counted
+
+if TYPE_CHECKING:
+    from pipnet_edge.bundle import DetectorBundle
 
 
 @command
@@ -33,14 +39,18 @@ def drift(
         str | None, typer.Option(help="The variant to compare with; the first fp32 if not given.")
     ] = None,
     limit: Annotated[
-        list[str] | None, typer.Option(help="For example nme<=0.03 or px_mean<=0.30; exit 3 if broken. Repeatable.")
+        list[str] | None,
+        typer.Option(help="Such as nme<=0.03 or px_mean<=0.30 (a detector: lost<=1); exit 3 if broken."),
     ] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Processes at a time; 0: one a core, at most 4.")] = 0,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for pictures and finished chunks.")] = Path(
         "drift"
     ),
 ) -> Output:
-    """Measure what variants lose against the float network over a folder of faces, and against labels."""
+    """Measure what variants lose against the float network over a folder of faces, and against labels.
+
+    Of a face detector: the faces that variants lose in a folder of pictures, and new ones.
+    """
     from pipnet_edge import bundle as bundles
     from pipnet_edge.benchmarks import tables
     from pipnet_edge.benchmarks.accuracy import drift as drifts
@@ -49,10 +59,15 @@ def drift(
     from pipnet_edge.benchmarks.limits import parse
     from pipnet_edge.benchmarks.pictures import drift as drawn
 
+    opened = bundles.read_any(bundle)
+    if not isinstance(opened, bundles.Bundle):
+        for option, value in {"--labels": labels, "--label-format": label_format, "--reference": reference}.items():
+            if value is not None:
+                raise EdgeError(f"{option} {value} with a face detector; it is compared with its first fp32")
+        return _of_faces(opened, images, variant or (), limit or ())
     limits = [parse(text, metrics.UNITS) for text in limit or ()]
     drifts.check_limits(limits, labels is not None)
     processes, cut = _processes(jobs)
-    opened = bundles.read(bundle)
     variants = drifts.choose(opened, variant or (), reference)
     num_lms = opened.spec.num_lms
     found = (
@@ -94,6 +109,30 @@ def drift(
             note,
             *notes,
             f"pictures  {output}",
+        ),
+        code=broken.code if broken else 0,
+        error=str(broken) if broken else None,
+    )
+
+
+def _of_faces(bundle: DetectorBundle, images: Path, names: Sequence[str], limit: Sequence[str]) -> Output:
+    """The drift of a face detector."""
+    from pipnet_edge.benchmarks import detector_tables
+    from pipnet_edge.benchmarks.accuracy import faces
+    from pipnet_edge.benchmarks.accuracy.parity import images_in
+    from pipnet_edge.benchmarks.limits import parse
+
+    limits = [parse(text, faces.UNITS) for text in limit]
+    progress = render.Progress()
+    with progress.shown():
+        rows = faces.check(bundle, names, thread_count(0), images_in(images), progress.step)
+    broken = faces.broken(rows, limits)
+    return Output(
+        {"reference": rows[0].reference, "rows": [row.to_json() for row in rows], "limits": list(map(str, limits))},
+        (
+            detector_tables.parity(rows),
+            "",
+            f"{counted(rows[0].images, 'picture')}, against {rows[0].reference}; {faces.MEANING}",
         ),
         code=broken.code if broken else 0,
         error=str(broken) if broken else None,

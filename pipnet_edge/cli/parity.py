@@ -60,7 +60,7 @@ def parity(
             table, about = tables.parity(found), f"px: pixels of the crop, {counted(rows[0].images, 'crop')}"
         else:
             rows = compared = faces.check(opened, *asked)
-            table, about = detector_tables.parity(compared), f"{counted(rows[0].images, 'picture')}; {faces.MEANING}"
+            table, about = detector_tables.parity(compared), f"{faces.MEANING}; {counted(rows[0].images, 'picture')}"
     failed = check.first_failure(rows)
     where = "" if place.is_here else f", {place.kind} on {place.name}"
     return Output(

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge import bundle as bundles
+from pipnet_edge import runtimes
 from pipnet_edge.defaults import choose
 from pipnet_edge.detect.boxes import Faces, Found
 from pipnet_edge.detect.fit import find
-from pipnet_edge.detect.spec import check_threshold
+from pipnet_edge.detect.spec import Margins, check_threshold
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import cache_folder
 
@@ -20,7 +21,17 @@ ADVICE = "`pipnet-edge detector` makes one; or say where faces are with --box, o
 
 
 class Finder(Protocol):
-    """What finds the faces in a picture (H, W, 3) uint8 RGB, the best score first."""
+    """What finds the faces in a picture (H, W, 3) uint8 RGB, the best score first.
+
+    faces: with its own boxes; find: with those that their landmarks should fill, by margins. version: what runs it.
+    """
+
+    version: str
+
+    @property
+    def margins(self) -> Margins: ...
+
+    def faces(self, picture: NDArray[np.uint8]) -> Faces: ...
 
     def find(self, picture: NDArray[np.uint8]) -> tuple[Found, ...]: ...
 
@@ -48,8 +59,13 @@ class Detector:
             check_threshold(threshold)
         chosen = choose(opened, variant, threads, otherwise=1)
         self.spec, self.variant, self.threads = opened.spec, chosen.variant, chosen.threads
+        self.version = f"{chosen.variant}, {runtimes.adapter(opened.variant(chosen.variant).runtime).version()}"
         self._sized, self._threshold = opened.spec.at(size), threshold
         self._session = opened.open_session(chosen.variant, chosen.threads, size)
+
+    @property
+    def margins(self) -> Margins:
+        return self.spec.margins
 
     def faces(self, picture: NDArray[np.uint8]) -> Faces:
         """The detector's own boxes in an (H, W, 3) uint8 RGB picture. Raises EdgeError for any other array."""
@@ -57,7 +73,7 @@ class Detector:
 
     def find(self, picture: NDArray[np.uint8]) -> tuple[Found, ...]:
         """The faces in an (H, W, 3) uint8 RGB picture, with the boxes that their landmarks should fill."""
-        return self.faces(picture).found(self.spec.margins)
+        return self.faces(picture).found(self.margins)
 
     def close(self) -> None:
         self._session.close()
@@ -74,6 +90,13 @@ def path_of(given: Path | None) -> Path:
     if not found.exists():
         raise EdgeError(f"there is no face detector at {found}; {ADVICE}")
     return found
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a detector's largest model."""
+    if path.is_dir():
+        return max(variant.size for variant in bundles.read_detector(path).variants)
+    return path.stat().st_size
 
 
 def load(path: Path, variant: str | None = None, threads: int | None = None, threshold: float | None = None) -> Finder:

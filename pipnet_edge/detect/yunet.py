@@ -23,9 +23,12 @@ MARGINS = Margins(left=0.03, top=-0.2, right=0.03, bottom=0.03)
 class Yunet:
     """A YuNet, loaded. threshold: another than the usual one. Raises EdgeError for a file that OpenCV refuses."""
 
+    margins = MARGINS
+
     def __init__(self, path: Path, threshold: float | None = None) -> None:
         import cv2
 
+        self.version = f"YuNet, OpenCV {cv2.__version__}"
         threshold = THRESHOLD if threshold is None else threshold
         check_threshold(threshold)
         try:

@@ -19,7 +19,7 @@ from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import write_array
 from pipnet_edge.npz import Form
 from pipnet_edge.worker.call import LARGEST, Call, Listen, ignore
-from pipnet_edge.worker.protocol import Infer
+from pipnet_edge.worker.protocol import Find, Infer
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,3 +85,29 @@ def _parts(counts: NDArray[np.int64]) -> Iterator[NDArray[np.intp]]:
     for count in counts.tolist():
         yield np.arange(start, start + count)
         start += count
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Faces in a picture: the detector's boxes (n, 4), their scores (n,), and the boxes that landmarks should fill."""
+
+    boxes: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    fit: NDArray[np.float64]
+    version: str
+
+
+def places(call: Call, job: Find) -> Places:
+    """The faces in a picture, x, y, width, height in its pixels, the best score first. Raises EdgeError as `detect`."""
+    answer, path = call(job), Path(job.out)
+    try:
+        arrays = npz.read_all(path, LARGEST)
+        count = len(arrays["scores"]) if "scores" in arrays and arrays["scores"].ndim == 1 else -1
+        shapes = {"boxes": (count, 4), "scores": (count,), "fit": (count, 4)}
+        if {name: array.shape for name, array in arrays.items()} != shapes or not 0 <= count <= MOST_FACES:
+            raise EdgeError(f"{path} holds other arrays than boxes, scores and fit of up to {MOST_FACES} faces")
+        if not all(array.dtype == np.float64 and np.isfinite(array).all() for array in arrays.values()):
+            raise EdgeError(f"{path} holds what is no finite number")
+    except EdgeError as e:
+        raise EdgeError(str(e).replace(str(path), "what the worker gave")) from None
+    return Places(arrays["boxes"], arrays["scores"], arrays["fit"], answer.version)

@@ -134,6 +134,24 @@ class Infer(Job[Version]):
 
 
 @dataclass(frozen=True)
+class Find(Job[Version]):
+    """The faces in a picture, into the .npz file `out`: boxes (n, 4), scores (n,), and fit (n, 4), the boxes that their
+    landmarks should fill, all float64.
+
+    detector: a bundle, or a YuNet file. picture: a .npy file, (H, W, 3) uint8. variant and threshold: None for the
+    usual ones.
+    """
+
+    DO, ANSWER = "find", Version
+    detector: str
+    picture: str
+    out: str
+    threads: int
+    variant: str | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
 class Time(Job[Peak]):
     """The timing loop: `warmup` frames that do not count, then at least `seconds` and `count`. Others as in Infer."""
 
@@ -166,8 +184,8 @@ class Cpus(Job[Groups]):
     DO, ANSWER = "cpus", Groups
 
 
-AnyJob = Probe | Facts | Infer | Time | Count | Cpus
-JOBS: Mapping[str, type[AnyJob]] = {job.DO: job for job in (Probe, Facts, Infer, Time, Count, Cpus)}
+AnyJob = Probe | Facts | Infer | Find | Time | Count | Cpus
+JOBS: Mapping[str, type[AnyJob]] = {job.DO: job for job in (Probe, Facts, Infer, Find, Time, Count, Cpus)}
 
 
 # --- Events: a worker writes them before its answer.

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 from pipnet_edge import confined, host, strict
@@ -25,6 +26,7 @@ from pipnet_edge.worker.protocol import (
     Error,
     Event,
     Facts,
+    Find,
     First,
     Groups,
     Infer,
@@ -81,6 +83,21 @@ def infer(job: Infer) -> Iterator[Event | Version]:
     network.session.close()
     np.savez(job.out, **together(found))
     yield Version(network.loaded.version)
+
+
+def find(job: Find) -> Iterator[Version]:
+    import numpy as np
+
+    from pipnet_edge.detect import detector
+
+    confined.limit_memory(limits.memory(detector.size_of(Path(job.detector)), job.picture))
+    threads = min(job.threads, len(host.allowed_cpus()))
+    finder = detector.load(Path(job.detector), job.variant, threads, job.threshold)
+    picture = np.load(job.picture, allow_pickle=False)
+    found = finder.faces(picture)
+    finder.close()
+    np.savez(job.out, boxes=found.boxes, scores=found.scores, fit=found.landmark_boxes(finder.margins))
+    yield Version(finder.version)
 
 
 def timing(job: Time) -> Iterator[Event | Peak]:
@@ -176,6 +193,7 @@ JOBS: dict[type[AnyJob], Callable[[Any], Iterator[Any]]] = {
     Probe: probe,
     Facts: facts,
     Infer: infer,
+    Find: find,
     Time: timing,
     Count: counting,
     Cpus: cpus,

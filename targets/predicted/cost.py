@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from pipnet_edge.bundle import CONV, TRANSPOSED, Bundle, Variant
+from pipnet_edge.bundle import CONV, TRANSPOSED, Held, Variant
 from pipnet_edge.bundle import Layer as Described
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.precisions import PRECISIONS
@@ -74,7 +74,7 @@ def _work(layer: Layer, winograd: bool) -> tuple[int, int]:
     return layer.winograd if winograd and layer.winograd else (layer.macs, layer.weights)
 
 
-def of(bundle: Bundle, variant: Variant) -> Cost:
+def of(bundle: Held, variant: Variant) -> Cost:
     """The cost of a variant's network; layers that it keeps in float are marked.
 
     Raises EdgeError if it keeps a layer that the bundle does not have.

@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pipnet_edge import strict
-from pipnet_edge.bundle import Bundle
+from pipnet_edge.bundle import Held
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.precisions import PRECISIONS
 from pipnet_edge.runtimes import RUNTIMES, Runtime
@@ -99,7 +99,7 @@ def latency() -> Latency:
     return strict.read(Latency, tomllib.loads(LATENCY.read_text(encoding="utf-8")), LATENCY.name)
 
 
-def predict_variant(device: Device, bundle: Bundle, name: str, threads: int) -> Prediction:
+def predict_variant(device: Device, bundle: Held, name: str, threads: int) -> Prediction:
     """Predicts one inference of a bundle's variant from its layers.
 
     Raises EdgeError as `predict` does, for an unknown variant, and for a precision without published speeds.

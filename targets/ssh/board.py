@@ -79,7 +79,7 @@ class Board:
             self._need(job.runtime)
         if not isinstance(job, Infer | Time | Count):
             return job, files
-        bundle = bundles.read(Path(job.bundle))
+        bundle = bundles.read_any(Path(job.bundle))
         variant = bundle.variant(job.variant)
         self._need(variant.runtime)
         name = f"bundle-{file_sha256(bundle.folder / bundles.MANIFEST)[:16]}"
