@@ -7,6 +7,7 @@ the first column, and a normalised landmark times the picture's size is its posi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,19 @@ def annotate(image: Image, points: Points, colour: Colour = GREEN, radius: float
             for x, y in face.tolist():
                 disk(canvas, x, y, r, shade)
     return canvas
+
+
+def box(canvas: Image, corner_and_size: Sequence[float], text: str = "") -> None:
+    """Draws a box x, y, width, height, in pixels, into a picture, and a text above it."""
+    import cv2
+
+    x, y, w, h = corner_and_size
+    thick = max(1, round(min(canvas.shape[:2]) / 480))
+    cv2.rectangle(canvas, (round(x), round(y)), (round(x + w), round(y + h)), GREEN, thick)
+    if text:
+        at = max(0, round(x)), max(16 * thick, round(y) - 4 * thick)
+        for shade, width in ((INK, 4 * thick), (GREEN, thick)):
+            cv2.putText(canvas, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5 * thick, shade, width, cv2.LINE_AA)
 
 
 def disk(canvas: Image, x: float, y: float, radius: float, colour: Colour) -> None:

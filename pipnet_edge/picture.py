@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,33 +16,77 @@ from pipnet_edge import bundle as bundles
 from pipnet_edge import draw, files, host
 from pipnet_edge.bundle import MANIFEST, Bundle
 from pipnet_edge.defaults import Choice, choose, others
+from pipnet_edge.detect.detector import path_of
+from pipnet_edge.detect.spec import check_threshold
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import Box, Rect, crop_rect, cut, read_picture
 from pipnet_edge.spec import CROPS
+from pipnet_edge.worker import detected
 from pipnet_edge.worker.call import Died, Inference, here, infer
-from pipnet_edge.worker.protocol import Probe
+from pipnet_edge.worker.protocol import Find, Probe
 
 # A whole picture that is likely to be a face's crop: sides in pixels, and the longer one divided by the shorter.
 SIDES, RATIO = (32, 4096), 2.0
+# Pixels of a detected face that have to lie in the picture, in both directions.
+LEAST = 4
 
 
 @dataclass(frozen=True)
 class Face:
-    """rect: left, top, right, bottom of the crop. points: (x, y) in pixels of the picture. scores: raw, by landmark."""
+    """A face in a picture, in its pixels.
 
+    box: x, y, width, height, as given or as a detector found it; None for the whole picture. detected: the detector's
+    score, if one found it. rect: left, top, right, bottom of the crop. points: (x, y). scores: raw, by landmark.
+    """
+
+    box: tuple[float, float, float, float] | None
+    detected: float | None
     rect: tuple[int, int, int, int]
     points: list[list[float]]
     scores: list[float]
 
 
 @dataclass(frozen=True)
-class Annotated:
-    """What `annotate` found and where it wrote it. cpus: those that the worker kept to.
+class Asked:
+    """Where faces are to be looked for: in these boxes, in the whole picture, or wherever a detector finds some.
 
-    note: that of defaults.Choice, and whether the whole picture is likely no crop of a face.
+    detector: a bundle or a YuNet file; None for the usual one. threshold: from 0 to 1; None for the detector's own.
+    """
+
+    boxes: Sequence[Box] = ()
+    whole: bool = False
+    detector: Path | None = None
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None:
+            check_threshold(self.threshold)
+        by_hand = "--box" if self.boxes else "--whole"
+        for option, value in (("--detector", self.detector), ("--threshold", self.threshold)):
+            if value is not None and (self.boxes or self.whole):
+                raise EdgeError(f"{option} {value} with {by_hand}: then nothing is detected")
+        if self.boxes and self.whole:
+            raise EdgeError("--box with --whole; one of them says where the faces are")
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where faces are: by whom that is said, and for each its box, a detector's score and the rectangle to cut."""
+
+    by: str
+    faces: tuple[tuple[Box | None, float | None, Rect], ...]
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """What `annotate` found and where it wrote it. by: who said where faces are. cpus: those that the worker kept to.
+
+    note: that of defaults.Choice, whether the whole picture is likely no crop of a face, and which faces likely are
+    none.
     """
 
     image: str
+    by: str
     variant: str
     version: str
     threads: int
@@ -59,51 +104,84 @@ class Annotated:
 def annotate(
     bundle: Path,
     image: Path,
-    boxes: Sequence[Box],
+    asked: Asked,
     policy: str | None,
     variant: str | None,
     threads: int | None,
     output: Path | None,
 ) -> Annotated:
-    """Finds the landmarks in every box (without boxes: in the whole picture) and writes the drawing and the JSON.
+    """Finds the landmarks of the faces asked for, and writes the drawing and the JSON.
 
-    A worker runs the network. policy: the crop policy; by default the network's own. Variant, threads and the worker's
+    Workers run the networks. policy: the crop policy; by default the network's own. Variant, threads and the worker's
     CPUs are by default those that the bundle was tuned to for this machine (see pipnet_edge.defaults). Raises EdgeError
     for unreadable input, unknown variants and paths that cannot be written; it calls boxes and the policy by their
-    options.
+    options. No face is no error.
     """
     opened = bundles.read(bundle)
     if policy not in (None, *CROPS):
         raise EdgeError(f"--crop {policy}; allowed: {', '.join(CROPS)}")
     path, data = _outputs(output or Path(f"{image.stem}-landmarks.png"), (image, bundle / MANIFEST))
+    detector = None if asked.boxes or asked.whole else path_of(asked.detector)
     picture = read_picture(image)
     height, width = picture.shape[:2]
-    cut_by = policy or opened.spec.crop
-    rects = [crop_rect(box, width, height, cut_by, "--box") for box in boxes] or [Rect.whole(picture)]
+    places = _places(picture, asked, detector, policy or opened.spec.crop)
+    # A picture without a face is shown to the network all the same: it says whether the variant works.
+    rects = [rect for *_, rect in places.faces] or [Rect.whole(picture)]
     crops = np.stack([cut(picture, rect, opened.spec.input_size) for rect in rects])
     chosen, inference = _inferred(opened, variant, threads, crops)
     found = inference.landmarks
-    points = np.stack([rect.to_picture(p) for rect, p in zip(rects, found.points, strict=True)])
-    drawn = draw.annotate(picture, points)
-    faces = tuple(
-        Face((r.left, r.top, r.right, r.bottom), p.round(2).tolist(), s.round(4).tolist())
-        for r, p, s in zip(rects, points.astype(float), found.score.astype(float), strict=True)
-    )
+    each = zip(places.faces, found.points, found.score.astype(float), strict=bool(places.faces))
+    faces, points = list[Face](), list[NDArray[np.float32]]()
+    for (box, score, rect), normalised, scores in each:
+        points.append(rect.to_picture(normalised))
+        corners = rect.left, rect.top, rect.right, rect.bottom
+        faces.append(Face(box, score, corners, points[-1].astype(float).round(2).tolist(), scores.round(4).tolist()))
+    notes = (chosen.note, _doubt(width, height) if asked.whole else None, _doubtful(faces, opened.spec.presence))
     result = Annotated(
         str(image),
+        places.by,
         chosen.variant,
         inference.version,
         chosen.threads,
         chosen.cpus,
-        "; ".join(filter(None, (chosen.note, None if boxes else _doubt(width, height)))) or None,
+        "; ".join(filter(None, notes)) or None,
         opened.spec.num_lms,
-        faces,
+        tuple(faces),
         str(path),
         str(data),
     )
+    drawn = draw.annotate(picture, np.stack(points)) if points else picture.copy()
+    for face in faces:
+        if face.box is not None:
+            draw.box(drawn, face.box, "" if face.detected is None else f"{face.detected:.2f}")
     draw.write_picture(path, drawn)
     files.write(data, (json.dumps(result.to_json(), indent=1) + "\n").encode())
     return result
+
+
+def _places(picture: NDArray[np.uint8], asked: Asked, detector: Path | None, policy: str) -> _Places:
+    """Where the faces in a picture are, and how a crop policy cuts them."""
+    height, width = picture.shape[:2]
+    if asked.boxes:
+        rects = [crop_rect(box, width, height, policy, "--box") for box in asked.boxes]
+        return _Places("--box", tuple((box, None, rect) for box, rect in zip(asked.boxes, rects, strict=True)))
+    if detector is None:
+        return _Places("the whole picture", ((None, None, Rect.whole(picture)),))
+    with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as folder:
+        given, out = Path(folder, "picture.npy"), Path(folder, "out.npz")
+        files.write_array(given, picture)
+        job = Find(str(detector), str(given), str(out), host.default_threads(), threshold=asked.threshold)
+        found = detected.places(here, job)
+    # The demo policy cuts around a detector's own box, the other around the landmarks.
+    boxes = found.boxes if policy == "demo" else found.fit
+    faces = []
+    for own, box, score in zip(found.boxes.tolist(), boxes.tolist(), found.scores.tolist(), strict=True):
+        x, y, w, h = box
+        across, down = min(x + w, width) - max(x, 0), min(y + h, height) - max(y, 0)
+        if min(across, down) >= LEAST:
+            rect = crop_rect((x, y, w, h), width, height, policy)
+            faces.append((tuple(round(side, 2) for side in own), round(score, 4), rect))
+    return _Places(found.version, tuple(faces))
 
 
 def _inferred(
@@ -145,7 +223,16 @@ def _doubt(width: int, height: int) -> str | None:
     short, long = sorted((width, height))
     if SIDES[0] <= short and long <= SIDES[1] and long <= RATIO * short:
         return None
-    return f"the whole picture of {width}x{height} pixels was taken as one face; if it is not one, --box is needed"
+    return f"the whole picture of {width}x{height} pixels was taken as one face; if it is not one, leave --whole out"
+
+
+def _doubtful(faces: Sequence[Face], presence: float | None) -> str | None:
+    """Says which faces are likely none by their landmarks' scores."""
+    low = [number for number, face in enumerate(faces, 1) if presence and np.mean(face.scores) < presence]
+    if not low:
+        return None
+    which = f"face{'s' if low[1:] else ''} {', '.join(map(str, low))}"
+    return f"{which}: landmarks score below {presence:.3g}, where this network sees no face"
 
 
 def _outputs(path: Path, inputs: Sequence[Path]) -> tuple[Path, Path]:

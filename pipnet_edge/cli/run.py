@@ -25,6 +25,14 @@ def run(
     box: Annotated[
         list[str] | None, typer.Option(help="A face: x,y,width,height in pixels. Repeat for more faces.")
     ] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="The picture is the crop of one face.")] = False,
+    detector: Annotated[
+        Path | None,
+        typer.Option(help="A face detector's bundle, or a YuNet .onnx file, if not that of `pipnet-edge detector`."),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="The score above which there is a face, 0 to 1, if not the detector's own.")
+    ] = None,
     crop: Annotated[
         str | None, typer.Option(help="How a box is cut: test (x1.2) or demo (for a detector's box).")
     ] = None,
@@ -42,7 +50,7 @@ def run(
         Path | None, typer.Option("-o", "--output", help="The picture to draw; IMAGE-landmarks.png if not given.")
     ] = None,
 ) -> Output:
-    """Find landmarks in a picture: JSON and an annotated picture. Without boxes the picture is one crop."""
+    """Find landmarks in a picture: JSON and an annotated picture. Without boxes, faces are detected."""
     from pipnet_edge import picture
     from pipnet_edge.host import default_threads
 
@@ -53,13 +61,13 @@ def run(
         raise EdgeError(f"{bundle} is no bundle; BUNDLE comes first, then IMAGE")
     if image.is_dir():
         raise EdgeError(f"{image} is a folder; an image is needed: [BUNDLE] IMAGE")
-    boxes: list[Box] = [_box(text) for text in box or ()]
+    asked = picture.Asked(tuple(_box(text) for text in box or ()), whole, detector, threshold)
     found = picture.annotate(
-        bundle, image, boxes, crop, variant, default_threads() if threads == 0 else threads, output
+        bundle, image, asked, crop, variant, default_threads() if threads == 0 else threads, output
     )
     lines = [
         f"{counted(len(found.faces), 'face')}, {found.landmarks} landmarks each, by {found.variant} ({found.version}), "
-        f"{counted(found.threads, 'thread')}",
+        f"{counted(found.threads, 'thread')}; faces by {found.by}",
         *([found.note] if found.note else []),
     ]
     return Output(found.to_json(), (*lines, f"picture    {found.picture}", f"landmarks  {found.json}"))

@@ -59,7 +59,8 @@ class Detector:
             check_threshold(threshold)
         chosen = choose(opened, variant, threads, otherwise=1)
         self.spec, self.variant, self.threads = opened.spec, chosen.variant, chosen.threads
-        self.version = f"{chosen.variant}, {runtimes.adapter(opened.variant(chosen.variant).runtime).version()}"
+        runtime = runtimes.adapter(opened.variant(chosen.variant).runtime).version()
+        self.version = f"{opened.spec.detector} {chosen.variant}, {runtime}"
         self._sized, self._threshold = opened.spec.at(size), threshold
         self._session = opened.open_session(chosen.variant, chosen.threads, size)
 
