@@ -7,6 +7,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 .PHONY: demo test lint fuzz clean
 
 demo: $(VENV)/.ready
+	$(BIN)/pipnet-edge detector
 	$(BIN)/pipnet-edge demo
 
 test: $(VENV)/.ready

@@ -51,6 +51,7 @@ def demo(
             progress.step(f"time {variant.name}", index, len(bundle.variants))
             timings.append(bench.measure(bundle, variant.name, count, crops, QUICK))
     drawn = draw_crops(bundle, bundle.variants[0].name, crops, output / "faces.png")
+    found = _in_a_picture(bundle.folder, output)
     notes = (
         *useless_threads(threads),
         f"parity: distance to torch's landmarks, pixels of the {bundle.spec.input_size} px crop, {len(crops)} faces.",
@@ -67,5 +68,19 @@ def demo(
             ],
             "picture": str(drawn),
         },
-        (tables.variants(bundle, timings, rows), "", *notes, f"bundle   {bundle.folder}", f"picture  {drawn}"),
+        (tables.variants(bundle, timings, rows), "", *notes, f"bundle   {bundle.folder}", f"picture  {drawn}", *found),
     )
+
+
+def _in_a_picture(bundle: Path, output: Path) -> list[str]:
+    """Lines about faces that the detector finds in a picture with several; there may be no detector."""
+    from pipnet_edge import draw, picture
+    from pipnet_edge.converters.golden import scenes_of
+    from pipnet_edge.detect.detector import usual
+
+    if not usual().exists():
+        return ["faces in pictures are not shown: there is no face detector; `pipnet-edge detector` makes one"]
+    photo = output / "photo.png"
+    draw.write_picture(photo, scenes_of((640, 480))[1])
+    found = picture.annotate(bundle, photo, picture.Asked(), None, None, None, output / "found.png")
+    return [f"picture  {found.picture}, {counted(len(found.faces), 'face')} by {found.by}"]

