@@ -29,7 +29,7 @@ class Exported:
 class Rounded(Exported):
     """A core with rounded weights, and the same network in the form that quantizers take."""
 
-    given: Quantized
+    given: Quantized[ModelSpec]
 
 
 def export(net: nn.Module, spec: ModelSpec, folder: Path, simplify: bool, is_sparse: bool) -> Exported:
@@ -46,7 +46,9 @@ class Cores:
     Each has its own folder in `folder`, and is exported when it is first asked for.
     """
 
-    def __init__(self, prepared: Mapping[int, Prepared], folder: Path, simplify: bool, is_sparse: bool) -> None:
+    def __init__(
+        self, prepared: Mapping[int, Prepared[ModelSpec]], folder: Path, simplify: bool, is_sparse: bool
+    ) -> None:
         self.prepared, self.is_sparse = prepared, is_sparse
         self._folder, self._simplify = folder, simplify
         self._found: dict[tuple[int, frozenset[str], bool], Rounded] = {}

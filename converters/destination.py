@@ -10,6 +10,7 @@ from pathlib import Path
 from pipnet_edge.converters.core import Core
 from pipnet_edge.converters.quantize.scheme import Quantized
 from pipnet_edge.decode import Heads
+from pipnet_edge.spec import Input
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Destination:
     levels: int
     heads_inside: bool
     fp: Callable[[Core, str, Path], None]
-    int8: Callable[[Core, Quantized, int, Path], None]
+    int8: Callable[[Core, Quantized[Input], int, Path], None]
     add_heads: Callable[[Heads, str, Path], None]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Container
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import torch
@@ -225,6 +226,60 @@ def inputs(graph: fx.GraphModule) -> dict[str, str]:
         if source.name in stored:
             found[name] = source.name
     return found
+
+
+def joined(graph: fx.GraphModule) -> list[tuple[set[str], set[str]]]:
+    """What has to be stored on one grid: (concatenations, their branches), names of points.
+
+    Concatenations that have a branch in common, or are a branch of another, are together.
+    """
+    stored = points(graph)
+    found: list[tuple[set[str], set[str]]] = []
+    for name, node in stored.items():
+        if node.op != "call_function" or node.target is not torch.cat:
+            continue
+        wholes, parts = {name}, {_unpooled(graph, source, stored).name for source in node.all_input_nodes}
+        parts &= stored.keys()
+        for other in [other for other in found if (other[0] | other[1]) & (wholes | parts)]:
+            found.remove(other)
+            wholes, parts = wholes | other[0], parts | other[1]
+        found.append((wholes, parts - wholes))
+    return found
+
+
+class Storage:
+    """Which points are stored in 8 bits, by which layers are in int8."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        self._graph, self._layers, self._points = graph, convolutions(graph), points(graph)
+        # A layer's output: the activation function fused to it, or itself.
+        self.outputs = {name: self._output(node) for name, node in self._layers.items()}
+        self._gates = {self.outputs[name] for name in gates(graph)}
+        # For every point and layer: the points it is computed from.
+        wanted = {*self._points.values(), *self._layers.values()}
+        self._sources = {node: self._read(node) for node in graph.graph.nodes if node in wanted}
+
+    def _output(self, layer: fx.Node) -> fx.Node:
+        behind = [reader for reader in readers_of(self._graph, layer) if reader.name in self._points]
+        return layer if layer.name in self._points or len(behind) != 1 else behind[0]
+
+    def _read(self, node: fx.Node) -> set[fx.Node]:
+        found = set()
+        for source in node.all_input_nodes:
+            found |= {source} if source.name in self._points else self._read(source)
+        return found
+
+    def stored(self, int8: AbstractSet[str]) -> frozenset[str]:
+        """Names of the nodes that are stored in 8 bits when these layers are in int8."""
+        kept = {source for name in int8 for source in self._sources[self._layers[name]]}
+        kept |= {self.outputs[name] for name in int8}
+        made = set(self.outputs.values())
+        for node in self._points.values():
+            sources = self._sources[node] - self._gates
+            alone = isinstance(module(self._graph, node), ALONE) or node.target is operator.mul
+            if node not in made and not alone and sources and sources <= kept:
+                kept.add(node)
+        return frozenset(node.name for node in kept if node.name in self._points)
 
 
 def readers_of(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:

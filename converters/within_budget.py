@@ -19,6 +19,7 @@ from pipnet_edge.converters.quantize.budget import Budget, Progress
 from pipnet_edge.converters.quantize.prepare import Prepared
 from pipnet_edge.converters.recipe import recipes
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
+from pipnet_edge.spec import ModelSpec
 from pipnet_edge.words import counted
 
 # How many faces layers are ranked on. More faces hardly change the order, and the sweeps take long.
@@ -41,7 +42,7 @@ class Ranking:
     Which grid the weights have hardly changes the order.
     """
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Prepared[ModelSpec]) -> None:
         self._prepared = prepared
         self._orders: dict[str, tuple[str, ...]] = {}
 

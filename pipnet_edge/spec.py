@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,9 @@ class Input(Protocol):
     @property
     def std(self) -> tuple[float, float, float]: ...
 
+    def renormalised(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Self:
+        """The same with another mean and std."""
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -107,6 +110,9 @@ class ModelSpec:
     def size(self) -> tuple[int, int]:
         """(width, height) of the crop."""
         return self.input_size, self.input_size
+
+    def renormalised(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Self:
+        return replace(self, mean=mean, std=std)
 
     @property
     def grid(self) -> int:

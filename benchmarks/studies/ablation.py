@@ -26,6 +26,7 @@ from pipnet_edge.converters.quantize.scheme import FULL, Quantized, Range, fit_b
 from pipnet_edge.converters.recipe import recipes
 from pipnet_edge.decode import Decoder
 from pipnet_edge.preprocess import Rect, cut, pictures_in, read_picture
+from pipnet_edge.spec import ModelSpec
 
 # Equalised, ranges, rounding. None: no int8 of activations or of weights.
 SCHEMES: tuple[tuple[bool, str | None, str | None], ...] = (
@@ -43,7 +44,7 @@ SCHEMES: tuple[tuple[bool, str | None, str | None], ...] = (
 )
 
 
-def schemes(network: Network, faces: Calibration) -> Iterator[tuple[str, fx.GraphModule, Quantized]]:
+def schemes(network: Network, faces: Calibration) -> Iterator[tuple[str, fx.GraphModule, Quantized[ModelSpec]]]:
     """Each scheme's name, float graph and quantized network."""
     found: dict[tuple[bool, str], dict[str, Range]] = {}
     for equalised, method, how in SCHEMES:

@@ -16,7 +16,7 @@ from pipnet_edge.converters.checkpoint import archive, kind
 from pipnet_edge.converters.checkpoint.kind import Kind
 from pipnet_edge.converters.checkpoint.state_dict import weight
 from pipnet_edge.converters.checkpoint.weights import Weights
-from pipnet_edge.detect.spec import DetectorSpec, Level, Margins, Prior
+from pipnet_edge.detect.spec import DetectorSpec, Level, Margins, Prior, Sized
 from pipnet_edge.errors import EdgeError
 
 PREFIX, COUNTER = "module.", "num_batches_tracked"
@@ -115,6 +115,18 @@ class Detector:
     spec: DetectorSpec
     net: FaceBoxes
     parameters: int
+
+    def at(self, size: tuple[int, int] | None = None) -> SizedDetector:
+        """The detector for pictures of this (width, height), else of the usual size."""
+        return SizedDetector(self.spec.at(size), self.net)
+
+
+@dataclass(frozen=True)
+class SizedDetector:
+    """A trained detector for pictures of one size, a network.Trained."""
+
+    spec: Sized
+    net: FaceBoxes
 
 
 def read(path: Path) -> Detector:

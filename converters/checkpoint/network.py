@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,20 @@ from torch import nn
 
 from pipnet_edge.decode import MAP_NAMES, Maps, map_names
 from pipnet_edge.spec import Input, ModelSpec
+
+# What a network takes, and what else is known of its kind.
+Spec = TypeVar("Spec", bound=Input)
+Spec_co = TypeVar("Spec_co", bound=Input, covariant=True)
+
+
+class Trained(Protocol[Spec_co]):
+    """A network of whatever kind and its spec."""
+
+    @property
+    def spec(self) -> Spec_co: ...
+
+    @property
+    def net(self) -> nn.Module: ...
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from pipnet_edge.converters.mnn.file import Grid, Table
 from pipnet_edge.converters.quantize import match
 from pipnet_edge.converters.quantize.scheme import FULL, Quantized, Range, grid, weight_steps
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.spec import Input
 
 Array = NDArray[np.float32]
 
@@ -54,7 +55,7 @@ class Placed:
     node: fx.Node
 
 
-def convert(core: Core, quantized: Quantized, activation_bits: int, folder: Path) -> None:
+def convert(core: Core, quantized: Quantized[Input], activation_bits: int, folder: Path) -> None:
     """Writes `model.mnn` into `folder`: input `image` and outputs named as the maps, in float.
 
     With 8 bits, all that int8 layers read and write is int8. With 0 only their weights are, and MNN turns these back
@@ -105,7 +106,7 @@ def int8_weights(model: Path) -> dict[str, NDArray[np.int8]]:
     return {tensor: layer.weights for tensor, layer in file.int8_layers(file.read(model)).items()}
 
 
-def _placed(core: Core, quantized: Quantized) -> list[Placed]:
+def _placed(core: Core, quantized: Quantized[Input]) -> list[Placed]:
     """Where each int8 layer is in MNN's model. Raises EdgeError unless each is found once."""
     graph = quantized.graph
     layers = {
@@ -115,7 +116,7 @@ def _placed(core: Core, quantized: Quantized) -> list[Placed]:
     }
     owners = {node: name for name in layers for node in (layers[name], _fused(graph, layers[name]))}
     nodes = {node.name: node for node in owners}
-    image = match.image(quantized, match.face(quantized.spec.input_size))
+    image = match.image(quantized, match.face(quantized.spec.size))
     found = match.match(_run_float(core, image), match.values(graph, torch.from_numpy(image), nodes))
     placed = [Placed(owners[nodes[node]], tensor, nodes[node]) for tensor, node in found.items()]
     names = [layer.layer for layer in placed]
@@ -144,20 +145,20 @@ def _run_float(core: Core, image: Array) -> dict[str, Array]:
         return {tensor: values[name] for name, tensor in tensors.items() if name in values}
 
 
-def _parameters(quantized: Quantized, placed: Placed) -> dict[str, Any]:
+def _parameters(quantized: Quantized[Input], placed: Placed) -> dict[str, Any]:
     # How activations are stored has to be given here too, but the file's list of tensors overrules it.
     steps = weight_steps(_weight(quantized, placed), quantized.levels).flatten()
     activation = {"name": placed.tensor, "scales": [1.0]}
     return {"input": [activation], "output": [activation], "weight": [{"name": "", "scales": steps.tolist()}]}
 
 
-def _weight(quantized: Quantized, placed: Placed) -> Tensor:
+def _weight(quantized: Quantized[Input], placed: Placed) -> Tensor:
     layer = quantized.graph.get_submodule(placed.layer)
     assert isinstance(layer, nn.Conv2d)
     return layer.weight
 
 
-def _grids(quantized: Quantized, placed: Sequence[Placed], net: Table) -> dict[int, Grid]:
+def _grids(quantized: Quantized[Input], placed: Sequence[Placed], net: Table) -> dict[int, Grid]:
     """Index of each MNN tensor that becomes int8 -> its grid. Also changes activations that MNN computes wrongly."""
     sources = inputs(quantized.graph)
     layers = file.convolutions(net)
@@ -222,7 +223,7 @@ def _fit_depthwise(net: Table, grids: Mapping[int, Grid]) -> None:
         file.change(operation, file.Int8(weights, steps), bias.astype(np.float32))
 
 
-def _check(quantized: Quantized, placed: Sequence[Placed], net: Table) -> None:
+def _check(quantized: Quantized[Input], placed: Sequence[Placed], net: Table) -> None:
     """Raises EdgeError unless exactly these layers of the file have int8 weights, equal to the network's."""
     found = file.int8_layers(net)
     for layer in placed:

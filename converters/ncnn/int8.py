@@ -18,12 +18,13 @@ from pipnet_edge.converters.ncnn.model import CONSTANT, Layer, Model, number
 from pipnet_edge.converters.quantize import scheme
 from pipnet_edge.converters.quantize.scheme import Quantized
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.spec import Input
 
 BITS = (8,)
 LEVELS = scheme.FULL
 
 
-def convert(core: Core, given: Quantized, bits: int, folder: Path) -> None:
+def convert(core: Core, given: Quantized[Input], bits: int, folder: Path) -> None:
     """Writes `model.param` and `model.bin` into `folder`, like the fp32 variant, but all layers not kept are int8.
 
     Depthwise layers compute in float, with the rounded weights: on x86, ncnn's int8 ones are slower and drift more.
@@ -84,7 +85,7 @@ def _is_product(layer: Layer) -> bool:
     return layer.kind == "BinaryOp" and layer.integer(0) == 2 and len(layer.inputs) == 2
 
 
-def _weights(given: Quantized) -> dict[str, NDArray[np.float32]]:
+def _weights(given: Quantized[Input]) -> dict[str, NDArray[np.float32]]:
     found = {}
     for name, node in convolutions(given.graph).items():
         layer = module(given.graph, node)

@@ -23,13 +23,14 @@ from pipnet_edge.converters.onnx import fp as onnx_fp32
 from pipnet_edge.converters.quantize import match, scheme
 from pipnet_edge.converters.quantize.scheme import Quantized, Range
 from pipnet_edge.errors import EdgeError
+from pipnet_edge.spec import Input
 
 BITS = (0, 8)
 LEVELS = scheme.SAFE
 INT32 = 2**31 - 1
 
 
-def convert(core: Core, given: Quantized, bits: int, folder: Path) -> None:
+def convert(core: Core, given: Quantized[Input], bits: int, folder: Path) -> None:
     """Writes `model.onnx` into `folder`: like the fp32 one, with int8 weights and, if bits is 8, uint8 activations.
 
     Raises EdgeError for other bits, and for biases that do not fit their 32 bits.
@@ -44,9 +45,9 @@ def convert(core: Core, given: Quantized, bits: int, folder: Path) -> None:
     onnx.save(model, folder / "model.onnx")
 
 
-def _stored(model: onnx.ModelProto, given: Quantized) -> dict[str, Range]:
+def _stored(model: onnx.ModelProto, given: Quantized[Input]) -> dict[str, Range]:
     """Tensor -> range, of every tensor that is stored in 8 bits."""
-    face = match.face(given.spec.input_size)
+    face = match.face(given.spec.size)
     nodes = match.match(_outputs(model, match.image(given, face)), match.activations(given, face))
     ranges = {tensor: given.ranges[node] for tensor, node in nodes.items()}
     made = {output: node for node in model.graph.node for output in node.output}
@@ -96,7 +97,7 @@ def _layer(node: onnx.NodeProto) -> str:
 class _Writer:
     """Rewrites a float core model in place."""
 
-    def __init__(self, model: onnx.ModelProto, given: Quantized, stored: Mapping[str, Range]) -> None:
+    def __init__(self, model: onnx.ModelProto, given: Quantized[Input], stored: Mapping[str, Range]) -> None:
         self._graph = model.graph
         self._given, self._stored = given, stored
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}

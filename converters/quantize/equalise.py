@@ -29,7 +29,7 @@ from pipnet_edge.converters.graph import (
     summed_before_relu,
     ungated,
 )
-from pipnet_edge.spec import ModelSpec
+from pipnet_edge.spec import Input
 
 BATCH = 8
 # Under ReLU6 a channel's largest value may reach this share of 6: other faces reach farther than calibration's.
@@ -53,7 +53,7 @@ class Extent:
 @torch.no_grad()
 def equalise(
     graph: fx.GraphModule,
-    spec: ModelSpec,
+    spec: Input,
     crops: NDArray[np.uint8],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
@@ -149,7 +149,7 @@ def _scale(graph: fx.GraphModule, makers: list[fx.Node], readers: list[fx.Node],
 
 
 def _extents(
-    graph: fx.GraphModule, spec: ModelSpec, crops: NDArray[np.uint8], progress: Callable[[int, int], None]
+    graph: fx.GraphModule, spec: Input, crops: NDArray[np.uint8], progress: Callable[[int, int], None]
 ) -> dict[str, Extent]:
     found: dict[str, Extent] = {}
 

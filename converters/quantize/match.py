@@ -19,7 +19,8 @@ from pipnet_edge.converters.checkpoint.network import normalise
 from pipnet_edge.converters.graph import Run
 from pipnet_edge.converters.quantize.scheme import Quantized
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
-from pipnet_edge.preprocess import Rect, cut, read_picture
+from pipnet_edge.preprocess import read_picture, resized
+from pipnet_edge.spec import Input
 
 Array = NDArray[np.float32]
 # Distances are shares of the largest value. Two float programs differ by up to 5e-5 in most networks and by 5e-3 in
@@ -32,24 +33,24 @@ MARGIN = 4
 SAME = 1e-3
 
 
-def face(side: int) -> NDArray[np.uint8]:
-    """A crop (side, side, 3) uint8 RGB to tell tensors apart by."""
+def face(size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A picture of this (width, height), (height, width, 3) uint8 RGB, to tell tensors apart by."""
     picture = read_picture(min(demo.FACES.glob("*.jpg")))
-    return cut(picture, Rect.whole(picture), side)
+    return resized(picture, *size)
 
 
-def image(quantized: Quantized, crop: NDArray[np.uint8]) -> Array:
-    """The network's input (1, 3, S, S) for a crop (S, S, 3) uint8 RGB."""
+def image(quantized: Quantized[Input], crop: NDArray[np.uint8]) -> Array:
+    """The network's input (1, 3, H, W) for a picture (H, W, 3) uint8 RGB."""
     return np.ascontiguousarray(normalise(crop[None], quantized.spec).numpy())
 
 
-def activations(quantized: Quantized, crop: NDArray[np.uint8]) -> dict[str, Array]:
-    """Node name -> its float output (C, H, W) for one crop (S, S, 3) uint8 RGB, of every node that may be stored."""
+def activations(quantized: Quantized[Input], crop: NDArray[np.uint8]) -> dict[str, Array]:
+    """Node name -> its float output (C, H, W) for one picture (H, W, 3) uint8 RGB, of every node that may be stored."""
     return values(quantized.graph, normalise(crop[None], quantized.spec), quantized.ranges)
 
 
 def values(graph: fx.GraphModule, image: torch.Tensor, names: Container[str]) -> dict[str, Array]:
-    """Node name -> its float output (C, H, W) for an image (1, 3, S, S), of the nodes named."""
+    """Node name -> its float output (C, H, W) for an image (1, 3, H, W), of the nodes named."""
     kept: dict[str, Array] = {}
 
     def hook(node: Any, value: torch.Tensor) -> torch.Tensor:

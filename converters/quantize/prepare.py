@@ -15,21 +15,21 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from pipnet_edge.converters.checkpoint.network import Network
-from pipnet_edge.converters.graph import gates, heads, scale_swishes, swished, trace, transposed
-from pipnet_edge.converters.quantize import equalise, ranges, rounding, scheme, sensitivity
+from pipnet_edge.converters.checkpoint.network import Spec, Spec_co, Trained
+from pipnet_edge.converters.graph import Storage, convolutions, gates, heads, scale_swishes, swished, trace, transposed
+from pipnet_edge.converters.quantize import equalise, ranges, rounding, scheme
 from pipnet_edge.converters.quantize.calibration import Calibration
 from pipnet_edge.converters.quantize.scheme import Quantized, Range
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import cache_folder, opened, write
-from pipnet_edge.spec import ModelSpec
+from pipnet_edge.spec import Input
 
 ROUNDINGS = ("sequential", "nearest")
 # Part of the cache's key. It has to be raised when the same inputs would give other weights.
@@ -39,7 +39,8 @@ ROUNDINGS = ("sequential", "nearest")
 # 6: ranges before a hard swish begin at -3.
 # 7: hard swishes have scaled channels, gates multiply scaled ones, and layers follow gates in float.
 # 8: each grid has its own rounding, and biases fit on all.
-METHOD = 8
+# 9: a concatenation and its branches have one range.
+METHOD = 9
 # Bytes of the hash before a kept network, and of the largest file that is read: two float networks.
 HASH, LARGEST = 32, 2 << 30
 
@@ -68,7 +69,7 @@ class Options:
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class Prepared(Generic[Spec_co]):
     """float_ and rounded: the same graph, equalised, for images of `spec`, before and after rounding of its layers.
 
     levels: the largest weight of each channel in `rounded`, in steps.
@@ -76,11 +77,11 @@ class Prepared:
 
     float_: fx.GraphModule
     rounded: fx.GraphModule
-    spec: ModelSpec
+    spec: Spec_co
     ranges: Mapping[str, Range]
     levels: int
 
-    def keeping(self, keep: Collection[str]) -> Quantized:
+    def keeping(self, keep: Collection[str]) -> Quantized[Spec_co]:
         """The network to quantize with these layers in float, as they were before rounding."""
         graph = copy.deepcopy(self.rounded)
         for name in keep:
@@ -94,12 +95,12 @@ class Prepared:
 
 
 def prepare(
-    network: Network,
+    network: Trained[Spec],
     faces: Calibration,
     options: Options,
     grids: Collection[int],
     progress: Progress = lambda *_: None,
-) -> dict[int, Prepared]:
+) -> dict[int, Prepared[Spec]]:
     """Equalises, finds ranges and rounds for each of these levels; minutes, or a moment if the cache has the result."""
     paths = {levels: _path(network, faces, options, levels) for levels in grids}
     kept = {levels: _read(path) for levels, path in paths.items()}
@@ -110,19 +111,19 @@ def prepare(
     return made | {levels: _restored(network, found, levels) for levels, found in kept.items() if found is not None}
 
 
-def takes_long(network: Network, faces: Calibration, options: Options, grids: Collection[int]) -> bool:
+def takes_long(network: Trained[Input], faces: Calibration, options: Options, grids: Collection[int]) -> bool:
     """Whether `prepare` would take minutes."""
     return options.rounding != "nearest" and any(
         _read(_path(network, faces, options, levels)) is None for levels in grids
     )
 
 
-def roughly(network: Network, crops: NDArray[np.uint8], grids: Collection[int]) -> dict[int, Prepared]:
+def roughly(network: Trained[Spec], crops: NDArray[np.uint8], grids: Collection[int]) -> dict[int, Prepared[Spec]]:
     """As `prepare`, from a few faces (n, S, S, 3) uint8 RGB and in seconds: to try what can be made of the network."""
     return _made(network, crops, Options("minmax", "nearest"), grids, lambda *_: None)
 
 
-def _restored(network: Network, kept: Mapping[str, Any], levels: int) -> Prepared:
+def _restored(network: Trained[Spec], kept: Mapping[str, Any], levels: int) -> Prepared[Spec]:
     graph = traced(network)
     spec = scheme.pixel_lattice(graph, network.spec)
     rounded = copy.deepcopy(graph)
@@ -131,7 +132,7 @@ def _restored(network: Network, kept: Mapping[str, Any], levels: int) -> Prepare
     return Prepared(graph, rounded, spec, kept["ranges"], levels)
 
 
-def traced(network: Network) -> fx.GraphModule:
+def traced(network: Trained[Input]) -> fx.GraphModule:
     """The graph to quantize, before anything in it is scaled."""
     graph = trace(network.net)
     scale_swishes(graph)
@@ -139,8 +140,8 @@ def traced(network: Network) -> fx.GraphModule:
 
 
 def _made(
-    network: Network, crops: NDArray[np.uint8], options: Options, grids: Collection[int], progress: Progress
-) -> dict[int, Prepared]:
+    network: Trained[Spec], crops: NDArray[np.uint8], options: Options, grids: Collection[int], progress: Progress
+) -> dict[int, Prepared[Spec]]:
     if not grids:
         return {}
     graph, count = traced(network), len(crops)
@@ -170,7 +171,7 @@ def _rounded(progress: Progress, levels: int, layer: str, done: int, of: int) ->
 
 def in_sequence(
     graph: fx.GraphModule,
-    spec: ModelSpec,
+    spec: Input,
     crops: NDArray[np.uint8],
     found: Mapping[str, Range],
     levels: int,
@@ -180,12 +181,12 @@ def in_sequence(
     """A copy of the float graph with all layers but `keep` rounded in sequence; `progress` gets their names."""
     # As in the int8 variants, in which these layers are in float, and what only they read or give is not stored.
     keep, aside = transposed(graph).union(keep), gates(graph) | swished(graph)
-    names = sensitivity.stored(graph, Quantized(graph, spec, found, keep | aside, levels))
+    names = Storage(graph).stored(convolutions(graph).keys() - keep - aside)
     used = {name: bounds for name, bounds in found.items() if name in names}
     return rounding.sequential(graph, spec, crops, used, keep, levels, aside, progress)
 
 
-def _path(network: Network, faces: Calibration, options: Options, levels: int) -> Path:
+def _path(network: Trained[Input], faces: Calibration, options: Options, levels: int) -> Path:
     """Where the cache has what is made of these."""
     spec = network.spec
     digest = hashlib.sha256(json.dumps([METHOD, levels, asdict(options), faces.sha256, spec.mean, spec.std]).encode())

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from pipnet_edge.converters.checkpoint.network import normalise
-from pipnet_edge.converters.graph import Run, is_before_swish, maps, points, summed_before_relu
+from pipnet_edge.converters.graph import Run, is_before_swish, joined, maps, points, summed_before_relu
 from pipnet_edge.converters.quantize.scheme import Range
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.spec import ModelSpec
+from pipnet_edge.spec import Input
 
 Progress = Callable[[int, int], None]
 Look = Callable[[str, Tensor], None]
@@ -68,7 +68,7 @@ class Histogram:
 
 def observe(
     graph: fx.GraphModule,
-    spec: ModelSpec,
+    spec: Input,
     crops: NDArray[np.uint8],
     method: str = BEST,
     progress: Progress = lambda done, total: None,
@@ -97,10 +97,13 @@ def observe(
         histograms = _histograms(lambda look: stream(look, 1), found)
         found |= {name: clip(histogram, method, bits) for name, histogram in histograms.items()}
     found |= {name: _to_swish(found[name][1], bits) for name in swished}
+    for concatenations, branches in joined(graph):
+        lows, highs = zip(*(found[name] for name in concatenations), strict=True)
+        found |= dict.fromkeys(concatenations | branches - fixed.keys(), (min(lows), max(highs)))
     return {name: (fixed | found)[name] for name in names}
 
 
-def image_range(spec: ModelSpec) -> Range:
+def image_range(spec: Input) -> Range:
     """(low, high) with a step of exactly 1 for an image of whole numbers, pixels minus the mean.
 
     It is the range of the channel with the middle mean. The other two are clipped by the difference of their means.
@@ -116,7 +119,7 @@ def clip(histogram: Histogram, method: str, bits: int = 8) -> Range:
     return _entropy(histogram, 2**bits) if method == "kl" else _squared_error(histogram, 2**bits)
 
 
-def _is_whole(spec: ModelSpec) -> bool:
+def _is_whole(spec: Input) -> bool:
     """Whether normalised images are whole numbers, as pixel_lattice makes them."""
     pixels = 255 * np.array(spec.mean)
     return bool(np.allclose(spec.std, 1 / 255, rtol=1e-9) and np.allclose(pixels, pixels.round(), rtol=0, atol=1e-9))
@@ -124,7 +127,7 @@ def _is_whole(spec: ModelSpec) -> bool:
 
 def _stream(
     graph: fx.GraphModule,
-    spec: ModelSpec,
+    spec: Input,
     crops: NDArray[np.uint8],
     names: Collection[str],
     look: Look,

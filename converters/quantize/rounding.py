@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from pipnet_edge.converters.checkpoint.network import normalise
 from pipnet_edge.converters.graph import convolutions
 from pipnet_edge.converters.quantize.scheme import Range, stored, weight_steps
-from pipnet_edge.spec import ModelSpec
+from pipnet_edge.spec import Input
 
 BATCH = 8
 # How many images run while the activations are large, and how many when there is room for them.
@@ -55,7 +55,7 @@ def on_grid(weight: Tensor, levels: int) -> Tensor:
 @torch.no_grad()
 def sequential(
     graph: fx.GraphModule,
-    spec: ModelSpec,
+    spec: Input,
     crops: NDArray[np.uint8],
     ranges: Mapping[str, Range],
     keep: Collection[str],
@@ -85,7 +85,7 @@ class _Sequence:
     def __init__(
         self,
         graph: fx.GraphModule,
-        spec: ModelSpec,
+        spec: Input,
         crops: NDArray[np.uint8],
         ranges: Mapping[str, Range],
         keep: Collection[str],

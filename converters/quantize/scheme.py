@@ -6,15 +6,17 @@ Weights: per output channel, symmetric, step = absmax / levels. Activations: per
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Generic
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from pipnet_edge.converters.checkpoint.network import Spec, Spec_co
 from pipnet_edge.converters.graph import convolutions, inputs, module, readers_of
-from pipnet_edge.spec import ModelSpec
+from pipnet_edge.spec import Input
 
 Range = tuple[float, float]
 
@@ -26,7 +28,7 @@ MOST_BIAS = 2**29  # a quarter of what fits: rounding moves biases a little
 
 
 @dataclass(frozen=True, eq=False)
-class Quantized:
+class Quantized(Generic[Spec_co]):
     """The network that every quantizer starts from.
 
     graph: the float network, for images of `spec`, with the weights of int8 layers already on their int8 grids.
@@ -37,7 +39,7 @@ class Quantized:
     """
 
     graph: fx.GraphModule
-    spec: ModelSpec
+    spec: Spec_co
     ranges: Mapping[str, Range]
     keep: frozenset[str]
     levels: int
@@ -86,7 +88,7 @@ def fit_biases(graph: fx.GraphModule, ranges: Mapping[str, Range]) -> None:
             layer.weight[channel].view(-1)[at] = least[channel]
 
 
-def integers(given: Quantized) -> dict[str, NDArray[np.int8]]:
+def integers(given: Quantized[Input]) -> dict[str, NDArray[np.int8]]:
     """Layer name -> weights in steps (out, in / groups, height, width) of every int8 layer: what all runtimes hold."""
     found = {}
     for name in convolutions(given.graph):
@@ -97,7 +99,7 @@ def integers(given: Quantized) -> dict[str, NDArray[np.int8]]:
     return found
 
 
-def pixel_lattice(graph: fx.GraphModule, spec: ModelSpec) -> ModelSpec:
+def pixel_lattice(graph: fx.GraphModule, spec: Spec) -> Spec:
     """Changes the graph in place to take pixels minus a whole number. Returns the spec with that normalization.
 
     The mean is rounded to whole pixel values and the std moves into the first layers, so that an int8 image is exact.
@@ -115,4 +117,4 @@ def pixel_lattice(graph: fx.GraphModule, spec: ModelSpec) -> ModelSpec:
         layer.bias += (weight.sum((2, 3)) @ shift).float()
         layer.weight.copy_(weight)
     r, g, b = (m / 255 for m in mean)
-    return replace(spec, mean=(r, g, b), std=(1 / 255, 1 / 255, 1 / 255))
+    return spec.renormalised((r, g, b), (1 / 255, 1 / 255, 1 / 255))

@@ -9,7 +9,6 @@ Nothing is stored if no layer is in int8.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from pipnet_edge.converters.checkpoint.network import normalise
-from pipnet_edge.converters.graph import ALONE, CONVOLUTIONS, convolutions, gates, module, points, readers_of
+from pipnet_edge.converters.graph import CONVOLUTIONS, Storage, convolutions, module
 from pipnet_edge.converters.quantize import scheme
 from pipnet_edge.converters.quantize.scheme import Quantized
 from pipnet_edge.decode import Decoder, Landmarks, Maps, map_names, map_shapes
@@ -66,7 +65,7 @@ class LayerSensitivity:
 
 def simulate(
     float_graph: fx.GraphModule,
-    quantized: Quantized,
+    quantized: Quantized[ModelSpec],
     crops: Crops,
     only: AbstractSet[str] | None = None,
     keep: AbstractSet[str] = frozenset(),
@@ -82,15 +81,9 @@ def simulate(
     return _join([network.landmarks(int8, image) for image in _images(crops, quantized.spec)])
 
 
-def stored(float_graph: fx.GraphModule, quantized: Quantized) -> frozenset[str]:
-    """The nodes that are stored in 8 bits if all layers but quantized.keep are in int8."""
-    network = _Network(float_graph, quantized)
-    return network.stored(network.int8)
-
-
 def measure(
     float_graph: fx.GraphModule,
-    quantized: Quantized,
+    quantized: Quantized[ModelSpec],
     crops: Crops,
     progress: Progress = lambda *_: None,
     calibration: Crops | None = None,
@@ -155,50 +148,23 @@ def order(rows: Sequence[LayerSensitivity]) -> tuple[str, ...]:
 class _Network:
     """A network with any set of its layers in int8, and what depends only on the graph."""
 
-    def __init__(self, float_graph: fx.GraphModule, quantized: Quantized) -> None:
+    def __init__(self, float_graph: fx.GraphModule, quantized: Quantized[ModelSpec]) -> None:
         self.graph, self.quantized = float_graph, quantized
         self.nodes = list(float_graph.graph.nodes)
         self.layers = convolutions(float_graph)
         self.int8 = frozenset(self.layers) - quantized.keep
-        self._points = points(float_graph)
-        self.outputs = {name: self._output(node) for name, node in self.layers.items()}
-        self._gates = {self.outputs[name] for name in gates(float_graph)}
-        # For every point and layer: the points it is computed from.
-        wanted = {*self._points.values(), *self.layers.values()}
-        self._sources = {node: self._read(node) for node in self.nodes if node in wanted}
+        storage = Storage(float_graph)
+        self.outputs, self.stored = storage.outputs, storage.stored
         # For every node: its inputs that no later node reads.
         last = {source: node for node in self.nodes for source in node.all_input_nodes}
         self.dying = {node: [s for s in node.all_input_nodes if last[s] is node] for node in self.nodes}
         self._decode = Decoder(quantized.spec)
-
-    def _output(self, layer: fx.Node) -> fx.Node:
-        """The node that gives a layer's output: the activation function fused to it, or itself."""
-        behind = [reader for reader in readers_of(self.graph, layer) if reader.name in self._points]
-        return layer if layer.name in self._points or len(behind) != 1 else behind[0]
-
-    def _read(self, node: fx.Node) -> set[fx.Node]:
-        found = set()
-        for source in node.all_input_nodes:
-            found |= {source} if source.name in self._points else self._read(source)
-        return found
 
     def known(self, names: AbstractSet[str]) -> frozenset[str]:
         unknown = sorted(names - set(self.layers))
         if unknown:
             raise EdgeError(f"no layer {', '.join(unknown)}; layers: {', '.join(self.layers)}")
         return frozenset(names)
-
-    def stored(self, int8: AbstractSet[str]) -> frozenset[str]:
-        """Names of the nodes that are stored in 8 bits when these layers are in int8."""
-        kept = {source for name in int8 for source in self._sources[self.layers[name]]}
-        kept |= {self.outputs[name] for name in int8}
-        made = set(self.outputs.values())
-        for node in self._points.values():
-            sources = self._sources[node] - self._gates
-            alone = isinstance(module(self.graph, node), ALONE) or node.target is operator.mul
-            if node not in made and not alone and sources and sources <= kept:
-                kept.add(node)
-        return frozenset(node.name for node in kept if node.name in self._points)
 
     def landmarks(self, int8: AbstractSet[str], image: Tensor) -> Landmarks:
         return self.decode(_Mixed(self, int8, image).finish({}, 0))

@@ -28,13 +28,14 @@ from pipnet_edge.converters.tflite import fp, rewrites
 from pipnet_edge.converters.tflite.editor import dump, load
 from pipnet_edge.converters.tflite.file import Operation, bias, out_first, read, weights
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
+from pipnet_edge.spec import Input
 
 BITS = (0, 8, 16)
 LEVELS = FULL
 Array = NDArray[np.float32]
 
 # Operations whose output is stored like their input.
-SAME = ("PAD", "PADV2", "MAX_POOL_2D", "AVERAGE_POOL_2D", "TRANSPOSE", "RESHAPE")
+SAME = ("PAD", "PADV2", "MAX_POOL_2D", "AVERAGE_POOL_2D", "TRANSPOSE", "RESHAPE", "CONCATENATION")
 # Never integer: an int8 hard swish takes longer than a float one between two conversions. A gate is not stored. Other
 # activations are several operations, and what lies between these has no range.
 FLOAT = (
@@ -77,7 +78,7 @@ class Layer:
         return whole
 
 
-def convert(core: Core, quantized: Quantized, activation_bits: int, folder: Path) -> None:
+def convert(core: Core, quantized: Quantized[Input], activation_bits: int, folder: Path) -> None:
     """Writes `model.tflite` into `folder`: a signature from `crop` (uint8) to the maps (float32), int8 inside.
 
     activation_bits: 8 or 16 store activations in so many bits; 0 leaves them float, with weights in int8. A map whose
@@ -109,7 +110,7 @@ def convert(core: Core, quantized: Quantized, activation_bits: int, folder: Path
         rewrites.rewrite(model)
 
 
-def _layers(operations: list[Operation], quantized: Quantized) -> dict[str, Layer]:
+def _layers(operations: list[Operation], quantized: Quantized[Input]) -> dict[str, Layer]:
     """Name of a convolution's output in the float file -> the layer with the same weights; in order."""
     left = {}
     for name, node in convolutions(quantized.graph).items():
@@ -134,12 +135,12 @@ def _steps_that_fit(steps: Array) -> Array:
     return np.maximum(steps, np.float32(FINEST)) if steps.max() >= HIDDEN * FINEST else steps
 
 
-def _observe(single: Path, quantized: Quantized) -> tuple[dict[str, Array], dict[str, str]]:
+def _observe(single: Path, quantized: Quantized[Input]) -> tuple[dict[str, Array], dict[str, str]]:
     """Every float tensor of the float file for one face, by name; and tensor -> node, for nodes that have a range.
 
     Raises EdgeError for a node that no tensor equals and for a map that should be int8 but has no range.
     """
-    graph, crop = quantized.graph, match.face(quantized.spec.input_size)
+    graph, crop = quantized.graph, match.face(quantized.spec.size)
     maps = {layer: convolutions(graph)[layer].name for layer in heads(graph)}
     for layer, name in maps.items():
         if layer not in quantized.keep and name not in quantized.ranges:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import LARGEST_INPUT, check_normalization
@@ -159,6 +160,9 @@ class Sized:
     @property
     def std(self) -> tuple[float, float, float]:
         return self.spec.std
+
+    def renormalised(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Self:
+        return replace(self, spec=replace(self.spec, mean=mean, std=std))
 
     @property
     def map_shapes(self) -> dict[str, tuple[int, int, int]]:

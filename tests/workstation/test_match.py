@@ -82,7 +82,7 @@ def test_a_network_whose_sums_cancel_is_matched_with_onnx_runtimes_tensors(
     away, back = layers[2], layers[3]
     away.bias += 1e4 * torch.randn(32).sign()
     back.bias -= (back.weight.sum((2, 3)).double() @ away.bias.double()).float()
-    face = normalise(match.face(64)[None], tiny_spec)
+    face = normalise(match.face((64, 64))[None], tiny_spec)
     torch.onnx.export(net, (face,), str(tmp_path / "net.onnx"), input_names=["image"], dynamo=False)
     tensors = int8._outputs(onnx.load(tmp_path / "net.onnx"), face.numpy())
     # In float64, so that the error does not depend on the order in which torch sums up here.
@@ -134,7 +134,7 @@ def maps_of(graph: nn.Module, spec: ModelSpec, crops: np.ndarray) -> list[torch.
 def test_activations_are_those_of_nodes_with_ranges(tiny_net: Make, tiny_spec: ModelSpec) -> None:
     graph = trace(tiny_net())
     given = Quantized(graph, tiny_spec, {"image": (0, 1), "heads_score": (0, 1)}, frozenset(), FULL)
-    crop = match.face(64)
+    crop = match.face((64, 64))
     assert crop.shape == (64, 64, 3)
     assert crop.std() > 20
     found = match.activations(given, crop)

@@ -30,7 +30,7 @@ from pipnet_edge.spec import MeanFace, ModelSpec
 
 CHANNELS = 8
 SPEC = ModelSpec("tiny", CHANNELS, 1, 16, 64, MeanFace("eight", tuple((i / 8, i * i / 64) for i in range(CHANNELS))))
-CROP: NDArray[np.uint8] = match.face(64)
+CROP: NDArray[np.uint8] = match.face((64, 64))
 # The node that each map shows, in the order of the maps.
 SHOWN = ("depthwise_1", "block_activation", "project", "mul", "last_1")
 

@@ -20,7 +20,7 @@ from pipnet_edge.benchmarks import tables
 from pipnet_edge.benchmarks.pictures import layers
 from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.checkpoint.network import normalise
-from pipnet_edge.converters.graph import Run, convolutions, heads, points, trace
+from pipnet_edge.converters.graph import Run, Storage, convolutions, heads, points, trace
 from pipnet_edge.converters.quantize import sensitivity
 from pipnet_edge.converters.quantize.scheme import FULL, Quantized, pixel_lattice, stored, weight_steps
 from pipnet_edge.converters.quantize.sensitivity import CHUNK, LayerSensitivity, measure, order, simulate
@@ -180,12 +180,12 @@ def test_which_activations_are_stored(layers: set[str], expected: set[str]) -> N
 
 
 def test_what_is_stored_with_the_layers_to_keep_in_float() -> None:
-    assert sensitivity.stored(EXACT, QUANTIZED) == points(EXACT).keys() - {"mul"}
-    without = replace(QUANTIZED, keep=QUANTIZED.keep | {"backbone.mobilenet.body.3"})
-    assert sensitivity.stored(EXACT, QUANTIZED) - sensitivity.stored(EXACT, without) == {
+    int8, storage = convolutions(EXACT).keys() - QUANTIZED.keep, Storage(EXACT)
+    assert storage.stored(int8) == points(EXACT).keys() - {"mul"}
+    assert storage.stored(int8) - storage.stored(int8 - {"backbone.mobilenet.body.3"}) == {
         *("backbone_mobilenet_body_2", "backbone_mobilenet_body_3")
     }
-    assert sensitivity.stored(EXACT, replace(QUANTIZED, keep=frozenset(convolutions(EXACT)))) == frozenset()
+    assert storage.stored(frozenset()) == frozenset()
 
 
 def test_unknown_layers_are_named() -> None:

@@ -60,7 +60,7 @@ def quantized() -> q.Quantized:
             ranges[node.name] = (value.min().item(), value.max().item())
         return value
 
-    graphs.Run(graph, look).run(normalise(match.face(spec.input_size)[None], spec))
+    graphs.Run(graph, look).run(normalise(match.face(spec.size)[None], spec))
     return q.Quantized(
         graph, spec, ranges | {"image": (-116.0, 139.0)}, graphs.heads(graph) | graphs.gates(graph), q.FULL
     )
@@ -90,7 +90,7 @@ def convert(core: Core, quantized: q.Quantized, tmp_path_factory: pytest.TempPat
 
 
 def maps(folder: Path) -> list[np.ndarray]:
-    found = runtime.Session(folder, SPEC, "int8", 1).run(match.face(SPEC.input_size))
+    found = runtime.Session(folder, SPEC, "int8", 1).run(match.face(SPEC.size))
     return [found[name].reshape(-1, SPEC.grid, SPEC.grid) for name in MAP_NAMES]
 
 
@@ -103,7 +103,7 @@ def torch_maps(quantized: q.Quantized, bits: int) -> list[np.ndarray]:
             return value
         return q.stored(value, quantized.ranges[node.name], bits)
 
-    image = normalise(match.face(SPEC.input_size)[None], quantized.spec)
+    image = normalise(match.face(SPEC.size)[None], quantized.spec)
     return [value[0].numpy() for value in graphs.Run(quantized.graph, hook).run(image)]
 
 
