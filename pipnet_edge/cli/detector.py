@@ -31,7 +31,9 @@ def detector(
         ),
     ] = None,
     to: Annotated[str, typer.Option(help="Runtimes, separated by commas.")] = "onnx,ncnn,mnn,tflite",
-    precision: Annotated[str, typer.Option(help="fp32, fp16; those a runtime lacks are left out.")] = "fp32,fp16",
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16, int8; those a runtime lacks are left out.")
+    ] = "fp32,fp16,int8",
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="The bundle's folder; if not given, where `run` and `track` look for it."),
