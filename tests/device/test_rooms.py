@@ -97,7 +97,7 @@ def test_imports_are_found() -> None:
     assert module_of("a.b.Name", {"a.b": 0}) == module_of("a.b", {"a": 0, "a.b": 0}) == "a.b"
     assert module_of("numpy.ndarray", {"a.b": 0}) == "numpy.ndarray"
     assert {"onnx", "ncnn", "mnn", "tflite"} <= BACK_ENDS
-    assert "Source" in called(f"{CONVERTERS}.convert")
+    assert "Source" in called(f"{CONVERTERS}.workplace")
 
 
 # --- Destinations: none knows another, and nobody knows them but by name.
@@ -149,8 +149,8 @@ def test_within_budget_is_given_what_makes_a_trial() -> None:
     assert [name for name in imports(f"{CONVERTERS}.within_budget") if below(name, f"{CONVERTERS}.variants")] == []
 
 
-def test_a_source_is_made_where_a_checkpoint_is_converted() -> None:
-    allowed = {"pipnet_edge.manifest", "pipnet_edge.bundle", f"{CONVERTERS}.convert"}
+def test_a_source_is_made_where_bundles_are() -> None:
+    allowed = {"pipnet_edge.manifest", "pipnet_edge.bundle", f"{CONVERTERS}.workplace"}
     assert {module for module in PATHS if "Source" in called(module)} - allowed == set()
 
 
