@@ -24,6 +24,7 @@ from pipnet_edge.cli import (
     run,
     sensitivity,
     targets,
+    track,
 )
 from pipnet_edge.cli.render import INTERRUPTED
 
@@ -64,6 +65,7 @@ for _function in (
     detector.detector,
     sensitivity.sensitivity,
     run.run,
+    track.track,
     parity.parity,
     drift.drift,
     doctor.doctor,

@@ -116,15 +116,20 @@ class Progress:
         self._task = self._bar.add_task("", total=None) if self._bar else None
         self._said, self._at = "", 0.0
 
-    def step(self, what: str, done: int, total: int, part: str = "") -> None:
-        """Shows the step that is done now, after `done` of `total` steps. part: how far it is, "9 of 99 faces"."""
+    def step(self, what: str, done: int, total: int | None, part: str = "") -> None:
+        """Shows the step that is done now, after `done` of `total` steps. part: how far it is, "9 of 99 faces".
+
+        total: None if nobody knows.
+        """
         what = _cut(printable(what), CELL)
         shown = f"{what}: {part}" if part else what
         if self._bar and self._task is not None:
             self._bar.update(self._task, description=shown, completed=done, total=total)
         elif what != self._said or time.monotonic() - self._at > SILENCE:
             self._said, self._at = what, time.monotonic()
-            print(f"[{done + 1}/{total}] {shown}", file=sys.stderr, flush=True)
+            print(
+                f"[{done}] {shown}" if total is None else f"[{done + 1}/{total}] {shown}", file=sys.stderr, flush=True
+            )
 
     @contextmanager
     def shown(self) -> Iterator[Progress]:

@@ -151,14 +151,14 @@ class Video:
 
 
 class Lines:
-    """JSON lines: the schema, then a line a frame, then the counts. path: a file, or - for stdout.
+    """JSON lines: the schema, then a line a frame, then the counts. path: a file, or - for the descriptor stdout.
 
     A path that cannot be written is refused before anything is written, as EdgeError; the file begins with the first
     frame. Each line is written at once and whole.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, stdout: int = 1) -> None:
+        self._path, self._stdout = path, stdout
         self._is_stdout = str(path) == "-"
         if not self._is_stdout:
             _check_writable(path, None)
@@ -201,7 +201,7 @@ class Lines:
 
     def _open(self) -> int:
         if self._is_stdout:
-            return os.dup(1)
+            return os.dup(self._stdout)
         try:
             return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         except OSError as e:

@@ -85,7 +85,7 @@ class Workers:
         with self._lock:
             self._started.append(worker)
         if self._is_over:
-            _kill(worker)
+            kill(worker)
 
     def __enter__(self) -> Workers:
         return self
@@ -94,7 +94,7 @@ class Workers:
         with self._lock:
             self._is_over = True
         for worker in self._started:
-            _kill(worker)
+            kill(worker)
 
 
 def start(
@@ -104,10 +104,12 @@ def start(
     environment: Mapping[str, str] | None = None,
     started: Callable[[subprocess.Popen[bytes]], None] = lambda _: None,
     slowness: float = 1.0,
+    descriptors: Sequence[int] = (),
 ) -> Answer:
     """A Call to the worker that `command` starts. The worker is killed if this is interrupted.
 
-    `started` gets the worker's process. slowness: as in limits.of.
+    `started` gets the worker's process. slowness: as in limits.of. descriptors: those of this process that the worker
+    has too.
     """
     allowed, is_late = limits.of(job, slowness), threading.Event()
     with tempfile.TemporaryFile() as stderr:
@@ -119,28 +121,29 @@ def start(
             stderr=stderr,
             env=environment,
             start_new_session=True,
+            pass_fds=descriptors,
         )
         assert worker.stdin is not None
         assert worker.stdout is not None
 
         def give_up() -> None:
             is_late.set()
-            _kill(worker)
+            kill(worker)
 
-        timer = threading.Timer(allowed.seconds, give_up)
-        timer.daemon = True
+        alarm = _Alarm(give_up)
         try:
             started(worker)
-            timer.start()
+            alarm.set(allowed.seconds)
             # A worker that dies at once closes the pipe; its exit status tells more than the broken pipe.
             with contextlib.suppress(BrokenPipeError):
                 worker.stdin.write(protocol.write_job(job).encode())
                 worker.stdin.flush()
-            answer = follow(_lines(worker.stdout), job, listen, allowed)
+            lines = _lines(worker.stdout)
+            answer = follow(alarm.each(lines, allowed.silence) if allowed.silence else lines, job, listen, allowed)
             worker.wait()
         finally:
-            timer.cancel()
-            _kill(worker)
+            alarm.off()
+            kill(worker)
             worker.wait()
             with contextlib.suppress(BrokenPipeError):
                 worker.stdin.close()
@@ -153,7 +156,31 @@ def start(
     return answer
 
 
-def _kill(worker: subprocess.Popen[bytes]) -> None:
+class _Alarm:
+    """Calls a function once, so many seconds after it was set the last time."""
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self._ring = ring
+        self._timer: threading.Timer | None = None
+
+    def set(self, seconds: float) -> None:
+        self.off()
+        self._timer = threading.Timer(seconds, self._ring)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def off(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+
+    def each(self, lines: Iterable[str], seconds: float) -> Iterator[str]:
+        """The lines; it is set anew before each but the first."""
+        for line in lines:
+            yield line
+            self.set(seconds)
+
+
+def kill(worker: subprocess.Popen[bytes]) -> None:
     """Kills a worker and all that it started, unless its end was seen."""
     if worker.returncode is None:  # not poll(): what it started may outlive it, and hold its stdout
         with contextlib.suppress(ProcessLookupError):  # another thread was faster
@@ -202,6 +229,8 @@ def text_of(line: bytes, who: str) -> str:
 
 
 def too_late(job: Job[Any], allowed: Limits) -> str:
+    if allowed.silence:
+        return f"the worker gave no sign of life for {allowed.silence:.0f} s; its runtime hangs"
     return f"{str(job)!r} did not answer within {allowed.seconds:.0f} s"
 
 

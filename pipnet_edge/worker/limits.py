@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipnet_edge.worker.protocol import Count, Infer, Job, Time
+from pipnet_edge.worker.protocol import LIMIT, Count, Infer, Job, Time, Track
 
 # Seconds: for what has to answer soon, to load a network, and for each frame. The slowest boards take less.
 SOON, LOAD, FRAME = 60.0, 120.0, 10.0
@@ -21,11 +21,15 @@ MOST_MEMORY = 1 << 40
 
 @dataclass(frozen=True)
 class Limits:
-    """seconds: from the start of a worker to its end. lines: of all that it tells; text: their characters."""
+    """seconds: from the start of a worker to its end. lines: of all that it tells; text: their characters.
+
+    silence: for work without an end, the seconds from each line to the next; `seconds` are those to the first then.
+    """
 
     seconds: float
     lines: int = LINES
     text: int = TEXT
+    silence: float | None = None
 
 
 # Of jobs that have to answer soon.
@@ -37,6 +41,8 @@ def of(job: Job[Any], slowness: float = 1.0) -> Limits:
 
     Raises OSError or ValueError for a job whose crops cannot be read.
     """
+    if isinstance(job, Track):
+        return Limits(LOAD * slowness, LIMIT, LIMIT, FRAME * slowness)
     if isinstance(job, Time):
         frames, seconds = job.warmup + job.count, job.seconds
     elif isinstance(job, Infer):

@@ -3,7 +3,7 @@
 A job is one line on the worker's stdin, which stays open. An empty line after it is a sign of life. The end of stdin
 ends the worker and all that it started. The worker writes lines on stdout: events, then the answer or an error.
 
-    {"protocol": 2, "do": "probe", "runtime": "ncnn"}
+    {"protocol": 3, "do": "probe", "runtime": "ncnn"}
     {"event": "done", "version": "ncnn 1.0"}
 
 Both ends read strictly (see pipnet_edge.strict): an extra field, a missing field, another type, a number out of its
@@ -21,8 +21,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pipnet_edge import strict
 from pipnet_edge.errors import CHECK_FAILED, USER_ERROR, EdgeError
 
-# 1: a job had no version and was all of stdin. 2: typed; a job is a line; facts have a field of their own.
-VERSION = 2
+# 1: a job had no version and was all of stdin. 2: typed; a job is a line; facts have their own field. 3: find, track.
+VERSION = 3
 LONGEST = 1 << 20  # bytes of a line
 STAGES = ("preprocess", "inference", "decode")
 # No machine has more CPUs, and no number of bytes, milliseconds, megahertz or crops is larger.
@@ -79,9 +79,30 @@ class Peak:
         _bounded("peak_bytes", self.peak_bytes)
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Frames of a source; those passed over; those in which faces were looked for; ids given; faces lost; seconds.
+
+    is_live: it is a camera or a stream. was_stopped: it was asked to end. trouble: in one line, what ended it early.
+    """
+
+    frames: int
+    passed_over: int
+    detections: int
+    faces: int
+    lost: int
+    seconds: float
+    is_live: bool
+    was_stopped: bool
+    trouble: str | None
+
+    def __post_init__(self) -> None:
+        _bounded("a count", self.frames, self.passed_over, self.detections, self.faces, self.lost, self.seconds)
+
+
 # --- Jobs.
 
-Answer = TypeVar("Answer", bound=Version | Machine | Groups | Peak)
+Answer = TypeVar("Answer", bound=Version | Machine | Groups | Peak | Counts)
 
 
 @dataclass(frozen=True)
@@ -138,8 +159,7 @@ class Find(Job[Version]):
     """The faces in a picture, into the .npz file `out`: boxes (n, 4), scores (n,), and fit (n, 4), the boxes that their
     landmarks should fill, all float64.
 
-    detector: a bundle, or a YuNet file. picture: a .npy file, (H, W, 3) uint8. variant and threshold: None for the
-    usual ones.
+    detector: a bundle, or a YuNet file. picture: a .npy file, (H, W, 3) uint8. None: the usual variant, threshold.
     """
 
     DO, ANSWER = "find", Version
@@ -184,8 +204,38 @@ class Cpus(Job[Groups]):
     DO, ANSWER = "cpus", Groups
 
 
-AnyJob = Probe | Facts | Infer | Find | Time | Count | Cpus
-JOBS: Mapping[str, type[AnyJob]] = {job.DO: job for job in (Probe, Facts, Infer, Find, Time, Count, Cpus)}
+@dataclass(frozen=True)
+class Track(Job[Counts]):
+    """Faces kept in the frames of a source, until it ends or SIGTERM asks the worker to end.
+
+    source, size, fps: as in video.source.Asked, with the descriptor stdin. video, lines: files, or "-" for the
+    descriptor stdout. page: HOST:PORT. faces, every: as in video.track.Rules. raw: not smoothed. Others as in Infer.
+    """
+
+    DO, ANSWER = "track", Counts
+    bundle: str
+    variant: str
+    threads: int
+    source: str
+    stdin: int | None = None
+    size: tuple[int, int] | None = None
+    fps: float | None = None
+    seconds: float | None = None
+    video: str | None = None
+    lines: str | None = None
+    stdout: int | None = None
+    page: str | None = None
+    detector: str | None = None
+    threshold: float | None = None
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    faces: int = 4
+    every: int = 15
+    raw: bool = False
+    cpus: str | tuple[int, ...] | None = None
+
+
+AnyJob = Probe | Facts | Infer | Find | Time | Count | Cpus | Track
+JOBS: Mapping[str, type[AnyJob]] = {job.DO: job for job in (Probe, Facts, Infer, Find, Time, Count, Cpus, Track)}
 
 
 # --- Events: a worker writes them before its answer.
@@ -261,6 +311,29 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """A source is open: what its frames are like, how many there will be if it knows, and the address of the page."""
+
+    width: int
+    height: int
+    fps: float | None
+    count: int | None
+    page: str | None
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """A sign of life: how many frames are tracked, how many were passed over, and the faces in the last."""
+
+    frames: int
+    passed_over: int
+    faces: int
+
+    def __post_init__(self) -> None:
+        _bounded("frames or faces", self.frames, self.passed_over, self.faces)
+
+
+@dataclass(frozen=True)
 class Error:
     """An EdgeError: its text and exit code."""
 
@@ -272,12 +345,14 @@ class Error:
             raise EdgeError(f"an error has code {self.code!r:.60}; {USER_ERROR} and {CHECK_FAILED} are allowed")
 
 
-Event = Loaded | Progress | First | Samples
+Event = Loaded | Progress | First | Samples | Opened | Tracking
 EVENTS: Mapping[str, type[Event | Error]] = {
     "loaded": Loaded,
     "progress": Progress,
     "first": First,
     "samples": Samples,
+    "opened": Opened,
+    "tracking": Tracking,
     "error": Error,
 }
 _NAMES = {kind: name for name, kind in EVENTS.items()}
@@ -305,7 +380,7 @@ def read_job(line: str) -> AnyJob:
     return strict.read(JOBS[do], data, f"job {do}")
 
 
-def write_event(event: Event | Error | Version | Machine | Groups | Peak) -> str:
+def write_event(event: Event | Error | Version | Machine | Groups | Peak | Counts) -> str:
     """An event, an answer or an error as a line."""
     return json.dumps({"event": _NAMES.get(type(event), DONE), **asdict(event)}) + "\n"  # type: ignore[arg-type]
 

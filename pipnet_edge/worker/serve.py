@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipnet_edge.worker.protocol import (
     STAGES,
     AnyJob,
     Count,
+    Counts,
     Cpus,
     Error,
     Event,
@@ -31,13 +33,16 @@ from pipnet_edge.worker.protocol import (
     Groups,
     Infer,
     Job,
+    Loaded,
     Machine,
+    Opened,
     Peak,
     Probe,
     Progress,
     Samples,
     State,
     Time,
+    Track,
     Version,
 )
 
@@ -178,7 +183,47 @@ def counting(job: Count) -> Iterator[Event | Version]:
     yield Version(network.loaded.version)
 
 
-def _keep_to_cpus(job: Infer | Time) -> None:
+def track(job: Track) -> Iterator[Event | Counts]:
+    """Opens the source while it loads the networks. From the first frame on, what goes wrong is part of the answer."""
+    asked_to_end = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked_to_end.set())
+    _keep_to_cpus(job)
+    from pipnet_edge import bundle as bundles
+    from pipnet_edge import runtimes
+    from pipnet_edge.detect import detector
+    from pipnet_edge.landmarker import Landmarker
+    from pipnet_edge.video import play, sink, source
+    from pipnet_edge.video.feed import Feed
+    from pipnet_edge.video.page import Page
+    from pipnet_edge.video.track import Rules
+
+    variant = bundles.read(Path(job.bundle)).variant(job.variant)
+    confined.limit_memory(limits.memory(variant.size))
+    asked = source.Asked(job.source, job.stdin, job.size, job.fps)
+    feed = Feed(asked.shown, lambda: source.opened(asked))
+    landmarker = Landmarker(job.bundle, job.variant, job.threads)
+    spec = landmarker.spec
+    if spec.presence is None:
+        raise EdgeError(f"{job.bundle} does not say from which score there is a face")
+    rules = Rules(spec.presence, spec.margin, job.faces, job.every)
+    find = detector.load(Path(job.detector), None, job.threads, job.threshold).find if job.detector else None
+    tracker = play.Timed(find, landmarker.read, spec, rules, job.boxes, job.raw)
+    arithmetic = runtimes.arithmetic(variant.runtime, variant.precision, host.features())
+    yield Loaded(None, runtimes.adapter(variant.runtime).version(), arithmetic)
+    while not (opened := feed.source(play.LOOK)):
+        if asked_to_end.is_set():
+            raise EdgeError(f"interrupted before {asked.shown} was open")
+    address, _, port = (job.page or "").rpartition(":")
+    page = Page(address, int(port)) if port else None
+    video = sink.Video(Path(job.video), opened.fps or source.FPS) if job.video else None
+    lines = sink.Lines(Path(job.lines), 1 if job.stdout is None else job.stdout) if job.lines else None
+    url = page.url if page else None
+    yield Opened(opened.width, opened.height, opened.fps, opened.count, url)
+    sinks = [each for each in (video, lines, page) if each]
+    yield from play.play(feed, tracker, sinks, job.seconds, asked_to_end.is_set)
+
+
+def _keep_to_cpus(job: Infer | Time | Track) -> None:
     """Must be called before any thread is started."""
     if job.cpus:
         host.pin(job.cpus, job.threads)
@@ -197,6 +242,7 @@ JOBS: dict[type[AnyJob], Callable[[Any], Iterator[Any]]] = {
     Time: timing,
     Count: counting,
     Cpus: cpus,
+    Track: track,
 }
 
 
@@ -267,4 +313,7 @@ def main() -> None:
         status = serve(lines, job)
     os.kill(watcher, signal.SIGKILL)
     os.waitpid(watcher, 0)
+    if threading.active_count() > 1:
+        # It hangs in a source that is silent. If it awoke while Python ends, it would crash.
+        os._exit(status)
     sys.exit(status)

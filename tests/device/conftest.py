@@ -58,7 +58,7 @@ def layers_of(spec: ModelSpec) -> tuple[Layer, ...]:
     side, stride, cells = spec.input_size, spec.net_stride, spec.input_size // spec.net_stride
     first = Layer("backbone", CONV, ((3, side, side),), (8, cells, cells), (stride, stride), (stride, stride))
     counts = {name: int(np.prod(shape)) // cells**2 for name, shape in map_shapes(spec).items()}
-    heads = (Layer(f"heads.{name}", CONV, (first.output,), (n, cells, cells)) for name, n in counts.items())
+    heads = (Layer(f"heads.{name}", CONV, (first.output,), (n, cells, cells)) for name, n in counts.items() if n)
     return first, *heads
 
 

@@ -240,7 +240,7 @@ def test_unknown_jobs() -> None:
     class Format(protocol.Job[protocol.Version]):
         DO, ANSWER = "format", protocol.Version
 
-    error = refused("no job 'format'; allowed: probe, facts, infer, time", lambda: calls.here(Format()))
+    error = refused("no job 'format'; allowed: probe, facts, infer, find, time", lambda: calls.here(Format()))
     assert error.code == USER_ERROR
     assert serve.serve(io.StringIO(), "{}") == USER_ERROR
 

@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import typer.testing
 
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.cli.app import app
+from tests.device.cli import watching
+from tests.device.video import streams
 
 Result = subprocess.CompletedProcess[str]
 Run = Callable[..., Result]
@@ -114,3 +116,35 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file in which hosts are saved."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return tmp_path / "config" / "pipnet-edge" / "hosts.json"
+
+
+@pytest.fixture(scope="session")
+def steady(make_bundle: Callable[..., Bundle], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle that finds the face of the film."""
+    return streams.steady(make_bundle, tmp_path_factory.mktemp("steady") / "bundle")
+
+
+@pytest.fixture
+def film(steady: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A film in the working folder, which has the bundle too."""
+    monkeypatch.chdir(tmp_path)
+    Path("bundle").symlink_to(steady.folder)
+    some, none = streams.frame(steady), streams.frame(steady, golden=1)
+    return streams.write(Path("film.avi"), [some] * (watching.COUNT - watching.EMPTY) + [none] * watching.EMPTY, "MJPG")
+
+
+@pytest.fixture
+def start() -> Iterator[watching.Start]:
+    """start("film.avi", …): `track`, which goes on."""
+    started = list[subprocess.Popen[str]]()
+
+    def begin(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        command = [*watching.TRACK, *arguments]
+        started.append(subprocess.Popen(command, text=True, **pipes | options))  # type: ignore[call-overload]
+        return started[-1]
+
+    yield begin
+    for each in started:
+        each.kill()
+        each.communicate()
