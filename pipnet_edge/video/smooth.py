@@ -40,7 +40,7 @@ def smooth(before: Smoothed | None, raw: Points, time: float) -> Smoothed:
     if before is None or passed <= 0:
         return Smoothed(raw, raw, np.zeros_like(raw), time)
     # A face has some extent, unless all of its landmarks are one point.
-    width, height = (raw.max(axis=0) - raw.min(axis=0)).tolist()
+    width, height = (np.maximum.reduce(raw) - np.minimum.reduce(raw)).tolist()
     size = max((width + height) / 2, 1e-6)
     speed = before.speed + _share(SPEED, passed) * ((raw - before.raw) / (size * passed) - before.speed)
     share = _share(REST + BETA * np.hypot(speed[:, :1], speed[:, 1:]), passed)

@@ -210,7 +210,9 @@ class Tracker:
 
 def _distinct(tracks: Sequence[_Track]) -> list[_Track]:
     """The tracks, in their order. Of two on one face the one with the better score, of equals the older."""
-    boxes = [_box(track.face.raw) for track in tracks] if len(tracks) > 1 else []
+    if len(tracks) < 2:
+        return list(tracks)
+    boxes = [_box(track.face.raw) for track in tracks]
     dropped = set[int]()
     for a, b in combinations(range(len(tracks)), 2):
         if not dropped & {a, b} and _overlap(boxes[a], boxes[b]) > SAME:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.spec import MeanFace, mean_faces
-from pipnet_edge.video.level import LONGEST, UNITS, LevelCrop, around, cut_level, eyes_of, is_inside, upright
+from pipnet_edge.video.level import BAND, LONGEST, UNITS, LevelCrop, around, cut_level, eyes_of, is_inside, upright
 
 VECTORS = Path(__file__).resolve().parents[2] / "golden" / "video"
 LEVEL = json.loads((VECTORS / "level.json").read_text())
@@ -88,13 +88,14 @@ def test_every_pixel_is_the_page_s(data: st.DataObject, seed: int, coarse: bool)
     np.testing.assert_array_equal(cut_level(picture, crop), READER.cut(picture, numbers(crop), side))
 
 
-def test_the_largest_crop_of_the_largest_picture() -> None:
+@pytest.mark.parametrize("side", [BAND, BAND + 1, 2 * BAND + 32])
+def test_the_largest_crop_of_the_largest_picture(side: int) -> None:
     """Where 32 bits are nearly full."""
     picture = READER.picture(LONGEST, 3)
-    step = int(LONGEST * UNITS / 2 / 64 / math.sqrt(2))
+    step = int(LONGEST * UNITS / 2 / side / math.sqrt(2))
     for x, y, turn in ((LONGEST, 3, 1), (0, 0, -1), (LONGEST, 0, -1)):
-        crop = LevelCrop(x * UNITS, y * UNITS, step * turn, step, 64)
-        np.testing.assert_array_equal(cut_level(picture, crop), READER.cut(picture, numbers(crop), 64))
+        crop = LevelCrop(x * UNITS, y * UNITS, step * turn, step, side)
+        np.testing.assert_array_equal(cut_level(picture, crop), READER.cut(picture, numbers(crop), side))
 
 
 # --- What it means.
