@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from pipnet_edge.bundle import Bundle
     from pipnet_edge.bundle import read as read_bundle
     from pipnet_edge.decode import Decoder, Landmarks, Maps
+    from pipnet_edge.detect.detector import Detector
     from pipnet_edge.errors import EdgeError
     from pipnet_edge.landmarker import Landmarker
     from pipnet_edge.spec import MeanFace, ModelSpec
+    from pipnet_edge.video.track import Rules, Tracker
 
 __version__ = "0.1.0"
 
@@ -20,17 +22,33 @@ __version__ = "0.1.0"
 # send them.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-__all__ = ["Bundle", "Decoder", "EdgeError", "Landmarker", "Landmarks", "Maps", "MeanFace", "ModelSpec", "read_bundle"]
+__all__ = [
+    "Bundle",
+    "Decoder",
+    "Detector",
+    "EdgeError",
+    "Landmarker",
+    "Landmarks",
+    "Maps",
+    "MeanFace",
+    "ModelSpec",
+    "Rules",
+    "Tracker",
+    "read_bundle",
+]
 
 _HOMES = {
     "Bundle": "bundle",
     "Decoder": "decode",
+    "Detector": "detect.detector",
     "EdgeError": "errors",
     "Landmarker": "landmarker",
     "Landmarks": "decode",
     "Maps": "decode",
     "MeanFace": "spec",
     "ModelSpec": "spec",
+    "Rules": "video.track",
+    "Tracker": "video.track",
 }
 
 

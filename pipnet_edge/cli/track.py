@@ -92,6 +92,7 @@ def track(
     from pipnet_edge.detect.spec import check_threshold
     from pipnet_edge.host import default_threads
     from pipnet_edge.video.source import STDIN, Asked
+    from pipnet_edge.video.track import Rules
     from pipnet_edge.video.watch import watch
     from pipnet_edge.worker.protocol import Track
 
@@ -112,8 +113,7 @@ def track(
         output = Path(f"{_stem(asked)}-landmarks.mp4")
     _check_outputs([path for path in (output, jsonl) if path and path != STDOUT], source)
     bundle = bundles.read(folder)
-    if bundle.spec.presence is None:
-        raise EdgeError(f"{folder} does not say from which score there is a face; convert the checkpoint again")
+    Rules.of(bundle.spec, faces, every)  # before any work, it says what is wrong
     many = default_threads()
     chosen = choose(bundle, variant, many if threads == 0 else threads, many)
     job = Track(

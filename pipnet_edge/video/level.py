@@ -14,10 +14,7 @@ from numpy.typing import NDArray
 
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import MOST_PIXELS, Box, check_pixels
-from pipnet_edge.spec import LARGEST_INPUT, MeanFace
-
-# A crop is so many times as large as its landmarks' box.
-MARGIN = 1.2
+from pipnet_edge.spec import LARGEST_INPUT, MARGIN, MeanFace
 
 # Whole numbers are so many to a pixel of the picture, and the positions where a picture is sampled FRACTIONS.
 UNITS, FRACTIONS = 65536, 32

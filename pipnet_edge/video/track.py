@@ -17,8 +17,8 @@ from pipnet_edge.decode import Landmarks
 from pipnet_edge.detect.boxes import Found
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import check_pixels
-from pipnet_edge.spec import ModelSpec
-from pipnet_edge.video.level import MARGIN, Eyes, LevelCrop, around, eyes_of, is_inside
+from pipnet_edge.spec import MARGIN, ModelSpec
+from pipnet_edge.video.level import Eyes, LevelCrop, around, eyes_of, is_inside
 from pipnet_edge.video.smooth import Points, Smoothed, smooth
 
 # A reading with a score below so many times the presence threshold is taken again, cut around its own landmarks.
@@ -98,6 +98,15 @@ class Rules:
             if count < 1:
                 raise EdgeError(f"{name} is {count}; a whole number of at least 1 is needed")
 
+    @classmethod
+    def of(cls, spec: ModelSpec, faces: int = 4, every: int = 15) -> Rules:
+        """With the network's own presence and margin. Raises EdgeError if nobody knows its presence."""
+        if spec.presence is None:
+            raise EdgeError(
+                "the network is not known to tell faces from what is none: the bundle has no presence threshold"
+            )
+        return cls(spec.presence, spec.margin, faces, every)
+
 
 @dataclass(frozen=True)
 class _Track:
@@ -111,7 +120,7 @@ class _Track:
 class Tracker:
     """Faces from frame to frame.
 
-        track = Tracker(detect, landmarker.read, landmarker.spec, Rules(presence=0.4))
+        track = Tracker(detector.find, landmarker.read, landmarker.spec, Rules.of(landmarker.spec))
         for picture, time in frames:
             for face in track(picture, time).faces: ...
 

@@ -203,9 +203,7 @@ def track(job: Track) -> Iterator[Event | Counts]:
     feed = Feed(asked.shown, lambda: source.opened(asked))
     landmarker = Landmarker(job.bundle, job.variant, job.threads)
     spec = landmarker.spec
-    if spec.presence is None:
-        raise EdgeError(f"{job.bundle} does not say from which score there is a face")
-    rules = Rules(spec.presence, spec.margin, job.faces, job.every)
+    rules = Rules.of(spec, job.faces, job.every)
     find = detector.load(Path(job.detector), None, job.threads, job.threshold).find if job.detector else None
     tracker = play.Timed(find, landmarker.read, spec, rules, job.boxes, job.raw)
     arithmetic = runtimes.arithmetic(variant.runtime, variant.precision, host.features())
