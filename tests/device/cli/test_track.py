@@ -161,4 +161,4 @@ def test_what_is_refused(arguments: list[str], why: str, here: Run, failed: Fail
 
 
 def test_a_bundle_that_does_not_know_when_there_is_a_face(null_bundle: Bundle, here: Run, failed: Failed) -> None:
-    failed(here("track", null_bundle.folder, "film.avi"), 1, "does not say from which score there is a face; convert")
+    failed(here("track", null_bundle.folder, "film.avi"), 1, "the bundle has no presence threshold")
