@@ -34,6 +34,8 @@ def network(spec: ModelSpec, source: Source) -> Table:
         ("backbone", spec.backbone),
         ("landmarks", f"{spec.num_lms} ({spec.mean_face.name}), {_neighbours(spec.num_nb)}"),
         ("input", _input(spec.input_size, spec.net_stride)),
+        ("presence", "not measured" if spec.presence is None else f"mean winning score of at least {spec.presence:g}"),
+        ("margin", f"crops of {spec.margin:g} times the landmarks' box"),
         ("parameters", f"{source.parameters / 1e6:.2f} M"),
         ("ONNX nodes", f"{source.onnx_nodes[0]} -> {source.onnx_nodes[1]}"),
         ("ONNX size", f"{before} -> {after}"),

@@ -54,7 +54,7 @@ def convert(
         # These import torch, which takes long. A wrong command line is refused before that.
         import torch
 
-        from pipnet_edge.converters import cores, faces, golden, variants
+        from pipnet_edge.converters import cores, faces, golden, presence, variants
         from pipnet_edge.converters.checkpoint import layers
         from pipnet_edge.converters.checkpoint import read as checkpoints
         from pipnet_edge.converters.quantize import prepare
@@ -72,9 +72,12 @@ def convert(
         exported = cores.export(network.net, network.spec, work / "float", simplify, plan.is_sparse)
         seen = gathered.calibration.crops if gathered and plan.is_sparse else None
         golden.write(folder / GOLDEN, network, seen)
+        spec = presence.measured(network, gathered.calibration.crops if gathered else None)
+        if spec.presence is None:
+            note("no presence threshold: the network's scores do not tell faces from other things")
         bundle_of = partial(
             Bundle,
-            spec=network.spec,
+            spec=spec,
             source=workplace.source(source, network.parameters, exported.core),
             golden=File.of(folder, folder / GOLDEN),
             layers=layers.of(network.net, network.spec.size),

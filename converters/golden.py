@@ -29,9 +29,9 @@ SIDE = 256  # pixels of the crops that are put into scenes
 MOST = 128
 
 
-def faces(side: int) -> NDArray[np.uint8]:
-    """The crops (n, side, side, 3) uint8 RGB."""
-    pictures = [read_picture(face) for face in sorted(FACES.glob("*.jpg"))[:COUNT]]
+def faces(side: int, count: int = COUNT) -> NDArray[np.uint8]:
+    """The crops (n, side, side, 3) uint8 RGB: the first of the embedded faces."""
+    pictures = [read_picture(face) for face in sorted(FACES.glob("*.jpg"))[:count]]
     return np.stack([cut(p, Rect.whole(p), side) for p in pictures])
 
 

@@ -259,8 +259,9 @@ def test_convert_says_the_notes(tmp_path: Path, tiny_onnx: Write, cli: Callable[
     words = ("convert", path, "--meanface", tmp_path / "three.txt", "--to", "onnx", "--precision", "fp32")
     done = cli(*words, "-o", tmp_path / "bundle", "--json")
     assert done.returncode == 0, done.stderr
-    (note,) = json.loads(done.stdout)["result"]["notes"]
+    note, untrained = json.loads(done.stdout)["result"]["notes"]
     assert "output4 is neighbor_y" in note
+    assert untrained.startswith("no presence threshold: ")
 
 
 # --- Normalization in the graph.
