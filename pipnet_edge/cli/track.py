@@ -121,13 +121,13 @@ def track(
         variant=chosen.variant,
         threads=chosen.threads,
         source=source,
-        stdin=os.dup(0) if source == STDIN else None,
+        stdin=_descriptor(0, "stdin") if source == STDIN else None,
         size=asked.size,
         fps=fps,
         seconds=seconds,
         video=str(output) if output else None,
         lines=str(jsonl) if jsonl else None,
-        stdout=os.dup(1) if jsonl == STDOUT else None,
+        stdout=_descriptor(1, "stdout") if jsonl == STDOUT else None,
         page=_page(serve),
         detector=None if boxes else str(detectors.path_of(detector)),
         threshold=threshold,
@@ -204,8 +204,8 @@ def _output(job: Track, counts: Counts, told: _Told, note: str | None) -> Output
         f"by {job.variant} ({told.version}), {counted(job.threads, 'thread')}",
         *([f"{counted(counts.passed_over, 'frame')} passed over, for newer ones"] if counts.passed_over else []),
         *([note] if note else []),
-        *([f"video      {job.video}"] if job.video and counts.frames else []),
-        *([f"landmarks  {job.lines}"] if job.lines and job.stdout is None and counts.frames else []),
+        *([f"video      {job.video}"] if job.video and Path(job.video).exists() else []),
+        *([f"landmarks  {job.lines}"] if job.lines and Path(job.lines).exists() else []),
     ]
     if job.stdout is not None:  # the landmarks are there
         print("\n".join(lines), file=sys.stderr)
@@ -219,6 +219,14 @@ def _output(job: Track, counts: Counts, told: _Told, note: str | None) -> Output
         code,
         counts.trouble or (f"interrupted after {counted(counts.frames, 'frame')}" if was_cut else None),
     )
+
+
+def _descriptor(number: int, name: str) -> int:
+    """A descriptor that a worker can have too: its own 0 and 1 are others. Raises EdgeError if there is none."""
+    try:
+        return os.dup(number)
+    except OSError:
+        raise EdgeError(f"{name} is closed") from None
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

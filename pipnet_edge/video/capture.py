@@ -22,6 +22,8 @@ from pipnet_edge.words import counted
 # and more if it has to be woken.
 OPENING, SILENCE = 5.0, 2.0
 LATE = 0.9 * SILENCE
+# Where OpenCV takes options of FFmpeg from.
+OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 
 # A file that ends so many seconds, and such a part of its length, before the end that it tells of, is cut. Sound may
 # go on after the pictures.
@@ -104,7 +106,15 @@ def _opened(where: str, name: str) -> Any:
     parameters = [number for key, seconds in limits.items() for number in (key, int(1000 * seconds))]
     # A decoder with a thread a core gives a frame only after as many more have come.
     parameters += [] if is_file else [cv2.CAP_PROP_N_THREADS, 1]
-    capture = cv2.VideoCapture(where, cv2.CAP_FFMPEG, parameters)
+    # Of pictures that come one by one through a pipe, FFmpeg would look at five seconds before it gives the first.
+    is_asked = OPTIONS in os.environ
+    if where.startswith("pipe:") and not is_asked:
+        os.environ[OPTIONS] = "analyzeduration;500000"
+    try:
+        capture = cv2.VideoCapture(where, cv2.CAP_FFMPEG, parameters)
+    finally:
+        if not is_asked:
+            os.environ.pop(OPTIONS, None)
     if not capture.isOpened():
         why = "no server answers with a video" if "://" in where else "it is no video that OpenCV can read, or cut off"
         raise EdgeError(f"{name} does not open: {why}")

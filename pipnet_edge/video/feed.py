@@ -66,8 +66,10 @@ class Feed:
     def take(self, seconds: float) -> Taken | None:
         """The next frame, None if there is none within `seconds` or the source is over.
 
-        Raises what reading raised, after the frames before it, and EdgeError if the source hangs.
+        Raises what reading raised, after the frames before it, and EdgeError if the source hangs or does not open.
         """
+        if not (source := self.source(seconds)):
+            return None
         self._wait(lambda: bool(self._frames) or self._is_over, seconds)
         with self._changed:
             if self._frames:
@@ -77,7 +79,7 @@ class Feed:
                 return taken
         if self._error:
             raise self._error
-        limit = LIVE if self._source is None or self._source.is_live else WHOLE
+        limit = LIVE if source.is_live else WHOLE
         if not self._is_over and time.monotonic() - self._alive > limit:
             raise EdgeError(f"{self._name} hangs: no whole frame for {limit:g} s")
         return None

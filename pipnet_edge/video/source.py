@@ -129,7 +129,7 @@ def opened(asked: Asked) -> Footage:
 def check_size(name: str, width: int, height: int) -> None:
     """Raises EdgeError for frames that are too large, before there is memory for one."""
     if min(width, height) < 1:
-        raise EdgeError(f"{name} has frames of {width}x{height} pixels")
+        raise EdgeError(f"{name} opens, but has no frames that can be decoded")
     if max(width, height) > LONGEST or width * height > MOST_PIXELS:
         most = f"{LONGEST} on a side and {MOST_PIXELS // 10**6} megapixels"
         raise EdgeError(f"{name} has frames of {width}x{height} pixels; at most {most} are read")

@@ -29,8 +29,9 @@ def bundle(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("track") / "bundle"
     shutil.copytree(demo_bundle, folder)
     manifest = json.loads((folder / MANIFEST).read_text())
-    if manifest["presence"] is None:
-        (folder / MANIFEST).write_text(json.dumps(manifest | {"presence": 0.2}))
+    if manifest["spec"]["presence"] is None:
+        manifest["spec"]["presence"] = 0.2
+        (folder / MANIFEST).write_text(json.dumps(manifest))
     return folder
 
 

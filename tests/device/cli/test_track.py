@@ -122,6 +122,13 @@ def test_without_a_box_there_has_to_be_a_detector(run: Run, here: Run, failed: F
     failed(here("track", "film.avi", "--threshold", "2"), 1, "threshold 2; a number from 0 to 1 is needed")
 
 
+def test_stdin_and_stdout_that_are_closed(start: Start, failed: Failed) -> None:
+    failed(ended(start("-", "--box", BOX, preexec_fn=lambda: os.close(0))), 1, "stdin is ")
+    failed(
+        ended(start("film.avi", "--box", BOX, "--jsonl", "-", preexec_fn=lambda: os.close(1))), 1, "stdout is closed"
+    )
+
+
 # --- What is refused, in one line and before there is any work.
 
 

@@ -151,9 +151,11 @@ def test_what_cannot_be_asked(name: str, options: dict[str, object], why: str) -
 
 def test_frames_too_large_are_refused_before_there_is_memory_for_one() -> None:
     source.check_size("film", 16384, 6103)
-    for width, height in ((16385, 100), (16384, 6104), (0, 1)):
-        with pytest.raises(EdgeError, match=f"film has frames of {width}x{height} pixels"):
+    for width, height in ((16385, 100), (16384, 6104)):
+        with pytest.raises(EdgeError, match=f"film has frames of {width}x{height} pixels; at most 16384 on a side and"):
             source.check_size("film", width, height)
+    with pytest.raises(EdgeError, match="film opens, but has no frames that can be decoded"):
+        source.check_size("film", 0, 1)
 
 
 # --- Folders.
@@ -234,15 +236,17 @@ def test_a_server_that_says_nothing() -> None:
 # --- stdin.
 
 
-def piped(content: bytes) -> int:
-    """A descriptor from which a process's output is read."""
+def piped(*content: bytes, pause: float = 0.0) -> int:
+    """A descriptor from which a process's output is read, one part after the other."""
     read_end, write_end = os.pipe()
     if not os.fork():
         try:
             os.close(read_end)
-            view = memoryview(content)
-            while view:
-                view = view[os.write(write_end, view) :]
+            for part in content:
+                view = memoryview(part)
+                while view:
+                    view = view[os.write(write_end, view) :]
+                time.sleep(pause)
         finally:
             os._exit(0)
     os.close(write_end)
@@ -255,6 +259,20 @@ def test_stdin_through_a_pipe_is_live_and_may_end(folder: Path) -> None:
     assert (found.name, found.is_live) == ("stdin", True)
     assert len(list(found.frames)) == COUNT
     os.close(descriptor)
+
+
+def test_jpegs_of_a_camera_through_a_pipe_come_at_once() -> None:
+    """As rpicam-vid gives them, 30 a second; FFmpeg likes to look at five seconds of them first."""
+    jpeg = cv2.imencode(".jpg", PICTURES[0])[1].tobytes()
+    descriptor = piped(*[jpeg] * 300, pause=1 / 30)
+    start = time.monotonic()
+    found = opened(Asked("-", descriptor))
+    frames = [next(found.frames) for _ in range(3)]
+    assert time.monotonic() - start < 2.5
+    found.frames.close()
+    os.close(descriptor)
+    assert [frame.index for frame in frames] == [0, 1, 2]
+    assert "OPENCV_FFMPEG_CAPTURE_OPTIONS" not in os.environ
 
 
 def test_stdin_from_a_file_is_a_file(folder: Path) -> None:
