@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import resource
 import shutil
@@ -11,12 +12,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipnet_edge.files import cache_folder
+
 ROOT = Path(__file__).resolve().parent.parent
+# The face detector's weights, where the user has them: once they run, tests have a cache folder of their own.
+WEIGHTS = cache_folder() / "FaceBoxesV2.pth"
 # What one process runs, for the sake of one set-up; elsewhere, the tests of a file.
 TOGETHER = {"tests/arm/": "emulator", "tests/ssh/test_arm.py": "emulator", "tests/ssh/": "board"}
 
@@ -105,6 +111,35 @@ def demo_bundle(of_this_run: Path, isolated: tuple[str, ...]) -> Path:
             done = subprocess.run([*isolated, *command, *options], capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
     return folder
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A bundle that faces can be tracked with, a detector's bundle for the same runtimes, and a cache that has it."""
+
+    bundle: Path
+    detector: Path
+    cache: Path
+
+
+@pytest.fixture(scope="session")
+def chain(of_this_run: Path, demo_bundle: Path) -> Chain:
+    """The demo's bundle and the trained detector, for tflite in fp32. All processes of a run share them."""
+    if not WEIGHTS.is_file():
+        _need(str(WEIGHTS))
+    folder = of_this_run / "chain"
+    found = Chain(folder / "bundle", folder / "pipnet-edge" / "detector", folder)
+    with _alone(of_this_run / "chain.lock"):
+        if not folder.exists():
+            command = [sys.executable, "-P", "-m", "pipnet_edge.cli", "detector", str(WEIGHTS), "--to", "tflite"]
+            options = ["--precision", "fp32", "-o", str(found.detector)]
+            done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            shutil.copytree(demo_bundle, found.bundle)
+            manifest = json.loads((found.bundle / "manifest.json").read_text())
+            manifest["spec"]["presence"] = manifest["spec"]["presence"] or 0.25
+            (found.bundle / "manifest.json").write_text(json.dumps(manifest))
+    return found
 
 
 @contextlib.contextmanager

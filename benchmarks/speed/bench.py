@@ -6,12 +6,12 @@ import contextlib
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,7 @@ from pipnet_edge.worker.protocol import STAGES, Event, First, Loaded, Machine, S
 THREADS = (1, 2, 4)
 EMULATED_CROPS = 2  # a frame takes seconds
 Step = Callable[[str, int, int], None]
+Run = TypeVar("Run")
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,23 @@ def sweep(
     machine: the target's facts. pause: waits for so many seconds. Stops when the connection is lost, after the runs
     that were measured before.
     """
+
+    def one(variant: Variant, threads: int) -> tuple[Measured, bool]:
+        return _measure(call, target, bundle, variant, threads, plan.cpus, plan.settings)
+
+    return each(target, bundle, plan, machine, step, pause, one)
+
+
+def each(
+    target: str,
+    bundle: Held,
+    plan: Plan,
+    machine: Machine,
+    step: Step,
+    pause: Callable[[float], object],
+    one: Callable[[Variant, int], tuple[Run, bool]],
+) -> Iterator[Run]:
+    """What `one` gives for every variant and number of threads; it also tells whether the connection was lost."""
     variants, cores = plan.chosen(bundle, machine.runtimes), machine.facts.get("cores")
     counts = plan.thread_counts(cores if isinstance(cores, int) else None)
     runs = [(variant, threads) for variant in variants for threads in counts]
@@ -107,7 +125,7 @@ def sweep(
         step(f"{target} {variant.name}, {counted(threads, 'thread')}", index, len(runs))
         if index and plan.settings.rest:
             pause(plan.settings.rest)
-        run, lost = _measure(call, target, bundle, variant, threads, plan.cpus, plan.settings)
+        run, lost = one(variant, threads)
         yield run
         if lost:
             break
@@ -147,7 +165,7 @@ def _measure(
         elif isinstance(event, First):
             first = event
         elif isinstance(event, Samples):
-            states.append(_state(event))
+            states.append(state_of(event))
             for stage in STAGES:
                 samples[stage] += event.stages[stage]
 
@@ -190,7 +208,8 @@ def _measure(
     return run, lost
 
 
-def _state(event: Samples) -> State:
+def state_of(event: Samples | protocol.Frames) -> State:
+    """The machine's state in an event."""
     told = event.state
     return State(event.at, told.mhz, told.celsius, told.throttled, told.load)
 
@@ -246,7 +265,7 @@ def _checked(row: Counted, bundle: AnyBundle, variant: Variant, call: Call) -> C
 
 
 @dataclass
-class _Found:
+class Found:
     """The results of several places. Each thread writes only those of its own place."""
 
     facts: dict[str, Facts] = field(default_factory=dict)
@@ -254,35 +273,35 @@ class _Found:
     errors: dict[str, EdgeError] = field(default_factory=dict)
 
 
-def run(
-    bundle: AnyBundle, plan: Plan, where: Sequence[Place], step: Step = lambda *_: None, keep: bool = False
-) -> tuple[Result, Mapping[str, EdgeError]]:
-    """Benches a bundle at all places: those on machines of their own at the same time, then those on this machine.
+Untimed = Callable[[Place], Iterable[Any]]
+Measure = Callable[[Call, Place, Machine, Callable[[float], object]], Iterable[Any]]
 
-    keep: boards keep the pushed files. Returns the result and the errors by place. Raises the first of these errors if
-    no place gave anything.
+
+def gather(where: Sequence[Place], cpus: str | Sequence[int], measure: Measure, untimed: Untimed, keep: bool) -> Found:
+    """The rows of all places: of those on machines of their own at the same time, then of those on this machine.
+
+    measure: a machine's rows, with a function that waits for so many seconds; cpus are what it may ask for. untimed:
+    those of a device that is emulated or predicted. keep: boards keep the pushed files. Raises the first error if no
+    place gave anything.
     """
-    found, opened, over = _Found(), list[contextlib.ExitStack](), threading.Event()
+    found, opened, over = Found(), list[contextlib.ExitStack](), threading.Event()
 
     def visit(place: Place) -> None:
         rows = found.rows.setdefault(place.name, [])
         try:
             with contextlib.ExitStack() as own:
                 opened.append(own)
-                if place.kind == "predicted":
+                if place.kind != "measured":
                     found.facts[place.name] = device_facts(place)
-                    rows += predictions(place, bundle, plan)
-                elif place.kind == "emulated":
-                    found.facts[place.name] = device_facts(place)
-                    rows += counts(place, bundle, plan, step)
+                    rows += untimed(place)
                 else:
                     call = own.enter_context(places.calling(place, keep))
                     machine = call(protocol.Facts())
                     found.facts[place.name] = facts_of(machine.facts)
-                    if not isinstance(plan.cpus, str):
-                        check_cpus(call, place.name, plan.cpus)
+                    if not isinstance(cpus, str):
+                        check_cpus(call, place.name, cpus)
                     # One by one, so that the rows before a broken connection stay.
-                    for row in sweep(call, place.name, bundle, plan, machine, step, over.wait):
+                    for row in measure(call, place, machine, over.wait):
                         rows.append(row)
         except EdgeError as e:
             found.errors[place.name] = e
@@ -304,13 +323,28 @@ def run(
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
-    ordered = [row for place in where for row in found.rows[place.name]]
-    if found.errors and not ordered:
+    if found.errors and not any(found.rows.values()):
         raise next(iter(found.errors.values()))
+    return found
+
+
+def run(
+    bundle: AnyBundle, plan: Plan, where: Sequence[Place], step: Step = lambda *_: None, keep: bool = False
+) -> tuple[Result, Mapping[str, EdgeError]]:
+    """Benches a bundle at all places, as `gather` does it. Returns the result and the errors by place."""
+
+    def measure(call: Call, place: Place, machine: Machine, pause: Callable[[float], object]) -> Iterator[Measured]:
+        return sweep(call, place.name, bundle, plan, machine, step, pause)
+
+    def untimed(place: Place) -> Iterator[Counted | Predicted]:
+        return predictions(place, bundle, plan) if place.kind == "predicted" else counts(place, bundle, plan, step)
+
+    found = gather(where, plan.cpus, measure, untimed, keep)
+    ordered = [row for place in where for row in found.rows[place.name]]
     result = Result(
         version=VERSION,
         tool=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
         network=bundle.title,
         bundle=bundle.sha256,
         settings=plan.settings,
@@ -320,6 +354,11 @@ def run(
         predicted=tuple(row for row in ordered if isinstance(row, Predicted)),
     )
     return result, found.errors
+
+
+def now() -> str:
+    """This moment, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def device_facts(place: Place) -> Facts:

@@ -189,6 +189,8 @@ def read_envelope(path: Path) -> dict[str, Any]:
 def of_envelope(envelope: Mapping[str, Any], path: Path) -> Result:
     """The result in an envelope of bench. `path` is for messages."""
     data = dict(envelope["result"])
+    if "clip" in data:
+        raise EdgeError(f"{path} is a result of bench --chain; one of bench without it is needed")
     if data.get("version") != VERSION:
         raise EdgeError(f"{path} has version {data.get('version')!r:.20}, this program reads version {VERSION}")
     # The summary is for other readers; here it is computed from the samples.
@@ -212,30 +214,44 @@ STEADY, NOISY, SLOWED, BUSY = 0.05, 0.25, 0.9, 0.5
 def warnings(run: Measured, facts: Facts) -> tuple[str, ...]:
     """Why a measured run should not be trusted and what to do, one sentence per reason; empty for a good run."""
     found = [f"ended early: {run.failure}"] if run.failure and run.frames.size else []
-    found += _clock(run.states)
+    return (*found, *conditions(run.states, run.threads, facts), *unsteady(run.frames))
+
+
+def conditions(states: Sequence[State], threads: int, facts: Facts) -> list[str]:
+    """What is wrong with the machine on which a run with so many threads was measured; sentences as in warnings."""
+    found = _clock(states)
     governor = facts.get("governor", "performance")
     if governor != "performance":
         found.append(f"governor {governor}: set it to performance")
-    if (load := other_load(run, facts)) is not None:
-        found.append(f"load {load:.1f} with {counted(run.threads, 'thread')}: end other work")
-    frames = run.frames
+    if (load := _other_load(states, threads, facts)) is not None:
+        found.append(f"load {load:.1f} with {counted(threads, 'thread')}: end other work")
+    return found
+
+
+def unsteady(frames: NDArray[np.float64]) -> list[str]:
+    """Why frames that should be alike, in milliseconds, are not; sentences as in warnings."""
+    found = []
     if frames.size >= 20:
         quarter = frames.size // 4
         change = float(np.median(frames[-quarter:]) / np.median(frames[:quarter])) - 1
         if abs(change) > STEADY:
             how = "slower" if change > 0 else "faster"
             found.append(f"drifting: {abs(change):.0%} {how} at the end than at the start: measure longer")
-        spread = run.frame(0.9) / run.frame(0.5) - 1
+        spread = float(np.quantile(frames, 0.9) / np.quantile(frames, 0.5)) - 1
         if spread > NOISY:
             found.append(f"noisy: p90 {spread:.0%} above p50: end other work, or pin cores with --cores")
-    return tuple(found)
+    return found
 
 
 def other_load(run: Measured, facts: Facts) -> float | None:
     """The load of a run beside which there was other work, its own included; None if there was none."""
-    loads = [state.load for state in run.states if state.load is not None]
+    return _other_load(run.states, run.threads, facts)
+
+
+def _other_load(states: Sequence[State], threads: int, facts: Facts) -> float | None:
+    loads = [state.load for state in states if state.load is not None]
     cores = facts.get("cores", "")
-    allowed = max(BUSY * int(cores) if cores.isdecimal() else 0, run.threads + BUSY)
+    allowed = max(BUSY * int(cores) if cores.isdecimal() else 0, threads + BUSY)
     return load if loads and (load := float(np.mean(loads))) > allowed else None
 
 

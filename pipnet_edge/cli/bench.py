@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,6 +61,12 @@ def bench(
             "--tune", help="Find the fastest of --variant, --threads, --cores; keep it in the bundle for `run`."
         ),
     ] = False,
+    chain: Annotated[
+        bool,
+        typer.Option(
+            "--chain", help="A video from its file to drawn faces, not one frame: detect, track, draw; and how well."
+        ),
+    ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave what was pushed on the board for the next time.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the result here, as JSON.")] = None,
 ) -> Output:
@@ -77,15 +83,17 @@ def bench(
     earlier = results.read(compare) if compare else None
     where = places(target or (), host or (), emulate, predict)
     settings = results.Settings(warmup, sustain or seconds, count, rest)
+    if chain:
+        others: dict[str, object] = {"--tune": tune, "--compare": compare, "--limit": limit, "--predict": predict}
+        _refuse(others, "--chain", "--chain only measures, or counts with --emulate")
     if tune:
-        for option, given in {"--sustain": sustain, "--compare": compare, "--limit": limit, "-o": output}.items():
-            if given:
-                raise EdgeError(
-                    f"--tune with {option}; --tune writes only into the bundle's manifest (and --json prints)"
-                )
+        others = {"--sustain": sustain, "--compare": compare, "--limit": limit, "-o": output}
+        _refuse(others, "--tune", "--tune writes only into the bundle's manifest (and --json prints)")
     plan = benches.Plan(tuple(variant or ()), _counts(threads), _cpus(cores), settings)
-    opened = bundles.read_any(bundle)
     progress = render.Progress()
+    if chain:
+        return _written(_chain(bundles.read(bundle), plan, where, progress, keep), output)
+    opened = bundles.read_any(bundle)
     if tune:
         if not isinstance(opened, bundles.Bundle):
             raise EdgeError(f"--tune with a face detector, {bundle}; bundles of landmarks can be tuned")
@@ -109,15 +117,53 @@ def bench(
     out = Output(
         data, (*parts, *_notes(found), *cut), CHECK_FAILED if failed else 0, failed[0] + more if failed else None
     )
-    if output:
-        from pipnet_edge.files import write
+    return _written(out, output)
 
-        try:
-            write(output, (json.dumps(envelope("bench", out), allow_nan=False) + "\n").encode())
-        except EdgeError as e:  # what was measured is shown all the same
-            return Output(out.data, out.parts, e.code, str(e))
-        return Output(out.data, (*out.parts, f"result  {output}"), out.code, out.error)
-    return out
+
+def _refuse(options: Mapping[str, object], what: str, why: str) -> None:
+    """Raises EdgeError if one of the options is given: it does not go with the other."""
+    for option, given in options.items():
+        if given:
+            raise EdgeError(f"{what} with {option}; {why}")
+
+
+def _written(out: Output, path: Path | None) -> Output:
+    """Writes an output to a path, if there is one, and says so."""
+    if path is None:
+        return out
+    from pipnet_edge.files import write
+
+    try:
+        write(path, (json.dumps(envelope("bench", out), allow_nan=False) + "\n").encode())
+    except EdgeError as e:  # what was measured is shown all the same
+        return Output(out.data, out.parts, e.code, str(e))
+    return Output(out.data, (*out.parts, f"result  {path}"), out.code, out.error)
+
+
+def _chain(bundle: Bundle, plan: Plan, where: list[Place], progress: render.Progress, keep: bool) -> Output:
+    from pipnet_edge import bundle as bundles
+    from pipnet_edge.benchmarks import chain_tables
+    from pipnet_edge.benchmarks.speed import chain
+    from pipnet_edge.converters.demo import FACES
+    from pipnet_edge.detect.detector import usual
+
+    if bundle.spec.presence is None:
+        raise EdgeError(f"{bundle.folder} does not say from which score there is a face; convert the checkpoint again")
+    if not usual().exists():
+        raise EdgeError(f"--chain needs a face detector; `pipnet-edge detector` makes it (there is none at {usual()})")
+    detector = bundles.read_detector(usual())
+    with progress.shown():
+        found, errors = chain.run(bundle, detector, FACES, plan, where, progress.step, keep)
+    failed = [f"{name}: {error}" for name, error in errors.items()] + chain.failures(found)
+    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    notes = [*(chain_tables.MEANING if found.measured else ()), *_cut(plan, [run.threads for run in found.measured])]
+    if found.counted:
+        notes.append("emulated: instructions of one frame, 1 thread; they say nothing about time.")
+    if found.clip["truth"] != "labels":
+        notes.append(f"truth: what {found.clip['truth']} finds in the faces at rest and without noise.")
+    data = found.to_json() | {"summary": chain.summary(found)}
+    parts = (*chain_tables.tables(found), *notes)
+    return Output(data, parts, CHECK_FAILED if failed else 0, failed[0] + more if failed else None)
 
 
 def _tune(bundle: Bundle, plan: Plan, where: list[Place], progress: render.Progress, keep: bool) -> Output:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipnet_edge.worker.protocol import LIMIT, Count, Infer, Job, Time, Track
+from pipnet_edge.worker.protocol import LIMIT, Chain, Count, CountChain, Infer, Job, Time, Track
 
 # Seconds: for what has to answer soon, to load a network, and for each frame. The slowest boards take less.
 SOON, LOAD, FRAME = 60.0, 120.0, 10.0
@@ -47,6 +47,11 @@ def of(job: Job[Any], slowness: float = 1.0) -> Limits:
         frames, seconds = job.warmup + job.count, job.seconds
     elif isinstance(job, Infer):
         frames, seconds = _count(job.crops), 0.0
+    elif isinstance(job, Chain):
+        # The last pass begins before the others were enough; as many frames again are timed with threads.
+        frames, seconds = job.warmup + 2 * (job.count + job.frames), 2 * job.seconds
+    elif isinstance(job, CountChain):
+        frames, seconds = 2 * job.frames, 0.0
     elif isinstance(job, Count):
         frames, seconds = job.frames, 0.0
     else:

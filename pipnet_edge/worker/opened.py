@@ -55,7 +55,7 @@ def opened(job: Infer | Time | Count, threads: int) -> Opened:
     return _for_faces(bundle, job, given, threads)
 
 
-def _loaded(variant: Variant, session: Callable[[], Any]) -> tuple[Any, Loaded]:
+def timed(variant: Variant, session: Callable[[], Any]) -> tuple[Any, Loaded]:
     """A variant's session, and the event that says it is loaded."""
     adapter = runtimes.adapter(variant.runtime)
     start = time.perf_counter()
@@ -88,7 +88,7 @@ def _for_landmarks(bundle: Bundle, job: Infer | Time | Count, given: Any, thread
             told |= {f"map_{name}": np.array(value) for name, value in vars(dense).items()}
         return told
 
-    session, loaded = _loaded(bundle.variant(job.variant), lambda: bundle.open_session(job.variant, threads))
+    session, loaded = timed(bundle.variant(job.variant), lambda: bundle.open_session(job.variant, threads))
     return Opened(crops, session, bundle.decoder(job.variant), arrays, lambda count: _around(crops, count), loaded)
 
 
@@ -105,10 +105,10 @@ def _for_faces(bundle: DetectorBundle, job: Infer | Time | Count, given: Any, th
 
     def frames(threads: int) -> tuple[Sequence[Any], Callable[[Any], Any] | None]:
         fit = Fit.of(sized.size, sized.size)
-        return list(pictures), (lambda picture: fit.input(picture, sized.mean)) if _opencv(threads) else None
+        return list(pictures), (lambda picture: fit.input(picture, sized.mean)) if opencv(threads) else None
 
     variant = bundle.variant(job.variant)
-    session, loaded = _loaded(variant, lambda: bundle.open_session(variant.name, threads, sized.size))
+    session, loaded = timed(variant, lambda: bundle.open_session(variant.name, threads, sized.size))
     return Opened(pictures, session, lambda maps: decode(maps, sized), arrays, frames, loaded)
 
 
@@ -117,7 +117,7 @@ def _around(crops: Any, threads: int) -> tuple[Sequence[Any], Callable[[Any], An
 
     A face in them is 1.5 times as large as in its crop. Without OpenCV they are the crops, and the function is None.
     """
-    if not _opencv(threads):
+    if not opencv(threads):
         return list(crops), None
     side, margin = crops.shape[1], crops.shape[1] // 4
     large = side * 3 // 2
@@ -128,7 +128,7 @@ def _around(crops: Any, threads: int) -> tuple[Sequence[Any], Callable[[Any], An
     return pictures, lambda picture: cut(picture, rect, side)
 
 
-def _opencv(threads: int) -> bool:
+def opencv(threads: int) -> bool:
     """Whether OpenCV is there. Then it takes so many threads."""
     try:
         import cv2

@@ -19,90 +19,80 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pipnet_edge import strict
-from pipnet_edge.errors import CHECK_FAILED, USER_ERROR, EdgeError
+from pipnet_edge.errors import EdgeError
+from pipnet_edge.worker.replies import (
+    CHAIN,
+    LIMIT,
+    STAGES,
+    Counts,
+    Error,
+    First,
+    Frames,
+    Groups,
+    Loaded,
+    Machine,
+    Opened,
+    Peak,
+    Played,
+    Progress,
+    Samples,
+    State,
+    Tracking,
+    Version,
+)
+
+__all__ = [
+    "CHAIN",
+    "DONE",
+    "EVENT",
+    "EVENTS",
+    "JOBS",
+    "LIMIT",
+    "LONGEST",
+    "STAGES",
+    "VERSION",
+    "Answer",
+    "AnyJob",
+    "Chain",
+    "Count",
+    "CountChain",
+    "Counts",
+    "Cpus",
+    "Error",
+    "Event",
+    "Facts",
+    "Find",
+    "First",
+    "Frames",
+    "Groups",
+    "Infer",
+    "Job",
+    "Loaded",
+    "Machine",
+    "Opened",
+    "Peak",
+    "Played",
+    "Probe",
+    "Progress",
+    "Samples",
+    "State",
+    "Time",
+    "Track",
+    "Tracking",
+    "Version",
+    "read_event",
+    "read_job",
+    "write_event",
+    "write_job",
+]
 
 # 1: a job had no version and was all of stdin. 2: typed; a job is a line; facts have their own field. 3: find, track.
 VERSION = 3
 LONGEST = 1 << 20  # bytes of a line
-STAGES = ("preprocess", "inference", "decode")
-# No machine has more CPUs, and no number of bytes, milliseconds, megahertz or crops is larger.
-CPU_LIMIT, LIMIT = 4096, 1 << 50
-
-Fact = str | int | list[str]
-
-
-def _bounded(what: str, *numbers: float | None, most: int = LIMIT) -> None:
-    """Raises EdgeError for a number that is negative or more than `most`."""
-    for number in numbers:
-        if number is not None and not 0 <= number <= most:
-            raise EdgeError(f"{what} is {number!r:.60}; 0 to {most} are allowed")
-
-
-# --- Answers: every job ends with one.
-
-
-@dataclass(frozen=True)
-class Version:
-    """The runtime's name and version, after it has done the job."""
-
-    version: str
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The machine's facts, as host.facts gives them, and which runtimes are installed there."""
-
-    facts: Mapping[str, Fact]
-    runtimes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Numbers of the CPUs that a process may use, one group for each kind of CPU, the fastest first."""
-
-    groups: tuple[tuple[int, ...], ...]
-
-    def __post_init__(self) -> None:
-        cpus = [cpu for group in self.groups for cpu in group]
-        _bounded("a CPU", *cpus, most=CPU_LIMIT - 1)
-        if not self.groups or not all(self.groups) or len(set(cpus)) < len(cpus):
-            raise EdgeError("groups of CPUs are empty, or have one twice")
-
-
-@dataclass(frozen=True)
-class Peak:
-    """The most memory that the worker has held, in bytes; None if the system does not tell."""
-
-    peak_bytes: int | None
-
-    def __post_init__(self) -> None:
-        _bounded("peak_bytes", self.peak_bytes)
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Frames of a source; those passed over; those in which faces were looked for; ids given; faces lost; seconds.
-
-    is_live: it is a camera or a stream. was_stopped: it was asked to end. trouble: in one line, what ended it early.
-    """
-
-    frames: int
-    passed_over: int
-    detections: int
-    faces: int
-    lost: int
-    seconds: float
-    is_live: bool
-    was_stopped: bool
-    trouble: str | None
-
-    def __post_init__(self) -> None:
-        _bounded("a count", self.frames, self.passed_over, self.detections, self.faces, self.lost, self.seconds)
-
 
 # --- Jobs.
 
-Answer = TypeVar("Answer", bound=Version | Machine | Groups | Peak | Counts)
+Answer = TypeVar("Answer", bound=Version | Machine | Groups | Peak | Counts | Played)
 
 
 @dataclass(frozen=True)
@@ -234,118 +224,56 @@ class Track(Job[Counts]):
     cpus: str | tuple[int, ...] | None = None
 
 
-AnyJob = Probe | Facts | Infer | Find | Time | Count | Cpus | Track
-JOBS: Mapping[str, type[AnyJob]] = {job.DO: job for job in (Probe, Facts, Infer, Find, Time, Count, Cpus, Track)}
+@dataclass(frozen=True)
+class Chain(Job[Played]):
+    """Faces tracked in a clip and drawn, timed: `warmup` frames that do not count, then whole passes through the clip,
+    until there were at least `seconds` and `count` frames.
+
+    detector and detector_variant: a bundle that finds faces. clip: a video file of so many `frames`. out: an .npz file
+    of what the first pass found, with room for the most faces K that are tracked: id (frames, K), 0 where there is
+    none; points (frames, K, L, 2), smoothed, and score (frames, K). Others as in Infer.
+    """
+
+    DO, ANSWER = "chain", Played
+    bundle: str
+    variant: str
+    detector: str
+    detector_variant: str
+    threads: int
+    clip: str
+    frames: int
+    out: str
+    warmup: int
+    seconds: float
+    count: int
+    cpus: str | tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class CountChain(Job[Version]):
+    """The clip's first `frames` frames and, from there on, as many again, as in Chain, on one thread, with marks.
+
+    In the second half all starts anew, so that its first frame is detected in.
+    """
+
+    DO, ANSWER = "count-chain", Version
+    bundle: str
+    variant: str
+    detector: str
+    detector_variant: str
+    clip: str
+    frames: int
+
+
+AnyJob = Probe | Facts | Infer | Find | Time | Count | Cpus | Track | Chain | CountChain
+JOBS: Mapping[str, type[AnyJob]] = {
+    job.DO: job for job in (Probe, Facts, Infer, Find, Time, Count, Cpus, Track, Chain, CountChain)
+}
 
 
 # --- Events: a worker writes them before its answer.
 
-
-@dataclass(frozen=True)
-class Loaded:
-    """A network is loaded: the time that took (None under emulation), the runtime, and the type it computes in."""
-
-    milliseconds: float | None
-    version: str
-    arithmetic: str
-
-    def __post_init__(self) -> None:
-        _bounded("milliseconds", self.milliseconds)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How many crops are done, and of how many."""
-
-    done: int
-    of: int
-
-    def __post_init__(self) -> None:
-        _bounded("of", self.of)
-        _bounded("done", self.done, most=self.of)
-
-
-@dataclass(frozen=True)
-class First:
-    """The first inference, in milliseconds, and the CPUs that the process may use."""
-
-    milliseconds: float
-    cpus: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        _bounded("milliseconds", self.milliseconds)
-        _bounded("a CPU", *self.cpus, most=CPU_LIMIT - 1)
-
-
-@dataclass(frozen=True)
-class State:
-    """A machine's state, as host.state tells it: mhz of each clock domain, celsius, firmware bits, load."""
-
-    mhz: tuple[int, ...] = ()
-    celsius: float | None = None
-    throttled: int | None = None
-    load: float | None = None
-
-    def __post_init__(self) -> None:
-        _bounded("a machine's state", *self.mhz, self.throttled, self.load)
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Milliseconds of each frame since the last such event, by stage; the state `at` seconds after the first."""
-
-    at: float
-    stages: Mapping[str, tuple[float, ...]]
-    state: State
-
-    def __post_init__(self) -> None:
-        if set(self.stages) != set(STAGES):
-            raise EdgeError(f"samples of {', '.join(self.stages) or 'no stage'}; {', '.join(STAGES)} are needed")
-        _bounded("at", self.at)
-        _bounded("a sample", *(sample for samples in self.stages.values() for sample in samples))
-        counts = {name: len(samples) for name, samples in self.stages.items()}
-        if counts["decode"] != counts["inference"] or counts["preprocess"] not in (0, counts["inference"]):
-            raise EdgeError(f"samples of {counts} frames; as many of each stage are needed, or none of preprocess")
-        if not all(self.stages["inference"]):
-            raise EdgeError("a sample of inference is 0; more is needed")
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A source is open: what its frames are like, how many there will be if it knows, and the address of the page."""
-
-    width: int
-    height: int
-    fps: float | None
-    count: int | None
-    page: str | None
-
-
-@dataclass(frozen=True)
-class Tracking:
-    """A sign of life: how many frames are tracked, how many were passed over, and the faces in the last."""
-
-    frames: int
-    passed_over: int
-    faces: int
-
-    def __post_init__(self) -> None:
-        _bounded("frames or faces", self.frames, self.passed_over, self.faces)
-
-
-@dataclass(frozen=True)
-class Error:
-    """An EdgeError: its text and exit code."""
-
-    message: str
-    code: int
-
-    def __post_init__(self) -> None:
-        if self.code not in (USER_ERROR, CHECK_FAILED):
-            raise EdgeError(f"an error has code {self.code!r:.60}; {USER_ERROR} and {CHECK_FAILED} are allowed")
-
-
-Event = Loaded | Progress | First | Samples | Opened | Tracking
+Event = Loaded | Progress | First | Samples | Opened | Tracking | Frames
 EVENTS: Mapping[str, type[Event | Error]] = {
     "loaded": Loaded,
     "progress": Progress,
@@ -353,6 +281,7 @@ EVENTS: Mapping[str, type[Event | Error]] = {
     "samples": Samples,
     "opened": Opened,
     "tracking": Tracking,
+    "frames": Frames,
     "error": Error,
 }
 _NAMES = {kind: name for name, kind in EVENTS.items()}
@@ -380,7 +309,7 @@ def read_job(line: str) -> AnyJob:
     return strict.read(JOBS[do], data, f"job {do}")
 
 
-def write_event(event: Event | Error | Version | Machine | Groups | Peak | Counts) -> str:
+def write_event(event: Event | Error | Version | Machine | Groups | Peak | Counts | Played) -> str:
     """An event, an answer or an error as a line."""
     return json.dumps({"event": _NAMES.get(type(event), DONE), **asdict(event)}) + "\n"  # type: ignore[arg-type]
 

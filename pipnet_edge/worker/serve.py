@@ -22,7 +22,9 @@ from pipnet_edge.worker.protocol import (
     LONGEST,
     STAGES,
     AnyJob,
+    Chain,
     Count,
+    CountChain,
     Counts,
     Cpus,
     Error,
@@ -37,6 +39,7 @@ from pipnet_edge.worker.protocol import (
     Machine,
     Opened,
     Peak,
+    Played,
     Probe,
     Progress,
     Samples,
@@ -135,7 +138,7 @@ def timing(job: Time) -> Iterator[Event | Peak]:
     def samples(at: float, taken: list[tuple[float, float, float, float]]) -> Samples:
         """Turns clock readings of frames into milliseconds by stage, rounded to a tenth of a microsecond."""
         stages = {name: tuple(round((t[i + 1] - t[i]) * 1e3, 4) for t in taken) for i, name in enumerate(STAGES)}
-        return Samples(at, stages if prepare else stages | {STAGES[0]: ()}, _state())
+        return Samples(at, stages if prepare else stages | {STAGES[0]: ()}, state())
 
     first = frame(0)
     yield First((first[2] - first[1]) * 1e3, tuple(host.allowed_cpus()))
@@ -221,13 +224,27 @@ def track(job: Track) -> Iterator[Event | Counts]:
     yield from play.play(feed, tracker, sinks, job.seconds, asked_to_end.is_set)
 
 
-def _keep_to_cpus(job: Infer | Time | Track) -> None:
+def chain(job: Chain) -> Iterator[Event | Played]:
+    _keep_to_cpus(job)
+    from pipnet_edge.worker import chain as chains
+
+    yield from chains.timed(job)
+
+
+def count_chain(job: CountChain) -> Iterator[Event | Version]:
+    from pipnet_edge.worker import chain as chains
+
+    yield from chains.counted(job)
+
+
+def _keep_to_cpus(job: Infer | Time | Track | Chain) -> None:
     """Must be called before any thread is started."""
     if job.cpus:
         host.pin(job.cpus, job.threads)
 
 
-def _state() -> State:
+def state() -> State:
+    """The machine's present state."""
     told: Any = host.state()
     return State(tuple(told.get("mhz", ())), told.get("celsius"), told.get("throttled"), told.get("load"))
 
@@ -241,6 +258,8 @@ JOBS: dict[type[AnyJob], Callable[[Any], Iterator[Any]]] = {
     Count: counting,
     Cpus: cpus,
     Track: track,
+    Chain: chain,
+    CountChain: count_chain,
 }
 
 

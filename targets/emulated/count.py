@@ -7,6 +7,7 @@ import shutil
 import statistics
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,17 @@ from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import write_array
 from pipnet_edge.targets.devices import Device
 from pipnet_edge.targets.emulated.emulator import SLOWNESS, WORKER, Emulator
-from pipnet_edge.targets.emulated.instructions import Count, Instructions
+from pipnet_edge.targets.emulated.instructions import ChainInstructions, Count, Instructions
 from pipnet_edge.targets.emulated.way import core, untimed
 from pipnet_edge.worker import call as calls
 from pipnet_edge.worker import protocol
 from pipnet_edge.worker.call import Listen, ignore
-from pipnet_edge.worker.protocol import STAGES
+from pipnet_edge.worker.protocol import CHAIN, STAGES, Version
 
 PLUGIN = Path(__file__).with_name("icount.c")
 WARM_UP = 2
+# Of a clip: one that faces are detected in, and tracked ones; as many come before, to warm up.
+CHAIN_FRAMES = 3
 
 
 def count(
@@ -41,17 +44,41 @@ def count(
     Raises EdgeError if there is no C compiler.
     """
     with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as scratch:
-        folder, given = Path(scratch), None
+        given = None
         if crops is not None:
-            given = folder / "crops.npy"
+            given = Path(scratch, "crops.npy")
             write_array(given, crops)
         job = protocol.Count(str(bundle), variant, WARM_UP + frames, str(given) if given else None)
-        plugin, log, cpu = compiled(folder), folder / "log", core(device)
-        with emulator.environment() as environment:
-            command = [*emulator.counted_python(cpu, root(emulator, cpu, folder / "root"), plugin, log), *WORKER]
-            answer = calls.start(command, job, lambda event: listen(untimed(event)), environment, slowness=SLOWNESS)
-        stages, spread = _read(log.read_text())
-        return Instructions(cpu, answer.version, stages, frames, spread)
+        answer, log = _marked(device, emulator, job, Path(scratch), listen)
+    stages, spread = _read(log)
+    return Instructions(core(device), answer.version, stages, frames, spread)
+
+
+def count_chain(
+    device: Device, emulator: Emulator, bundle: Path, variant: str, detector: Path, detector_variant: str, clip: Path
+) -> ChainInstructions:
+    """Counts the instructions of a clip's first frames through the whole chain. Raises EdgeError as `count`."""
+    job = protocol.CountChain(str(bundle), variant, str(detector), detector_variant, str(clip), CHAIN_FRAMES)
+    with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as scratch:
+        answer, log = _marked(device, emulator, job, Path(scratch), ignore)
+    detecting, *tracked = _read_chain(log)
+    return ChainInstructions(
+        core(device),
+        answer.version,
+        {stage: _median([frame[stage] for frame in tracked]) for stage in CHAIN if stage != "detect"},
+        detecting,
+    )
+
+
+def _marked(
+    device: Device, emulator: Emulator, job: protocol.Job[Version], folder: Path, listen: Listen
+) -> tuple[Version, str]:
+    """A worker's answer, and the plugin's lines: a mark's number, then its counters. folder: for what this needs."""
+    plugin, log, cpu = compiled(folder), folder / "log", core(device)
+    with emulator.environment() as environment:
+        command = [*emulator.counted_python(cpu, root(emulator, cpu, folder / "root"), plugin, log), *WORKER]
+        answer = calls.start(command, job, lambda event: listen(untimed(event)), environment, slowness=SLOWNESS)
+    return answer, log.read_text()
 
 
 def compiled(folder: Path) -> Path:
@@ -84,17 +111,34 @@ def root(emulator: Emulator, cpu: str, folder: Path) -> Path:
     return folder
 
 
-def _read(log: str) -> tuple[dict[str, Count], float]:
-    """Stages and spread from the plugin's lines (a mark's number, then its counters), without the WARM_UP frames."""
+def _marks(log: str) -> Iterator[tuple[int, int, Count]]:
+    """Between each mark and the next: the numbers of the two, and the instructions."""
     marks = [tuple(map(int, line.split())) for line in log.splitlines()]
+    for (before, *since), (mark, *until) in itertools.pairwise(marks):
+        yield before, mark, Count(*until) - Count(*since)
+
+
+def _read(log: str) -> tuple[dict[str, Count], float]:
+    """Stages and spread from the plugin's lines, without the WARM_UP frames."""
     found: dict[str, list[Count]] = {stage: [] for stage in STAGES}
-    for (_, *before), (mark, *after) in itertools.pairwise(marks):
+    for _, mark, taken in _marks(log):
         if mark:
-            found[STAGES[mark - 1]].append(Count(*after) - Count(*before))
+            found[STAGES[mark - 1]].append(taken)
     counted = {stage: counts[WARM_UP:] for stage, counts in found.items()}
     totals = [sum(count.total for count in frame) for frame in zip(*counted.values(), strict=True)]
     spread = (max(totals) - min(totals)) / statistics.median(totals)
     return {stage: _median(counts) for stage, counts in counted.items()}, spread
+
+
+def _read_chain(log: str) -> list[dict[str, Count]]:
+    """Stages of each frame from the plugin's lines, without the first half, which warms up."""
+    frames = [dict.fromkeys(CHAIN, Count(0, 0, 0))]
+    for stage, mark, taken in _marks(log):
+        if stage < len(CHAIN):
+            frames[-1][CHAIN[stage]] += taken
+        if mark == len(CHAIN):
+            frames.append(dict.fromkeys(CHAIN, Count(0, 0, 0)))
+    return frames[CHAIN_FRAMES : 2 * CHAIN_FRAMES]
 
 
 def _median(counts: list[Count]) -> Count:

@@ -39,3 +39,16 @@ class Instructions:
     def frame(self) -> Count:
         """The sum of all stages."""
         return sum(self.stages.values(), Count(0, 0, 0))
+
+
+@dataclass(frozen=True)
+class ChainInstructions:
+    """Instructions by stage (protocol.CHAIN) of a frame in which faces were tracked, and of one they were detected in.
+
+    Others as in Instructions.
+    """
+
+    cpu: str
+    version: str
+    tracked: Mapping[str, Count]
+    detecting: Mapping[str, Count]

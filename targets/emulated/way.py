@@ -16,7 +16,7 @@ from pipnet_edge.targets.emulated.emulator import SLOWNESS, WORKER, Emulator, re
 from pipnet_edge.targets.place import Place
 from pipnet_edge.worker import call as calls
 from pipnet_edge.worker.call import Call, Listen, ignore
-from pipnet_edge.worker.protocol import Answer, Event, Job, Loaded, Machine, Time
+from pipnet_edge.worker.protocol import Answer, Chain, Event, Job, Loaded, Machine, Time
 
 GIVES = "emulated"
 IS_APART = False
@@ -41,7 +41,7 @@ class Emulated:
     emulator: Emulator
 
     def __call__(self, job: Job[Answer], listen: Listen = ignore) -> Answer:
-        if isinstance(job, Time):
+        if isinstance(job, Time | Chain):
             raise EdgeError(f"an emulated {self.device.name} has no speed; count its instructions, or measure on one")
         cpu = core(self.device)
         with self.emulator.environment() as environment:

@@ -30,7 +30,7 @@ from pipnet_edge.targets.ssh.wire import Wire
 from pipnet_edge.worker import call as calls
 from pipnet_edge.worker import device_half, limits, protocol
 from pipnet_edge.worker.call import Listen, Lost, ignore
-from pipnet_edge.worker.protocol import Answer, Count, Infer, Job, Probe, Time
+from pipnet_edge.worker.protocol import Answer, Chain, Count, Infer, Job, Probe, Time
 
 Kind = TypeVar("Kind")
 
@@ -61,7 +61,7 @@ class Board:
                 self._push(files)
                 self._wire.send({"ask": "run", "job": protocol.write_job(there)})
                 answer = self._follow(job, listen)
-                if isinstance(job, Infer) and isinstance(there, Infer):
+                if isinstance(job, Infer | Chain) and isinstance(there, Infer | Chain):
                     self._wire.send({"ask": "take", "path": Path(there.out).name})
                     Path(job.out).write_bytes(self._receive(far.Taken)[1])
             except Lost as lost:
@@ -77,23 +77,39 @@ class Board:
         files = {f"code/{name}": path for name, path in device_half.files()}
         if isinstance(job, Probe) and job.runtime in runtimes.RUNTIMES:
             self._need(job.runtime)
-        if not isinstance(job, Infer | Time | Count):
+        if not isinstance(job, Infer | Time | Count | Chain):
             return job, files
-        bundle = bundles.read_any(Path(job.bundle))
-        variant = bundle.variant(job.variant)
-        self._need(variant.runtime)
-        name = f"bundle-{file_sha256(bundle.folder / bundles.MANIFEST)[:16]}"
-        files[f"{name}/{bundles.MANIFEST}"] = bundle.folder / bundles.MANIFEST
-        for file in (bundle.golden, *variant.files):
-            files[f"{name}/{file.path}"] = file.verified(bundle.folder)
-        there = replace(job, bundle=f"{folder}/{name}")
-        if job.crops:
-            name = f"crops-{file_sha256(Path(job.crops))[:16]}.npy"
-            files[name] = Path(job.crops)
-            there = replace(there, crops=f"{folder}/{name}")
-        if isinstance(there, Infer):
+
+        def bundle(given: str, variant: str) -> str:
+            name, listed = self._bundle(Path(given), variant, needs_golden=not isinstance(job, Chain))
+            files.update(listed)
+            return f"{folder}/{name}"
+
+        def file(kind: str, given: str) -> str:
+            name = f"{kind}-{file_sha256(Path(given))[:16]}{Path(given).suffix}"
+            files[name] = Path(given)
+            return f"{folder}/{name}"
+
+        there: Job[Any] = replace(job, bundle=bundle(job.bundle, job.variant))
+        if isinstance(there, Chain):
+            detector = bundle(there.detector, there.detector_variant)
+            there = replace(there, detector=detector, clip=file("clip", there.clip))
+        elif isinstance(there, Infer | Time | Count) and there.crops:
+            there = replace(there, crops=file("crops", there.crops))
+        if isinstance(there, Infer | Chain):
             there = replace(there, out=f"{folder}/out{Path(there.out).suffix}")
         return there, files
+
+    def _bundle(self, folder: Path, name: str, needs_golden: bool) -> tuple[str, dict[str, Path]]:
+        """What a bundle is called on the board, and the files that a variant needs there."""
+        bundle = bundles.read_any(folder)
+        variant = bundle.variant(name)
+        self._need(variant.runtime)
+        needed = (bundle.golden, *variant.files) if needs_golden else variant.files
+        called = f"bundle-{file_sha256(folder / bundles.MANIFEST)[:16]}"
+        files = {f"{called}/{bundles.MANIFEST}": folder / bundles.MANIFEST}
+        files |= {f"{called}/{file.path}": file.verified(folder) for file in needed}
+        return called, files
 
     def _need(self, runtime: str) -> None:
         if not set(runtimes.RUNTIMES[runtime].modules).intersection(self.has.packages):

@@ -16,6 +16,8 @@ import pytest
 from pipnet_edge import bundle as bundles
 from pipnet_edge import runtimes
 from pipnet_edge.benchmarks.accuracy import parity
+from pipnet_edge.benchmarks.speed import chain as chains
+from pipnet_edge.converters import demo
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.targets.devices import device
 from pipnet_edge.targets.emulated import count as counts
@@ -189,3 +191,22 @@ def test_counting_needs_a_compiler(
     with pytest.raises(EdgeError, match=r"cannot compile icount.c: .*no stdint.h"):
         counts.count(device("rpi4"), emulator, demo_bundle, "ncnn-int8")
     assert shutil.which("cc") == os.path.join(tmp_path, "cc")
+
+
+def test_the_chain_is_counted_by_stage(emulator: Emulator, chain: Any, tmp_path: Path) -> None:
+    film = chains.film(tmp_path, bundles.read(chain.bundle), demo.FACES)
+    board = device("rpi5")
+    found = counts.count_chain(board, emulator, chain.bundle, "tflite-fp32", chain.detector, "tflite-fp32", film.path)
+    assert (found.cpu, list(found.tracked)) == ("cortex-a76", [name for name in protocol.CHAIN if name != "detect"])
+    assert found.version.startswith("ai-edge-litert ")
+    for stage in (*found.tracked.values(), *found.detecting.values()):
+        assert 0 < stage.simd + stage.memory < stage.total
+    # The network's share is that of a single frame's inference; the tracker's own work is next to nothing.
+    landmarks = found.tracked["landmarks"].total
+    alone = counts.count(board, emulator, chain.bundle, "tflite-fp32", frames=1).stages
+    assert landmarks == pytest.approx(alone["inference"].total + alone["decode"].total, rel=0.02)
+    assert found.tracked["smooth"].total < 0.02 * landmarks
+    assert found.detecting["detect"].total > found.tracked["source"].total
+    job = protocol.Chain("b", "v", "d", "v", 1, "clip", 1, "out", 1, 0.0, 1)
+    with pytest.raises(EdgeError, match="an emulated rpi5 has no speed"):
+        Emulated(board, emulator)(job)

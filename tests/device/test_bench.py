@@ -301,6 +301,6 @@ def test_a_defect_on_one_place_is_not_swallowed(null_bundle: Bundle, monkeypatch
     def defect(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(bench, "_state", defect)
+    monkeypatch.setattr(bench, "state_of", defect)
     with pytest.raises(ZeroDivisionError):
         bench.run(null_bundle, ONE, [HERE])
