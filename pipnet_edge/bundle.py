@@ -220,7 +220,7 @@ class DetectorBundle(Held, DetectorManifest):
         variant, sized = self.variant(name), self.spec.at(size)
         files = self._files(variant, sized.size)
         if not files:
-            allowed = ", ".join(map(named, self.sizes(name)))
+            allowed = ", ".join(map(named, self.sizes(name))) or "none"
             raise EdgeError(f"variant {name!r} is not for pictures of {named(sized.size)}; allowed: {allowed}")
         folder = self._verified(variant, files)
         spec = Sized(_quantized(self.spec, variant), sized.size)

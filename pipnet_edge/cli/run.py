@@ -67,7 +67,7 @@ def run(
     )
     lines = [
         f"{counted(len(found.faces), 'face')}, {found.landmarks} landmarks each, by {found.variant} ({found.version}), "
-        f"{counted(found.threads, 'thread')}; faces by {found.by}",
+        f"{counted(found.threads, 'thread')}; faces from {found.by}",
         *([found.note] if found.note else []),
     ]
     return Output(found.to_json(), (*lines, f"picture    {found.picture}", f"landmarks  {found.json}"))

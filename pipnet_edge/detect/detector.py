@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipnet_edge import bundle as bundles
 from pipnet_edge import runtimes
+from pipnet_edge.bundle import MANIFEST
 from pipnet_edge.defaults import choose
 from pipnet_edge.detect.boxes import Faces, Found
 from pipnet_edge.detect.fit import find
@@ -88,7 +89,7 @@ def usual() -> Path:
 def path_of(given: Path | None) -> Path:
     """A detector's path: that given, else the usual one. Raises EdgeError that says how to get one if there is none."""
     found = given or usual()
-    if not found.exists():
+    if not found.is_file() and not (found / MANIFEST).exists():
         raise EdgeError(f"there is no face detector at {found}; {ADVICE}")
     return found
 
@@ -102,9 +103,11 @@ def size_of(path: Path) -> int:
 
 def load(path: Path, variant: str | None = None, threads: int | None = None, threshold: float | None = None) -> Finder:
     """Opens a detector's bundle, or a YuNet file (.onnx), which has no variants. Raises EdgeError as they do."""
-    if path.suffix == ".onnx" and not path.is_dir():
+    if path.is_file():
         from pipnet_edge.detect.yunet import Yunet
 
+        if path.suffix != ".onnx":
+            raise EdgeError(f"{path} is no face detector; a bundle's folder or a YuNet .onnx file is needed")
         if variant:
             raise EdgeError(f"{path} has no variant {variant!r}: it is a file, no bundle")
         return Yunet(path, threshold)

@@ -52,7 +52,7 @@ def image(bundle: Bundle, tmp_path: Path) -> Path:
 
 def run(bundle: Bundle, image: Path, *words: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-P", "-m", "pipnet_edge.cli", "run", bundle.folder, image, *words]
-    line += ["-o", image.with_name("out.png")]
+    line += ["--whole", "-o", image.with_name("out.png")]
     return subprocess.run(list(map(str, line)), capture_output=True, text=True, check=False, timeout=120)
 
 

@@ -212,7 +212,7 @@ def test_the_first_variant_runs_where_the_runtime_of_the_tuned_one_is_absent(
     first, second = bundle.variants
     other = replace(bundle, variants=(first, replace(second, name="ncnn-fp16", runtime="ncnn")))
     tuned(other, replace(FP16, variant="ncnn-fp16"))
-    done = command("run", bundle.folder, image, "-o", tmp_path / "out.png", env=without("ncnn"))
+    done = command("run", bundle.folder, image, "--whole", "-o", tmp_path / "out.png", env=without("ncnn"))
     assert (done.returncode, done.stderr) == (0, "")
     assert "by null-fp32" in done.stdout
     assert f"\nnot as tuned for {HERE}: the runtime of ncnn-fp16 is not installed\n" in done.stdout
@@ -237,11 +237,11 @@ def image(bundle: Bundle, tmp_path: Path) -> Path:
 
 def test_run_follows_it_and_says_so(bundle: Bundle, image: Path, tmp_path: Path) -> None:
     tuned(bundle, replace(FP16, cpus=CPUS[-1:]))
-    words = ("run", bundle.folder, image, "-o", tmp_path / "out.png")
+    words = ("run", bundle.folder, image, "--whole", "-o", tmp_path / "out.png")
     done = command(*words)
     assert (done.returncode, done.stderr) == (0, "")
     assert "by null-fp16 (null" in done.stdout
-    assert f", 1 thread\nas tuned for {HERE}\n" in done.stdout
+    assert f", 1 thread; faces from the whole picture\nas tuned for {HERE}\n" in done.stdout
     found = json.loads(command(*words, "--threads", "2", "--json").stdout)["result"]
     assert (found["variant"], found["threads"], found["cpus"], found["note"]) == ("null-fp16", 2, [], None)
     assert (
@@ -254,7 +254,7 @@ def test_the_worker_of_run_keeps_to_the_cpus(bundle: Bundle, image: Path, monkey
     tuned(bundle, replace(FP16, cpus=(4095,)))
     monkeypatch.setattr(host, "allowed_cpus", lambda: [*CPUS, 4095])
     with pytest.raises(EdgeError, match="CPUs 4095 are not all here"):
-        picture.annotate(bundle.folder, image, (), None, None, None, image.with_name("out.png"))
+        picture.annotate(bundle.folder, image, picture.Asked(whole=True), None, None, None, image.with_name("out.png"))
 
 
 # --- The command.
@@ -273,7 +273,7 @@ def test_tune_writes_what_run_then_does(bundle: Bundle, image: Path, tmp_path: P
     (row,) = (line.split() for line in done.stdout.splitlines() if line.startswith("null-fp16"))
     assert row[1] == "1"
     assert row[-1] == "chosen"
-    found = command("run", bundle.folder, image, "-o", tmp_path / "out.png")
+    found = command("run", bundle.folder, image, "--whole", "-o", tmp_path / "out.png")
     assert "by null-fp16" in found.stdout
 
 

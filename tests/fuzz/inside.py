@@ -47,7 +47,7 @@ def written(folder: Path, name: str, data: bytes) -> Path:
 
 def manifest(data: bytes, folder: Path) -> object:
     """As `inspect` does: the bundle, its hash and its tunings' texts."""
-    bundle = bundles.read(written(folder, "bundle/manifest.json", data).parent)
+    bundle = bundles.read_any(written(folder, "bundle/manifest.json", data).parent)
     return bundle.sha256, [str(tuned) for tuned in bundle.tuned.values()], [v.size for v in bundle.variants]
 
 
@@ -182,6 +182,7 @@ TARGETS = (
             "pipnet_edge.manifest:read,File,Layer,Variant,Tuned",
             STRICT,
             "pipnet_edge.spec:MeanFace,ModelSpec,check_sizes",
+            "pipnet_edge.detect.spec:Prior,Level,Margins,DetectorSpec,Sized",
         ),
     ),
     Target("golden", golden, seeds.goldens, checks.archive(), arrays.NPZ, ("pipnet_edge.npz",)),

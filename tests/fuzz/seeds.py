@@ -49,7 +49,8 @@ MACHINE = (
 
 @cache
 def manifests() -> list[bytes]:
-    """The example bundle's manifest, and those of the tests that are accepted."""
+    """The example bundles' manifests, and those of the tests that are accepted."""
+    detector = json.loads((EXAMPLE.with_name("detector") / "manifest.json").read_text())
     example = json.loads((EXAMPLE / "manifest.json").read_text())
     name = example["variants"][0]["name"]
     how = {
@@ -66,7 +67,7 @@ def manifests() -> list[bytes]:
         "variants": example["variants"][:1],
         "tuned": {"x, 4 cores": how},
     }
-    return [json.dumps(document).encode() for document in (example, small)]
+    return [json.dumps(document).encode() for document in (example, small, detector)]
 
 
 @cache

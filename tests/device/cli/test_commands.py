@@ -66,7 +66,7 @@ def test_parity(run: Run, envelope: Envelope, null_bundle: Bundle) -> None:
 
 
 def test_run(run: Run, envelope: Envelope, null_bundle: Bundle, image: Path, tmp_path: Path) -> None:
-    arguments = ("run", null_bundle.folder, image, "--variant", "null-fp32", "-o", tmp_path / "out.png")
+    arguments = ("run", null_bundle.folder, image, "--whole", "--variant", "null-fp32", "-o", tmp_path / "out.png")
     result = run(*arguments)
     assert (result.returncode, result.stderr) == (0, "")
     assert "1 face, 5 landmarks each, by null-fp32" in result.stdout
@@ -82,7 +82,7 @@ def test_run(run: Run, envelope: Envelope, null_bundle: Bundle, image: Path, tmp
 
 def test_run_in_the_default_places(run: Run, null_bundle: Bundle, image: Path, tmp_path: Path) -> None:
     (tmp_path / "bundle").symlink_to(null_bundle.folder)
-    assert run("run", image, cwd=tmp_path).returncode == 0
+    assert run("run", image, "--whole", cwd=tmp_path).returncode == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "face-landmarks.json", "face-landmarks.png"]
 
 

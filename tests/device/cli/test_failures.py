@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 
 from pipnet_edge import runtimes
 from pipnet_edge.bundle import GOLDEN, Bundle, File
 from pipnet_edge.cli.app import INTERRUPTED
-from pipnet_edge.errors import CHECK_FAILED, USER_ERROR
+from pipnet_edge.cli.command import command
+from pipnet_edge.errors import CHECK_FAILED, USER_ERROR, EdgeError
+from pipnet_edge.output import Output
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Failed = Callable[..., str]
@@ -113,9 +116,9 @@ def test_doctor_with_broken_runtimes(
         (("run", "{bundle}", "{image}", "--box", "9,9,nan,9"), "--box 9,9,nan,9; four numbers in pixels"),
         (("run", "{bundle}", "{image}", "--box", "900,9,9,9"), "lies outside the picture of 96x96 pixels"),
         (("run", "{bundle}", "{image}", "--crop", "tight"), "--crop tight; allowed: test, demo"),
-        (("run", "{bundle}", "{image}", "--variant", "x"), "no variant 'x'"),
-        (("run", "{bundle}", "{image}", "-o", "out.xyz"), "use .png or .jpg"),
-        (("run", "{bundle}", "{image}", "-o", "no/such/out.png"), "cannot write"),
+        (("run", "{bundle}", "{image}", "--whole", "--variant", "x"), "no variant 'x'"),
+        (("run", "{bundle}", "{image}", "--whole", "-o", "out.xyz"), "use .png or .jpg"),
+        (("run", "{bundle}", "{image}", "--whole", "-o", "no/such/out.png"), "cannot write"),
         (("run", "{bundle}", "{image}", "-o", "."), "cannot write a picture as .; use .png or .jpg"),
         (("run", "{bundle}", "{image}", "-o", ""), "use .png or .jpg"),
         (("drift", "{bundle}", "--images", "{folder}", "-o", "{image}"), "Not a directory"),
@@ -201,7 +204,7 @@ def test_run_without_the_bundle_s_runtimes(
     for before, after in (('"null-fp32"', '"onnx-fp32"'), ('"null-fp16"', '"ncnn-fp16"')):
         text = text.replace(before, after).replace('"runtime": "null"', f'"runtime": {after[:5]}"', 1)
     (made.folder / "manifest.json").write_text(text)
-    result = run("run", made.folder, image, "-o", tmp_path / "x.png", env=without(*RUNTIME_PACKAGES))
+    result = run("run", made.folder, image, "--whole", "-o", tmp_path / "x.png", env=without(*RUNTIME_PACKAGES))
     failed(result, USER_ERROR, "none of this bundle's runtimes is installed: pip install one of ncnn, onnxruntime")
 
 
@@ -298,6 +301,25 @@ def test_an_interrupted_command_says_so_and_ends_its_worker(
     assert envelope(result, "doctor") == {}
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text()), 0)
+
+
+@pytest.mark.parametrize("kind", [ImportError, EdgeError])
+def test_an_interruption_that_became_another_error(kind: type[Exception], capsys: pytest.CaptureFixture[str]) -> None:
+    """As ONNX Runtime's does while it is imported."""
+
+    @command
+    def work() -> Output:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as e:
+            raise kind("initialization failed") from e
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(typer.Exit) as ended:
+        work(json=False)
+    signal.signal(signal.SIGTERM, before)
+    assert ended.value.exit_code == INTERRUPTED
+    assert capsys.readouterr().err == "pipnet-edge work: interrupted; nothing half-written was left\n"
 
 
 def test_a_folder_where_the_json_belongs_is_named_before_anything_is_written(

@@ -108,10 +108,10 @@ def test_whole_pictures_that_are_hardly_a_face(
     size: tuple[int, int], doubt: bool, photo: Path, null_bundle: Bundle, here: Run, envelope: Envelope
 ) -> None:
     cv2.imwrite("other.png", cv2.resize(cv2.imread(str(photo)), size, interpolation=cv2.INTER_NEAREST))
-    said = f"the whole picture of {size[0]}x{size[1]} pixels was taken as one face; if it is not one, --box is needed"
-    found = envelope(here("run", null_bundle.folder, "other.png", "--variant", "null-fp32", "--json"), "run")
+    said = f"the whole picture of {size[0]}x{size[1]} pixels was taken as one face; if it is not one, leave --whole out"
+    found = envelope(here("run", null_bundle.folder, "other.png", "--whole", "--variant", "null-fp32", "--json"), "run")
     assert found["note"] == (said if doubt else None)
-    text = here("run", null_bundle.folder, "other.png", "--variant", "null-fp32").stdout
+    text = here("run", null_bundle.folder, "other.png", "--whole", "--variant", "null-fp32").stdout
     assert (said in text.splitlines()) == doubt
 
 
@@ -129,7 +129,7 @@ def test_a_box_leaves_no_doubt(photo: Path, null_bundle: Bundle, here: Run, enve
 def test_more_threads_than_cores_are_cut(
     threads: int, photo: Path, null_bundle: Bundle, run: Run, envelope: Envelope
 ) -> None:
-    result = run("run", null_bundle.folder, photo, "--threads", str(threads))
+    result = run("run", null_bundle.folder, photo, "--whole", "--threads", str(threads))
     cores = "core" if CPUS == 1 else "cores"
     assert f"{threads} threads are useless on {CPUS} {cores}: {CPUS} thread" in result.stdout
     assert json.loads(Path("photo-landmarks.json").read_text())["threads"] == CPUS

@@ -56,20 +56,24 @@ def need(fact: object, what: str) -> None:
         raise ValueError(what)
 
 
-def fits(kind: str, value: Any) -> bool:
-    """Whether a value is of a type as the page writes it."""
+def fits(kind: str, value: Any, instead: dict[str, str]) -> bool:
+    """Whether a value is of a type as the page writes it. instead: names of other tables to take."""
     if kind.endswith(" or null"):
-        return value is None or fits(kind.removesuffix(" or null"), value)
+        return value is None or fits(kind.removesuffix(" or null"), value, instead)
     if kind[0] == "[":
         parts = [kind[1:-1]] if kind[1] == "[" else kind[1:-1].split(", ")
         kinds = parts * len(value) if len(parts) == 1 and type(value) is list else parts
-        return type(value) is list and len(kinds) == len(value) and all(map(fits, kinds, value))
+        fit = type(value) is list and len(kinds) == len(value)
+        return fit and all(fits(k, v, instead) for k, v in zip(kinds, value, strict=True))
     if kind[0] == "{":
-        return type(value) is dict and all(fits("text", k) and fits(kind[1:-1], v) for k, v in value.items())
+        inner = kind[1:-1]
+        return type(value) is dict and all(PLAIN["text"](k) and fits(inner, v, instead) for k, v in value.items())
     if kind in PLAIN:
         return PLAIN[kind](value)
-    table = TABLES[kind]
-    return type(value) is dict and value.keys() == table.keys() and all(fits(table[k], value[k]) for k in table)
+    table = TABLES[instead.get(kind, kind)]
+    return (
+        type(value) is dict and value.keys() == table.keys() and all(fits(table[k], value[k], instead) for k in table)
+    )
 
 
 def check_path(path: str) -> None:
@@ -79,21 +83,52 @@ def check_path(path: str) -> None:
 
 
 def manifest(folder: Path) -> Any:
-    def constant(name: str) -> None:
-        raise ValueError(name)
-
-    m = json.loads((folder / "manifest.json").read_bytes().decode("utf-8"), parse_constant=constant)
-    need(type(m) is dict and m.get("format") == "pipnet-edge-bundle" and m.get("version") == 4, "version")
-    need(m.get("kind") == "landmarks", "kind")
-    need(fits(TOP, m), "fields and types")
+    """A manifest of landmarks."""
+    m = any_manifest(folder, "landmarks", {})
     spec, face = m["spec"], m["spec"]["mean_face"]
     stride, size, count = spec["net_stride"], spec["input_size"], len(face["points"])
     need(spec["num_lms"] == count >= 2 and 0 <= spec["num_nb"] < count, "landmarks and neighbours")
     need(stride in (16, 32, 64, 128) and stride <= size <= 4096 and size % stride == 0, "sizes")
     need(spec["presence"] is None or spec["presence"] > 0, "presence")
     need(1 <= spec["margin"] <= 4, "margin")
-    need(min(spec["std"]) > 0 and spec["crop"] in ("test", "demo"), "std and crop")
+    need(spec["crop"] in ("test", "demo"), "crop")
     need(all(0 <= i < count for i in face["nme_pair"] or ()), "pair")
+    return m
+
+
+def detector(folder: Path) -> Any:
+    """A manifest of a face detector."""
+    m = any_manifest(folder, "detector", {"Spec": "DetectorSpec", "Parity": "FacesParity"})
+    spec, edges = m["spec"], m["spec"]["margins"]
+    strides = [level["stride"] for level in spec["levels"]]
+    need(strides and strides == sorted(set(strides)) and set(strides) <= {8, 16, 32, 64, 128}, "strides")
+    for level in spec["levels"]:
+        need(1 <= len(level["priors"]) <= 8, "priors")
+        need(all(1 <= p["size"] <= 4096 and 1 <= p["density"] <= 8 for p in level["priors"]), "prior")
+    need(all(0 < variance <= 1 for variance in spec["variances"]), "variances")
+    need(0 <= spec["threshold"] <= 1 and 0 < spec["overlap"] <= 1, "threshold and overlap")
+    sizes = {(width, height) for width, height in spec["input_sizes"]}
+    need(sizes and len(sizes) == len(spec["input_sizes"]), "input sizes")
+    for size in sizes:
+        count = sum(
+            math.prod(shape[1:]) * shape[0] // 4 for name, shape in maps_of(spec, size).items() if "box" in name
+        )
+        need(strides[-1] <= min(size) <= max(size) <= 4096 and count <= 500000, "input size")
+    need(all(abs(share) <= 2 for share in edges.values()), "margins")
+    need(edges["left"] + edges["right"] > -1 and edges["top"] + edges["bottom"] > -1, "nothing is left of a box")
+    return m
+
+
+def any_manifest(folder: Path, kind: str, instead: dict[str, str]) -> Any:
+    def constant(name: str) -> None:
+        raise ValueError(name)
+
+    m = json.loads((folder / "manifest.json").read_bytes().decode("utf-8"), parse_constant=constant)
+    need(type(m) is dict and m.get("format") == "pipnet-edge-bundle" and m.get("version") == 4, "version")
+    need(m.get("kind") == kind, "kind")
+    need(fits(TOP, m, instead), "fields and types")
+    mean, std = m["spec"]["mean"], m["spec"]["std"]
+    need(all(0 <= value <= 1 for value in (*mean, *std)) and min(std) > 0, "mean and std")
     for layer in m["layers"]:
         numbers = [n for shape in (*layer["inputs"], layer["output"], layer["kernel"], layer["stride"]) for n in shape]
         need(all(1 <= n <= 1048576 for n in (*numbers, layer["groups"])), "layer")
@@ -166,6 +201,45 @@ def heads(folder: Path, name: str) -> Arrays | None:
             need(weight.size and weight.shape == (*shape, weight.shape[-1]) and bias.shape == shape, "shapes of heads")
             return {key: value.astype(np.float32) for key, value in found.items()}
     return None
+
+
+Size = tuple[int, int]
+
+
+def maps_of(spec: Any, size: Size) -> dict[str, tuple[int, int, int]]:
+    """A detector's outputs for pictures (width, height)."""
+    found = {}
+    for level in spec["levels"]:
+        cells = (math.ceil(size[1] / level["stride"]), math.ceil(size[0] / level["stride"]))
+        count = sum(prior["density"] ** 2 for prior in level["priors"])
+        found |= {f"{name}_{level['stride']}": (n * count, *cells) for name, n in (("box", 4), ("score", 2))}
+    return found
+
+
+def detector_golden(folder: Path, size: Size) -> Arrays:
+    """Pictures and maps, named without the size."""
+    m, before = detector(folder), f"{size[0]}x{size[1]}_"
+    shapes = {"pictures": (size[1], size[0], 3), **maps_of(m["spec"], size)}
+    read = arrays(checked(folder, m["golden"]), *(before + name for name in shapes))
+    found = {name: read[before + name] for name in shapes}
+    n = len(found["pictures"])
+    for name, shape in shapes.items():
+        kind = np.uint8 if name == "pictures" else np.float32
+        need(n and found[name].dtype == kind and found[name].shape == (n, *shape), name)
+        need(np.isfinite(found[name]).all(), f"{name} holds NaN or infinity")
+    return found
+
+
+def detector_files(folder: Path, name: str, size: Size) -> list[str]:
+    """Opens a variant's files for pictures of a size as before a run; their paths."""
+    (variant,) = (v for v in detector(folder)["variants"] if v["name"] == name)
+    plain = {"/".join(part for part in file["path"].split("/") if part != "."): file for file in variant["files"]}
+    for place in (f"{name}/{size[0]}x{size[1]}", name):
+        inside = {path: file for path, file in plain.items() if path.rpartition("/")[0] == place}
+        if inside:
+            need({path.rpartition("/")[2] for path in inside} >= FILES[variant["runtime"]], "not listed")
+            return sorted(checked(folder, file).relative_to(folder).as_posix() for file in inside.values())
+    raise ValueError("not for this size")
 
 
 def neighbours(points: Any, count: int) -> list[list[int]]:
