@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: demo test lint fuzz clean
+.PHONY: demo test test-camera lint fuzz clean
 
 demo: $(VENV)/.ready
 	$(BIN)/pipnet-edge detector
@@ -12,6 +12,10 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2
+
+# A V4L2 camera in a small virtual machine. Debian on x86-64; fetches a kernel and qemu.
+test-camera: $(VENV)/.ready
+	$(BIN)/python -m pytest tests/camera
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -139,10 +139,11 @@ def _live(capture: Any, name: str, may_end: bool) -> Footage:
             # When reading a stream has timed out, a decoder may hand out what it still has.
             if time.monotonic() - last > LATE:
                 break
-            last = time.monotonic()
-            first = first or last
-            yield Frame(picture, last - first, index)
+            now = time.monotonic()
+            first = first or now
+            yield Frame(picture, now - first, index)
             index += 1
+            last = time.monotonic()  # what is done with a frame takes its own time
         after = f"after {counted(index, 'frame')}"
         if time.monotonic() - last > LATE:
             raise EdgeError(f"{name} hangs: no frame for {SILENCE:g} s, {after}")

@@ -32,6 +32,8 @@ class Feed:
     """Frames of a source, which a thread opens and reads.
 
     Every frame of a file waits to be taken. Of a live source only the newest does, and `passed_over` counts the others.
+    It is read from the first `take` on: what loads a network meanwhile may stop all threads for seconds, and a source
+    that was not looked at seems to hang.
     """
 
     def __init__(self, name: str, opened: Callable[[], Footage]) -> None:
@@ -40,7 +42,7 @@ class Feed:
         self._source: Footage | None = None
         self._frames = deque[Taken]()
         self._error: BaseException | None = None
-        self._is_over = self._is_closed = False
+        self._is_over = self._is_closed = self._is_wanted = False
         self._changed = threading.Condition()
         self._alive = time.monotonic()
         self._thread = threading.Thread(target=self._read, args=[opened], name="feed", daemon=True)
@@ -70,8 +72,11 @@ class Feed:
         """
         if not (source := self.source(seconds)):
             return None
-        self._wait(lambda: bool(self._frames) or self._is_over, seconds)
         with self._changed:
+            if not self._is_wanted:
+                self._is_wanted, self._alive = True, time.monotonic()
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: bool(self._frames) or self._is_over, seconds)
             if self._frames:
                 taken = self._frames.popleft()
                 self._alive = time.monotonic()
@@ -101,6 +106,8 @@ class Feed:
             with self._changed:
                 self._source, self._alive = source, time.monotonic()
                 self._changed.notify_all()
+                if source.is_live:
+                    self._changed.wait_for(lambda: self._is_wanted or self._is_closed)
             start = time.monotonic()
             for frame in source.frames:
                 now = time.monotonic()

@@ -25,6 +25,7 @@ from pipnet_edge.decode import map_shapes
 from pipnet_edge.spec import MeanFace, ModelSpec
 from pipnet_edge.targets.emulated.emulator import set_up
 from pipnet_edge.targets.ssh import board as ssh
+from tests.debian import need, unpack
 
 ISOLATED = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 # The board's own users, a place for the server, and file systems that not much or nothing can be written to.
@@ -167,7 +168,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
     for path in (home / "bin", work / "small", work / "crowded", work / "readonly"):
         path.mkdir(parents=True)
     _make_pythons(home)
-    _unpack(unpacked, ["openssh-server", "libwrap0"])
+    unpack(unpacked, ["openssh-server", "libwrap0"])
     _script(work / "noisy", 'echo "Welcome to the board"\nexec /bin/sh "$@"\n')
     users = {"pi": "/bin/sh", "noisy": work / "noisy", "barred": "/bin/false"}
     entries = [f"{name}:x:0:0::{home}:{shell}\n" for name, shell in users.items()]
@@ -191,7 +192,7 @@ def arm_board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
     emulator = set_up()
     work, root = tmp_path_factory.mktemp("arm"), tmp_path_factory.mktemp("root") / "root"
     shutil.copytree(emulator.guest, root, symlinks=True)
-    _unpack(root, ["openssh-server", "dash"], "arm64")
+    unpack(root, ["openssh-server", "dash"], "arm64")
     home = root / "home/pi"
     for path in (*(root / name for name in ("proc", "dev", "tmp", "run/sshd", "site", "usr/local/bin")), home):
         path.mkdir(parents=True, exist_ok=True)
@@ -278,36 +279,6 @@ def _script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def _unpack(folder: Path, packages: Sequence[str], architecture: str | None = None) -> None:
-    """Fetches Debian packages, with what they depend on for another architecture, and unpacks them into a folder.
-
-    Nothing is installed: apt has lists, caches and a state of its own.
-    """
-    own = folder / ".apt"
-    for name in ("lists/partial", "archives/partial"):
-        (own / name).mkdir(parents=True)
-    (own / "status").touch()
-    settings = {"Dir::State::lists": own / "lists", "Dir::Cache": own, "APT::Sandbox::User": "root"}
-    fetch = ["download"]
-    if architecture:
-        other = {"APT::Architecture": architecture, "APT::Architectures::": architecture}
-        settings |= {**other, "Dir::State::status": own / "status"}
-        fetch = ["install", "-y", "--download-only", "--no-install-recommends"]
-    options = [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
-
-    def run(*command: str | Path) -> None:
-        subprocess.run(command, cwd=own / "archives", check=True, capture_output=True, text=True)
-
-    try:
-        run("apt-get", "-qq", *options, "update")
-        run("apt-get", "-qq", *options, *fetch, *packages)
-        for package in (own / "archives").glob("*.deb"):
-            run("dpkg-deb", "-x", package, folder)
-    except (OSError, subprocess.CalledProcessError) as error:
-        _need(f"{', '.join(packages)} ({getattr(error, 'stderr', None) or error})")
-    shutil.rmtree(own)
-
-
 def _map_users(pid: int) -> None:
     """Gives a new user namespace the users of this one, as far as the stand-in has any."""
     end = time.monotonic() + 10
@@ -320,7 +291,7 @@ def _map_users(pid: int) -> None:
 
 def _need_root() -> None:
     if os.geteuid() or not shutil.which("unshare") or not shutil.which("ssh"):
-        _need("root, unshare and ssh: the stand-in has users and file systems of its own")
+        need("root, unshare and ssh: the stand-in has users and file systems of its own")
 
 
 @pytest.fixture(scope="session")
@@ -362,9 +333,3 @@ def _wait_for(port: int, server: subprocess.Popen[str], log: Path) -> None:
         except ConnectionRefusedError:
             time.sleep(0.05)
     pytest.fail(log.read_text())
-
-
-def _need(what: str) -> None:
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"CI has to provide {what}")
-    pytest.skip(f"needs {what}")

@@ -62,6 +62,22 @@ def test_of_a_live_source_the_newest_is_taken() -> None:
     assert feed.passed_over > 10
 
 
+def test_a_live_source_is_read_once_its_frames_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that loads meanwhile may stop every thread for longer than a camera may be silent."""
+    monkeypatch.setattr(feeds, "LIVE", 0.3)
+    given = list[int]()
+
+    def counted() -> Generator[Frame, None, None]:
+        for frame in frames(3, 0.2):
+            given.append(frame.index)
+            yield frame
+
+    feed = Feed("it", lambda: source(counted, is_live=True))
+    time.sleep(0.5)
+    assert given == []
+    assert taken(feed) == [0, 1, 2]
+
+
 def ages(count: int) -> tuple[list[float], int]:
     """Milliseconds since a camera took the frames that a tracker of 10 frames a second takes; how many it did not."""
     found = list[float]()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipnet_edge.errors import EdgeError
-from pipnet_edge.video import source
+from pipnet_edge.video import capture, source
 from pipnet_edge.video.source import Asked, Frame, opened
 from tests.device.video import moving, streams
 
@@ -226,6 +226,16 @@ def test_streams_that_break(how: str, why: str) -> None:
     assert len(frames) == 30
     assert said == f"{url}/{how} {why}"
     assert seconds - 1 < 3
+
+
+def test_frames_that_are_not_asked_for_are_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "LATE", 0.2)
+    with streams.camera(PICTURES[0]) as url:
+        frames = opened(Asked(url)).frames
+        for _ in range(3):
+            next(frames)
+            time.sleep(0.3)
+        frames.close()
 
 
 def test_a_server_that_says_nothing() -> None:
