@@ -5,39 +5,58 @@ Everything follows from a seed.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge.converters.quantize import calibration
-from pipnet_edge.converters.quantize.calibration import Calibration, Face
+from pipnet_edge.converters.quantize.calibration import Face
 from pipnet_edge.preprocess import Rect
 
 Picture = NDArray[np.uint8]
 
 COUNT = 64
-MOST_FACES = 4
+MOST_FACES = 10
 # Pixels of a crop's side: of the smallest faces that detectors find, and of a crop as it is read.
-LEAST, SIDE = 40, 256
+LEAST, SIDE = 24, 256
 TRIES = 20
 NOISE = 4.0  # the standard deviation of a camera's, in grey levels
 CELLS = (8, 6)
 
 
-def draw(faces: Sequence[Face], size: tuple[int, int], count: int = COUNT, seed: int = 0) -> Calibration:
-    """`count` scenes of (width, height) pixels, with crops of faces, drawn and refused as by calibration.choose.
+@dataclass(frozen=True, eq=False)
+class Scenes:
+    """pictures: (H, W, 3) uint8 RGB each, their sizes in turn. images: the sha256 of each file that a face is from."""
 
-    The order of `faces` does not matter.
+    pictures: tuple[Picture, ...]
+    images: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """One hash of all pixels in their order, and of the sizes."""
+        digest = hashlib.sha256()
+        for picture in self.pictures:
+            digest.update(f"{picture.shape} ".encode() + picture.tobytes())
+        return digest.hexdigest()
+
+
+def draw(faces: Sequence[Face], sizes: Sequence[tuple[int, int]], count: int = COUNT, seed: int = 0) -> Scenes:
+    """`count` scenes of each (width, height) in pixels, with crops of faces.
+
+    Faces are drawn and refused as by calibration.choose; their order does not matter.
     """
     chosen, random = calibration.choose(faces, SIDE, seed=seed), np.random.default_rng(seed)
-    pictures = []
-    for _ in range(count):
+
+    def of(size: tuple[int, int]) -> Picture:
         crops = chosen.crops[random.integers(len(chosen.crops), size=random.integers(1, MOST_FACES + 1))]
         sides = np.exp(random.uniform(math.log(LEAST), math.log(min(size)), len(crops))).astype(int)
-        pictures.append(scene(crops, sides.tolist(), size, random)[0])
-    return Calibration(np.stack(pictures), chosen.faces, chosen.images, 0)
+        return scene(crops, sides.tolist(), size, random)[0]
+
+    return Scenes(tuple(of(size) for _ in range(count) for size in sizes), chosen.images)
 
 
 def scene(

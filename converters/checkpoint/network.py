@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -14,6 +15,8 @@ from torch import nn
 from pipnet_edge.decode import MAP_NAMES, Maps, map_names
 from pipnet_edge.spec import Input, ModelSpec
 
+# (H, W, 3) uint8 RGB each.
+Pictures = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
 # What a network takes, and what else is known of its kind.
 Spec = TypeVar("Spec", bound=Input)
 Spec_co = TypeVar("Spec_co", bound=Input, covariant=True)
@@ -37,6 +40,15 @@ class Network:
     net: nn.Module
     parameters: int
     notes: tuple[str, ...] = ()
+
+
+def batches(pictures: Pictures, most: int) -> Iterator[NDArray[np.uint8]]:
+    """At most so many pictures of one size at a time, (n, H, W, 3), in their order but for those of other sizes."""
+    for start in range(0, len(pictures), most):
+        by_size: dict[tuple[int, ...], list[NDArray[np.uint8]]] = {}
+        for picture in pictures[start : start + most]:
+            by_size.setdefault(picture.shape, []).append(picture)
+        yield from map(np.stack, by_size.values())
 
 
 def normalise(crops: NDArray[np.uint8], spec: Input) -> torch.Tensor:

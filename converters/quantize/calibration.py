@@ -41,6 +41,10 @@ class Calibration:
     repeated: int
 
     @property
+    def pictures(self) -> NDArray[np.uint8]:
+        return self.crops
+
+    @property
     def sha256(self) -> str:
         """One hash of all pixels in their order, and of the side."""
         digest = hashlib.sha256(f"{self.crops.shape[1]} ".encode())

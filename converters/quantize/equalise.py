@@ -13,12 +13,10 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from pipnet_edge.converters.checkpoint.network import normalise
+from pipnet_edge.converters.checkpoint.network import Pictures, batches, normalise
 from pipnet_edge.converters.graph import (
     CONVOLUTIONS,
     Run,
@@ -54,14 +52,14 @@ class Extent:
 def equalise(
     graph: fx.GraphModule,
     spec: Input,
-    crops: NDArray[np.uint8],
+    pictures: Pictures,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Scales channels in place; the float network stays the same except for rounding.
 
-    crops: calibration faces. `progress` gets how many of them are done, and of how many.
+    pictures: calibration faces, or pictures of faces. `progress` gets how many of them are done, and of how many.
     """
-    extents = _extents(graph, spec, crops, progress)
+    extents = _extents(graph, spec, pictures, progress)
     stored = points(graph)
     layers = list(convolutions(graph).values())
     swishes = [node for node in graph.graph.nodes if isinstance(module(graph, node), ScaledSwish)]
@@ -149,7 +147,7 @@ def _scale(graph: fx.GraphModule, makers: list[fx.Node], readers: list[fx.Node],
 
 
 def _extents(
-    graph: fx.GraphModule, spec: Input, crops: NDArray[np.uint8], progress: Callable[[int, int], None]
+    graph: fx.GraphModule, spec: Input, pictures: Pictures, progress: Callable[[int, int], None]
 ) -> dict[str, Extent]:
     found: dict[str, Extent] = {}
 
@@ -161,8 +159,10 @@ def _extents(
             found[node.name] = Extent(low, high)
         return value
 
-    for start in range(0, len(crops), BATCH):
-        progress(start, len(crops))
-        images = normalise(crops[start : start + BATCH], spec)
+    done = 0
+    for batch in batches(pictures, BATCH):
+        progress(done, len(pictures))
+        images = normalise(batch, spec)
         Run(graph, hook).run(images.contiguous(memory_format=torch.channels_last))
+        done += len(batch)
     return found

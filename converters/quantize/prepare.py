@@ -15,17 +15,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import fx
 
-from pipnet_edge.converters.checkpoint.network import Spec, Spec_co, Trained
+from pipnet_edge.converters.checkpoint.network import Pictures, Spec, Spec_co, Trained
 from pipnet_edge.converters.graph import Storage, convolutions, gates, heads, scale_swishes, swished, trace, transposed
 from pipnet_edge.converters.quantize import equalise, ranges, rounding, scheme
-from pipnet_edge.converters.quantize.calibration import Calibration
 from pipnet_edge.converters.quantize.scheme import Quantized, Range
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import cache_folder, opened, write
@@ -46,6 +43,16 @@ HASH, LARGEST = 32, 2 << 30
 
 # Gets what is done now, and how many faces, or layers when they are rounded, are done of how many.
 Progress = Callable[[str, int, int], None]
+
+
+class Sample(Protocol):
+    """What a network is quantized by. sha256: of all that its pictures are."""
+
+    @property
+    def pictures(self) -> Pictures: ...
+
+    @property
+    def sha256(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -96,31 +103,31 @@ class Prepared(Generic[Spec_co]):
 
 def prepare(
     network: Trained[Spec],
-    faces: Calibration,
+    sample: Sample,
     options: Options,
     grids: Collection[int],
     progress: Progress = lambda *_: None,
 ) -> dict[int, Prepared[Spec]]:
     """Equalises, finds ranges and rounds for each of these levels; minutes, or a moment if the cache has the result."""
-    paths = {levels: _path(network, faces, options, levels) for levels in grids}
+    paths = {levels: _path(network, sample, options, levels) for levels in grids}
     kept = {levels: _read(path) for levels, path in paths.items()}
-    made = _made(network, faces.crops, options, [levels for levels in grids if kept[levels] is None], progress)
+    made = _made(network, sample.pictures, options, [levels for levels in grids if kept[levels] is None], progress)
     for levels, prepared in made.items():
         graphs = {"float": prepared.float_.state_dict(), "rounded": prepared.rounded.state_dict()}
         _write(paths[levels], {**graphs, "ranges": prepared.ranges})
     return made | {levels: _restored(network, found, levels) for levels, found in kept.items() if found is not None}
 
 
-def takes_long(network: Trained[Input], faces: Calibration, options: Options, grids: Collection[int]) -> bool:
+def takes_long(network: Trained[Input], sample: Sample, options: Options, grids: Collection[int]) -> bool:
     """Whether `prepare` would take minutes."""
     return options.rounding != "nearest" and any(
-        _read(_path(network, faces, options, levels)) is None for levels in grids
+        _read(_path(network, sample, options, levels)) is None for levels in grids
     )
 
 
-def roughly(network: Trained[Spec], crops: NDArray[np.uint8], grids: Collection[int]) -> dict[int, Prepared[Spec]]:
-    """As `prepare`, from a few faces (n, S, S, 3) uint8 RGB and in seconds: to try what can be made of the network."""
-    return _made(network, crops, Options("minmax", "nearest"), grids, lambda *_: None)
+def roughly(network: Trained[Spec], pictures: Pictures, grids: Collection[int]) -> dict[int, Prepared[Spec]]:
+    """As `prepare`, from a few pictures and in seconds: to try what can be made of the network."""
+    return _made(network, pictures, Options("minmax", "nearest"), grids, lambda *_: None)
 
 
 def _restored(network: Trained[Spec], kept: Mapping[str, Any], levels: int) -> Prepared[Spec]:
@@ -140,19 +147,19 @@ def traced(network: Trained[Input]) -> fx.GraphModule:
 
 
 def _made(
-    network: Trained[Spec], crops: NDArray[np.uint8], options: Options, grids: Collection[int], progress: Progress
+    network: Trained[Spec], pictures: Pictures, options: Options, grids: Collection[int], progress: Progress
 ) -> dict[int, Prepared[Spec]]:
     if not grids:
         return {}
-    graph, count = traced(network), len(crops)
+    graph, count = traced(network), len(pictures)
 
     def observed(done: int, total: int) -> None:
         which, within = divmod(done - 1, count)
         progress(f"calibrate (pass {which + 1} of {total // count})", within + 1, count)
 
-    equalise.equalise(graph, network.spec, crops, partial(progress, "equalise"))
+    equalise.equalise(graph, network.spec, pictures, partial(progress, "equalise"))
     spec = scheme.pixel_lattice(graph, network.spec)
-    found = ranges.observe(graph, spec, crops, options.ranges, observed)
+    found = ranges.observe(graph, spec, pictures, options.ranges, observed)
     scheme.fit_biases(graph, found)
     made, keep = {}, frozenset() if options.heads else heads(graph)
     for levels in grids:
@@ -160,7 +167,7 @@ def _made(
             rounded = rounding.nearest(graph, keep | transposed(graph), levels)
         else:
             told = partial(_rounded, progress, levels)
-            rounded = in_sequence(graph, spec, crops, found, levels, told, keep)
+            rounded = in_sequence(graph, spec, pictures, found, levels, told, keep)
         made[levels] = Prepared(graph, rounded, spec, found, levels)
     return made
 
@@ -172,7 +179,7 @@ def _rounded(progress: Progress, levels: int, layer: str, done: int, of: int) ->
 def in_sequence(
     graph: fx.GraphModule,
     spec: Input,
-    crops: NDArray[np.uint8],
+    pictures: Pictures,
     found: Mapping[str, Range],
     levels: int,
     progress: Progress = lambda *_: None,
@@ -183,13 +190,13 @@ def in_sequence(
     keep, aside = transposed(graph).union(keep), gates(graph) | swished(graph)
     names = Storage(graph).stored(convolutions(graph).keys() - keep - aside)
     used = {name: bounds for name, bounds in found.items() if name in names}
-    return rounding.sequential(graph, spec, crops, used, keep, levels, aside, progress)
+    return rounding.sequential(graph, spec, pictures, used, keep, levels, aside, progress)
 
 
-def _path(network: Trained[Input], faces: Calibration, options: Options, levels: int) -> Path:
+def _path(network: Trained[Input], sample: Sample, options: Options, levels: int) -> Path:
     """Where the cache has what is made of these."""
     spec = network.spec
-    digest = hashlib.sha256(json.dumps([METHOD, levels, asdict(options), faces.sha256, spec.mean, spec.std]).encode())
+    digest = hashlib.sha256(json.dumps([METHOD, levels, asdict(options), sample.sha256, spec.mean, spec.std]).encode())
     # Two networks may have the same weights and differ in their activations, which this text names.
     digest.update(str(network.net).encode())
     for name, tensor in network.net.state_dict().items():

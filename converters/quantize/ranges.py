@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from pipnet_edge.converters.checkpoint.network import normalise
+from pipnet_edge.converters.checkpoint.network import Pictures, batches, normalise
 from pipnet_edge.converters.graph import Run, is_before_swish, joined, maps, points, summed_before_relu
 from pipnet_edge.converters.quantize.scheme import Range
 from pipnet_edge.errors import EdgeError
@@ -69,16 +69,16 @@ class Histogram:
 def observe(
     graph: fx.GraphModule,
     spec: Input,
-    crops: NDArray[np.uint8],
+    pictures: Pictures,
     method: str = BEST,
     progress: Progress = lambda done, total: None,
     bits: int = 8,
 ) -> dict[str, Range]:
-    """Node name -> range to store it in, of graph.points and graph.maps, from crops (n, S, S, 3) uint8 RGB.
+    """Node name -> range to store it in, of graph.points and graph.maps, from pictures of any sizes.
 
-    Ranges contain 0. An image of whole numbers has the range of `image_range`. `progress` gets how many images are done
-    and how many there are, over both passes. Raises EdgeError for an unknown method and for a node with values that are
-    not finite.
+    Ranges contain 0. An image of whole numbers has the range of `image_range`. A concatenation and its branches have
+    one range. `progress` gets how many images are done and how many there are, over both passes. Raises EdgeError for
+    an unknown method and for a node with values that are not finite.
     """
     if method not in METHODS:
         raise EdgeError(f"calibration method {method!r}; allowed: {', '.join(METHODS)}")
@@ -89,7 +89,8 @@ def observe(
     passes = 1 if method == "minmax" else 2
 
     def stream(look: Look, index: int) -> None:
-        _stream(graph, spec, crops, wanted, look, lambda n: progress(index * len(crops) + n, passes * len(crops)))
+        done, total = index * len(pictures), passes * len(pictures)
+        _stream(graph, spec, pictures, wanted, look, lambda n: progress(done + n, total))
 
     found = _extremes(lambda look: stream(look, 0))
     swished = [name for name in _swished(graph) if found[name][0] == SWISH_STARTS]
@@ -128,7 +129,7 @@ def _is_whole(spec: Input) -> bool:
 def _stream(
     graph: fx.GraphModule,
     spec: Input,
-    crops: NDArray[np.uint8],
+    pictures: Pictures,
     names: Collection[str],
     look: Look,
     progress: Callable[[int], None],
@@ -154,10 +155,11 @@ def _stream(
 
     run = Run(graph, hook)
     with torch.inference_mode():
-        for start in range(0, len(crops), BATCH):
-            batch = crops[start : start + BATCH]
+        done = 0
+        for batch in batches(pictures, BATCH):
             run.run(normalise(batch, spec))
-            progress(start + len(batch))
+            done += len(batch)
+            progress(done)
 
 
 def _swished(graph: fx.GraphModule) -> list[str]:

@@ -13,12 +13,10 @@ import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from pipnet_edge.converters.checkpoint.network import normalise
+from pipnet_edge.converters.checkpoint.network import Pictures, batches, normalise
 from pipnet_edge.converters.graph import convolutions
 from pipnet_edge.converters.quantize.scheme import Range, stored, weight_steps
 from pipnet_edge.spec import Input
@@ -56,7 +54,7 @@ def on_grid(weight: Tensor, levels: int) -> Tensor:
 def sequential(
     graph: fx.GraphModule,
     spec: Input,
-    crops: NDArray[np.uint8],
+    pictures: Pictures,
     ranges: Mapping[str, Range],
     keep: Collection[str],
     levels: int,
@@ -66,10 +64,10 @@ def sequential(
 ) -> fx.GraphModule:
     """A copy of the float graph with weights rounded to ±levels steps and corrected biases.
 
-    crops (n, S, S, 3) uint8 RGB are calibration faces; ranges are for those of graph.points that are stored. Layers in
+    pictures show calibration faces, in any sizes; ranges are for those of graph.points that are stored. Layers in
     `keep` stay as they are. Those in `aside` are rounded too, but the layers behind them see them in float.
     """
-    return _Sequence(graph, spec, crops, ranges, keep, levels, aside, progress, seed).run()
+    return _Sequence(graph, spec, pictures, ranges, keep, levels, aside, progress, seed).run()
 
 
 @dataclass
@@ -86,7 +84,7 @@ class _Sequence:
         self,
         graph: fx.GraphModule,
         spec: Input,
-        crops: NDArray[np.uint8],
+        pictures: Pictures,
         ranges: Mapping[str, Range],
         keep: Collection[str],
         levels: int,
@@ -95,7 +93,7 @@ class _Sequence:
         seed: int,
     ) -> None:
         self._float, self._int8 = _fast(graph), _fast(graph)
-        self._spec, self._crops, self._ranges, self._progress = spec, crops, ranges, progress
+        self._spec, self._pictures, self._ranges, self._progress = spec, pictures, ranges, progress
         self._levels = levels
         self._aside, self._rounded = aside, dict[str, nn.Module]()
         self._random = torch.Generator().manual_seed(seed)
@@ -125,13 +123,15 @@ class _Sequence:
         return _laid_out(self._int8, torch.contiguous_format)
 
     def _read(self, start: int, stop: int) -> list[_Batch]:
-        crops = self._crops[start:stop]
-        images = normalise(crops, self._spec).contiguous(memory_format=torch.channels_last)
-        return [_Batch(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+        return [
+            _Batch(normalise(batch, self._spec).contiguous(memory_format=torch.channels_last))
+            for batch in batches(self._pictures[start:stop], BATCH)
+        ]
 
     def _where_many_fit(self) -> int:
         """Index of the first node from which on the activations of MANY images fit into ROOM."""
-        batch, sizes = _Batch(self._batches[0].image[:1]), []
+        largest = max((batch.image for batch in self._batches), key=lambda image: image[0].numel())
+        batch, sizes = _Batch(largest[:1]), []
         for node in self._nodes:
             held = sum(value.numel() for value in batch.float_.values())
             self._advance(batch, node)

@@ -35,7 +35,7 @@ LEVELS = FULL
 Array = NDArray[np.float32]
 
 # Operations whose output is stored like their input.
-SAME = ("PAD", "PADV2", "MAX_POOL_2D", "AVERAGE_POOL_2D", "TRANSPOSE", "RESHAPE", "CONCATENATION")
+SAME = ("PAD", "PADV2", "MAX_POOL_2D", "AVERAGE_POOL_2D", "TRANSPOSE", "RESHAPE")
 # Never integer: an int8 hard swish takes longer than a float one between two conversions. A gate is not stored. Other
 # activations are several operations, and what lies between these has no range.
 FLOAT = (
