@@ -103,9 +103,9 @@ def test_what_it_needs(chain: Any, tmp_path: Path) -> None:
     done = bench(chain.cache, chain.detector, "--chain")
     assert done.returncode == USER_ERROR
     assert "a face detector's bundle; one of landmarks is needed" in done.stderr
-    done = bench(chain.cache, chain.bundle, *QUICK, "--variant", "ncnn-fp32")
+    done = bench(chain.cache, chain.bundle, *QUICK, "--variant", "onnx-fp32")
     assert done.returncode == CHECK_FAILED
-    assert "has no variant for ncnn; make the detector again for it" in done.stderr
+    assert "has no variant for onnx; make the detector again for it" in done.stderr
 
 
 def test_truth_without_labels_is_what_the_float_network_finds(chain: Any, tmp_path: Path) -> None:
