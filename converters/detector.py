@@ -23,14 +23,11 @@ if TYPE_CHECKING:
 
     from pipnet_edge.converters.checkpoint.faceboxes import Detector
     from pipnet_edge.converters.core import Core
-    from pipnet_edge.converters.quantize.calibration import Calibration as Scenes
     from pipnet_edge.converters.quantize.prepare import Options, Prepared
+    from pipnet_edge.converters.scenes import Scenes
 
 Size = tuple[int, int]
 Verify = Callable[[DetectorBundle], Mapping[str, FacesParity | EdgeError]]
-
-# Pictures of this size are calibrated with, for all sizes: larger ones take longer and tell hardly more.
-ROUNDED_AT = (320, 240)
 
 
 def convert(
@@ -121,16 +118,16 @@ class _Rounded:
 
 
 def _rounded(detector: Detector, plan: Plan, progress: Callable[[str, int, int], None]) -> _Rounded:
-    """Rounds the network once for all sizes: weights and ranges do not depend on them."""
+    """Rounds the network once, for all sizes."""
     from pipnet_edge.converters import demo, scenes
     from pipnet_edge.converters.destination import grids
     from pipnet_edge.converters.quantize import prepare
 
     pictures = [(path, None) for path in pictures_in(demo.CALIBRATION)]
-    faces = scenes.draw(pictures, ROUNDED_AT)
+    faces = scenes.draw(pictures, detector.spec.input_sizes)
     levels = grids(destination for destination, precision in plan.variants if precision in recipes())
     methods = prepare.Options()
-    return _Rounded(prepare.prepare(detector.at(ROUNDED_AT), faces, methods, levels, progress), methods, faces)
+    return _Rounded(prepare.prepare(detector.at(), faces, methods, levels, progress), methods, faces)
 
 
 def _of_float(detector: Detector, cores: _Cores, destination: str, precision: str, folder: Path) -> Variant:
