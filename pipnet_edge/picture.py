@@ -23,8 +23,8 @@ from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import Box, Rect, crop_rect, cut, read_picture
 from pipnet_edge.spec import CROPS
 from pipnet_edge.worker import detected
-from pipnet_edge.worker.call import Died, Inference, here, infer
-from pipnet_edge.worker.protocol import Find, Probe
+from pipnet_edge.worker.call import Died, Inference, here, infer, works
+from pipnet_edge.worker.protocol import Find
 
 # A whole picture that is likely to be a face's crop: sides in pixels, and the longer one divided by the shorter.
 SIDES, RATIO = (32, 4096), 2.0
@@ -202,7 +202,7 @@ def _inferred(
         try:
             found = infer(here, bundle.folder, choice.variant, choice.threads, crops, cpus=choice.cpus)
         except EdgeError as e:
-            if not isinstance(e, Died) and _works(bundle.variant(choice.variant).runtime):
+            if not isinstance(e, Died) and works(bundle.variant(choice.variant).runtime):
                 raise
             failed.append((choice.variant, e))
             continue
@@ -210,15 +210,6 @@ def _inferred(
         return (replace(choice, note=note) if failed else choice), found
     name, first = failed[0]
     raise EdgeError(f"{name}: {first}", first.code) from first
-
-
-def _works(runtime: str) -> bool:
-    """Whether a runtime runs anything at all on this machine."""
-    try:
-        here(Probe(runtime))
-    except EdgeError:
-        return False
-    return True
 
 
 def _doubt(width: int, height: int) -> str | None:

@@ -7,7 +7,8 @@ import os
 import re
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,8 @@ from pipnet_edge.strict import printable
 from pipnet_edge.words import counted
 
 if TYPE_CHECKING:
+    from pipnet_edge.bundle import Bundle
+    from pipnet_edge.defaults import Choice
     from pipnet_edge.video.source import Asked
     from pipnet_edge.worker.protocol import Counts, Event, Track
 
@@ -87,13 +90,12 @@ def track(
 ) -> Output:
     """Find and keep the faces in a video, a camera or a stream: an annotated video, JSON lines, a live page."""
     from pipnet_edge import bundle as bundles
-    from pipnet_edge.defaults import choose
+    from pipnet_edge.defaults import choose, others
     from pipnet_edge.detect import detector as detectors
     from pipnet_edge.detect.spec import check_threshold
     from pipnet_edge.host import default_threads
     from pipnet_edge.video.source import STDIN, Asked
     from pipnet_edge.video.track import Rules
-    from pipnet_edge.video.watch import watch
     from pipnet_edge.worker.protocol import Track
 
     if len(paths) > 2:
@@ -138,9 +140,37 @@ def track(
         cpus=chosen.cpus or None,
     )
     told = _Told(Progress(), asked.shown, seconds)
+    # What another worker has read of stdin is gone.
+    may_change = variant is None and source != STDIN
+    choices = [chosen, *(others(bundle, chosen, threads, many) if may_change else ())]
     with told.progress.shown():
-        counts = watch(job, told.hear)
-    return _output(job, counts, told, chosen.note)
+        return _tracked(bundle, job, choices, told)
+
+
+def _tracked(bundle: Bundle, job: Track, choices: Sequence[Choice], told: _Told) -> Output:
+    """Does the job with the first of the choices whose runtime starts; its note says why it is not the first of all.
+
+    Raises the first runtime's EdgeError, with the variant's name, if none starts, and for all that is no fault of a
+    runtime.
+    """
+    from pipnet_edge.video.watch import watch
+    from pipnet_edge.worker.call import Died, works
+
+    failed = list[tuple[str, EdgeError]]()
+    for choice in choices:
+        job = replace(job, variant=choice.variant, threads=choice.threads, cpus=choice.cpus or None)
+        try:
+            counts = watch(job, told.hear)
+        except EdgeError as e:
+            has_started = bool(told.version) or e.code == INTERRUPTED
+            if has_started or (not isinstance(e, Died) and works(bundle.variant(choice.variant).runtime)):
+                raise
+            failed.append((choice.variant, e))
+            continue
+        note = "; ".join(f"not {name}: {error}" for name, error in failed) or choice.note
+        return _output(job, counts, told, note)
+    name, first = failed[0]
+    raise EdgeError(f"{name}: {first}", first.code) from first
 
 
 class _Told:

@@ -30,7 +30,7 @@ from pipnet_edge.npz import Form
 from pipnet_edge.spec import ModelSpec
 from pipnet_edge.worker import limits, protocol
 from pipnet_edge.worker.limits import ANSWERS, Limits
-from pipnet_edge.worker.protocol import LONGEST, Answer, Error, Event, Infer, Job
+from pipnet_edge.worker.protocol import LONGEST, Answer, Error, Event, Infer, Job, Probe
 
 Listen = Callable[[Event], None]
 
@@ -65,6 +65,15 @@ class Call(Protocol):
 def here(job: Job[Answer], listen: Listen = ignore) -> Answer:
     """A Call to a worker on this machine, in the Python that runs this."""
     return start([sys.executable, *WORKER], job, listen)
+
+
+def works(runtime: str) -> bool:
+    """Whether a runtime runs anything at all on this machine."""
+    try:
+        here(Probe(runtime))
+    except EdgeError:
+        return False
+    return True
 
 
 class Workers:

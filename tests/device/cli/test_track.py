@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,21 @@ def test_stdin_and_stdout_that_are_closed(start: Start, failed: Failed) -> None:
     failed(
         ended(start("film.avi", "--box", BOX, "--jsonl", "-", preexec_fn=lambda: os.close(1))), 1, "stdout is closed"
     )
+
+
+def test_the_next_runtime_is_taken_and_said(
+    make_bundle: Callable[..., Bundle], tmp_path: Path, packages: Callable[[str, str], None], run: Run, failed: Failed
+) -> None:
+    made = streams.steady(make_bundle, tmp_path / "two")
+    first, second = made.variants
+    replace(made, variants=(replace(first, name="onnx-fp32", runtime="onnx"), second)).write_manifest()
+    packages("onnxruntime", "import os, signal\nos.kill(os.getpid(), signal.SIGILL)\n")
+    said = "the runtime crashed with SIGILL: its package is built for another CPU"
+    result = run("track", "two", "film.avi", "--box", BOX)
+    assert result.returncode == 0, result.stderr
+    assert ", by null-fp16 (null" in result.stdout
+    assert f"\nnot onnx-fp32: {said}\n" in result.stdout
+    failed(run("track", "two", "film.avi", "--box", BOX, "--variant", "onnx-fp32"), 1, f"onnx-fp32: {said}")
 
 
 # --- What is refused, in one line and before there is any work.
