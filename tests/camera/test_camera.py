@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from pipnet_edge.decode import map_shapes
 from tests.camera.conftest import Guest
 from tests.device.video.streams import SCORE, SHAPE, SPEC
 
-# Seconds in which a camera that is unplugged has to be noticed, and everything closed.
-NOTICED = 3
+# Seconds in which everything is closed when a camera is unplugged. A machine has 3; one without a CPU of its own, whose
+# Python takes ten times as long for anything, has more. That a camera is "gone" and does not "hang" is seen at once.
+CLOSED = 15
 # All black, and no text in it.
 BLACK = {"Test Pattern": "5", "OSD Text Mode": "2"}
 
@@ -51,16 +53,16 @@ def track(bundle: Path, share: Path, *options: str) -> tuple[str, ...]:
 
 
 def check_outputs(share: Path) -> int:
-    """The video plays, and its frames and the lines are those that the last line counts. How many there are."""
+    """The video plays, with frames again for those passed over, and the last line counts the others. How many."""
     assert sorted(path.name for path in share.glob("out.*")) == ["out.jsonl", "out.mp4"]
     _, *lines, end = [json.loads(line) for line in (share / "out.jsonl").read_text().splitlines()]
     video, frames = cv2.VideoCapture(str(share / "out.mp4")), 0
     while video.read()[0]:
         frames += 1
     assert (video.get(cv2.CAP_PROP_FRAME_WIDTH), video.get(cv2.CAP_PROP_FRAME_HEIGHT)) == (320, 180)
-    assert frames == len(lines) == end["end"]["frames"]
+    assert frames >= len(lines) == end["end"]["frames"]
     assert all([face["id"] for face in line["faces"]] == [1] for line in lines)
-    return frames
+    return len(lines)
 
 
 @pytest.mark.parametrize(("asked", "got"), [((), [640, 480]), (("333", "211"), [320, 180])])
@@ -87,12 +89,13 @@ def test_a_camera_that_is_unplugged(camera: Guest, bundle: Path) -> None:
         camera.inside("set", name, value)
     python, command = camera.interpreter, track(bundle, camera.share)
     ended = camera.inside("unplug", f"{camera.share}/out.jsonl", *python, *command)
-    assert ended["seconds"] < NOTICED, ended
+    assert ended["seconds"] < CLOSED, ended
     assert ended["status"] == 1
-    frames = check_outputs(camera.share)
-    last = ended["stderr"].splitlines()[-1]
-    assert "camera /dev/video0 is gone" in last, ended
-    assert frames > 3
+    assert check_outputs(camera.share) > 3
+    said = [line for line in ended["stderr"].splitlines() if line.startswith("pipnet-edge")]
+    assert len(said) == 1, ended
+    expected = r"pipnet-edge track: camera /dev/video0 is gone after \d+ frames: unplugged, or closed by its server"
+    assert re.fullmatch(expected, said[0])
     assert "Traceback" not in ended["stderr"]
 
 
