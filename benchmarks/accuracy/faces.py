@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge.benchmarks.accuracy.parity import Progress, first_failure
+from pipnet_edge.benchmarks.accuracy.parity import Progress, chosen, first_failure
 from pipnet_edge.benchmarks.limits import Limit
 from pipnet_edge.bundle import DetectorBundle, FacesParity, Variant
 from pipnet_edge.detect.boxes import Faces, overlaps
@@ -80,13 +80,8 @@ def check(
     variant that cannot run, crashes or gives NaN has a failed row. A variant that was not named has a skipped row if
     its runtime is not installed there.
     """
-    variants = [bundle.variant(name) for name in names] or list(bundle.variants)
-    installed = () if names and not images else call(Facts()).runtimes
-    missing = set() if names else {v.name for v in variants if v.runtime not in installed}
-    if len(missing) == len(variants):
-        runtimes = dict.fromkeys(variant.runtime for variant in variants)
-        raise EdgeError(f"none of this bundle's runtimes is installed: {', '.join(runtimes)}")
-    reference, parts, wanted = _reference(bundle, threads, images[:most], call, installed, most)
+    variants, missing = chosen(bundle, names, call)
+    reference, parts, wanted = _reference(bundle, threads, images[:most], call, most)
     count, rows = sum(len(faces) for faces, _ in wanted.values()), []
     for index, variant in enumerate(variants):
         progress(variant.name, index, len(variants))
@@ -108,7 +103,6 @@ def _reference(
     threads: int,
     images: Sequence[Path],
     call: Call,
-    installed: Sequence[str],
     most: int | None,
 ) -> tuple[str, Parts, dict[tuple[int, int], Found]]:
     """What is compared with: its name, the pictures, and what it finds in them."""
@@ -120,6 +114,7 @@ def _reference(
             parts[each] = [partial(_same, pictures[:most])]
             wanted[each] = [decode(found, spec.at(each)) for found in maps[:most]], maps[:most]
         return "torch", parts, wanted
+    installed = call(Facts()).runtimes
     singles = [v for v in bundle.variants if v.precision == "fp32" and v.runtime in installed]
     if not singles:
         raise EdgeError("a comparison over pictures needs an fp32 variant as reference, and its runtime installed")

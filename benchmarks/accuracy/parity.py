@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipnet_edge.agreement import settled
-from pipnet_edge.bundle import Bundle, Parity, Variant
+from pipnet_edge.bundle import Bundle, Held, Parity, Variant
 from pipnet_edge.decode import MAP_NAMES, Decoder, Landmarks, Maps, Winners
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 from pipnet_edge.precisions import PRECISIONS, Limit
@@ -64,12 +64,9 @@ def check(
     that cannot run, crashes or gives NaN has a failed row. A variant that was not named has a skipped row if its
     runtime is not installed there. A winning cell that ties in the reference's own maps is no other.
     """
-    variants = [bundle.variant(name) for name in names] or list(bundle.variants)
-    installed = () if names and not images else call(Facts()).runtimes
-    missing = {} if names else {v.name: v.runtime for v in variants if v.runtime not in installed}
-    if len(missing) == len(variants):
-        raise EdgeError(f"none of this bundle's runtimes is installed: {', '.join(dict.fromkeys(missing.values()))}")
+    variants, missing = chosen(bundle, names, call)
     if images:
+        installed = call(Facts()).runtimes
         crops = crops_of(images[:most], bundle.spec.input_size)
         singles = [v for v in bundle.variants if v.precision == "fp32" and v.runtime in installed]
         if not singles:
@@ -99,6 +96,21 @@ def check(
         wanted = settled(decoder, maps, landmarks, ran.landmarks.cell) if isinstance(maps, Maps) else landmarks
         rows.append(compare(variant, row, bundle.spec.input_size, (wanted, maps), (ran.landmarks, ran.maps)))
     return tuple(rows)
+
+
+def chosen(bundle: Held, names: Sequence[str], call: Call) -> tuple[list[Variant], frozenset[str]]:
+    """The variants to compare, all by default, and the names of those that a target has no runtime for.
+
+    Whoever names a variant hears why it does not run. Raises EdgeError if none can.
+    """
+    if names:
+        return [bundle.variant(name) for name in names], frozenset()
+    installed, variants = call(Facts()).runtimes, list(bundle.variants)
+    missing = frozenset(variant.name for variant in variants if variant.runtime not in installed)
+    if len(missing) == len(variants):
+        runtimes = dict.fromkeys(variant.runtime for variant in variants)
+        raise EdgeError(f"none of this bundle's runtimes is installed: {', '.join(runtimes)}")
+    return variants, missing
 
 
 def compare(

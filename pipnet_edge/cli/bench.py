@@ -146,9 +146,9 @@ def _chain(bundle: Bundle, plan: Plan, where: list[Place], progress: render.Prog
     from pipnet_edge.benchmarks.speed import chain
     from pipnet_edge.converters.demo import FACES
     from pipnet_edge.detect.detector import usual
+    from pipnet_edge.video.track import Rules
 
-    if bundle.spec.presence is None:
-        raise EdgeError(f"{bundle.folder} does not say from which score there is a face; convert the checkpoint again")
+    Rules.of(bundle.spec)  # before any work, it says what is wrong
     if not usual().exists():
         raise EdgeError(f"--chain needs a face detector; `pipnet-edge detector` makes it (there is none at {usual()})")
     detector = bundles.read_detector(usual())

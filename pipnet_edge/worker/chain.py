@@ -52,15 +52,7 @@ def tracker(detect: Detect, landmarker: Landmarker, begin: Begin) -> Tracker:
         begin(SMOOTH)
         return found
 
-    return Tracker(find, read, landmarker.spec, rules(landmarker))
-
-
-def rules(landmarker: Landmarker) -> Rules:
-    """The usual ones, with the network's own threshold and margin. Raises EdgeError if its threshold is not known."""
-    spec = landmarker.spec
-    if spec.presence is None:
-        raise EdgeError("the bundle does not say from which score there is a face; convert the checkpoint again")
-    return Rules(spec.presence, spec.margin)
+    return Tracker(find, read, landmarker.spec, Rules.of(landmarker.spec))
 
 
 def play(frames: Iterator[Frame], track: Tracker, begin: Begin) -> Iterator[Tracked]:
@@ -202,7 +194,9 @@ def _overlapped(job: Chain, landmarker: Landmarker, detector: Detector) -> float
         feed = Feed("the clip", lambda: opened(Asked(job.clip)))
         while not feed.source(overlapping.LOOK):
             pass
-        track = overlapping.Timed(detector.find, landmarker.read, landmarker.spec, rules(landmarker), (), raw=False)
+        track = overlapping.Timed(
+            detector.find, landmarker.read, landmarker.spec, Rules.of(landmarker.spec), (), raw=False
+        )
         for told in overlapping.play(feed, track, [_Drawing()], None, lambda: False):
             if isinstance(told, Counts) and told.trouble:
                 raise EdgeError(told.trouble)

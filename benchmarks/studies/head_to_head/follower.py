@@ -39,8 +39,7 @@ def ours(job: dict[str, Any]) -> Follow:
 
     landmarker = Landmarker(job["bundle"], job["variant"], job["threads"])
     detector = Detector(job["detector"], job["detector_variant"], job["threads"])
-    spec = landmarker.spec
-    track = Tracker(detector.find, landmarker.read, spec, Rules(spec.presence or 0.0, spec.margin, faces=1))
+    track = Tracker(detector.find, landmarker.read, landmarker.spec, Rules.of(landmarker.spec, faces=1))
 
     def follow(picture: Any, at: float) -> tuple[Any, int] | None:
         faces = track(picture, at).faces
