@@ -97,7 +97,7 @@ def test_the_clock_has_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_network_without_a_presence_threshold_is_refused() -> None:
     face = Face()
     face.spec = ModelSpec("resnet18", 5, 2, 32, 96, FACE)
-    with pytest.raises(EdgeError, match="does not say from which score there is a face"):
+    with pytest.raises(EdgeError, match="the bundle has no presence threshold"):
         chain.tracker(find, face, lambda _: None)  # type: ignore[arg-type]
 
 
