@@ -8,7 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipnet_edge.bundle import GOLDEN, Calibration, DetectorBundle, FacesParity, File, Quantization, Variant
+from pipnet_edge.bundle import (
+    GOLDEN,
+    Calibration,
+    DetectorBundle,
+    DetectorManifest,
+    FacesParity,
+    File,
+    Quantization,
+    Variant,
+)
 from pipnet_edge.converters import workplace
 from pipnet_edge.converters.losses import Losses, verified
 from pipnet_edge.converters.plan import Lost, Plan, Step, raised
@@ -44,7 +53,7 @@ def convert(
     `convert`.
     """
     total = len(plan.variants) + 3 + plan.quantizes
-    with workplace.making(out) as (folder, work):
+    with workplace.making(out, DetectorManifest) as (folder, work):
         step("load", 0, total)
         # These import torch, which takes long. A wrong command line is refused before that.
         import torch

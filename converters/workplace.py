@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipnet_edge.bundle import Source, replacing
+from pipnet_edge.bundle import Contents, Manifest, Source, replacing
 from pipnet_edge.converters.losses import is_full
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import file_sha256
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def making(out: Path) -> Iterator[tuple[Path, Path]]:
+def making(out: Path, kind: type[Contents] = Manifest) -> Iterator[tuple[Path, Path]]:
     """The folder of a bundle that will be at `out`, and a folder for all temporary files; see bundle.replacing."""
-    with replacing(out) as folder, _full_disks_named(folder, out), _temporary_in(folder.parent / "work") as work:
+    with replacing(out, kind) as folder, _full_disks_named(folder, out), _temporary_in(folder.parent / "work") as work:
         yield folder, work
 
 

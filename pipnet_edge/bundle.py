@@ -66,11 +66,14 @@ __all__ = [
     "Budget",
     "Bundle",
     "Calibration",
+    "Contents",
     "DetectorBundle",
+    "DetectorManifest",
     "FacesParity",
     "File",
     "Held",
     "Layer",
+    "Manifest",
     "Parity",
     "Quantization",
     "Source",
@@ -301,16 +304,22 @@ def read_detector(folder: Path) -> DetectorBundle:
     return found
 
 
-def replacing(folder: Path) -> contextlib.AbstractContextManager[Path]:
+def replacing(folder: Path, kind: type[Contents] = Manifest) -> contextlib.AbstractContextManager[Path]:
     """A new empty folder. It replaces `folder` if the block ends well, and is removed if it does not.
 
-    An existing bundle is replaced; anything else at that path is refused before any work is done. However the program
-    ends, the older bundle or the new one is whole at that path.
+    An existing bundle of the same kind is replaced; anything else at that path is refused before any work is done.
+    However the program ends, the older bundle or the new one is whole at that path.
     """
 
     def check(final: Path) -> None:
         is_empty = final.is_dir() and not os.listdir(final)
         if os.path.lexists(final) and not (final / MANIFEST).is_file() and not is_empty:
             raise EdgeError(f"{folder} exists and is not a bundle; give another place with -o or remove it")
+        found = None
+        with contextlib.suppress(EdgeError):  # one of an older version, or a broken one
+            found = manifests.read(final)
+        if found and not isinstance(found, kind):
+            what = "a bundle of landmarks" if isinstance(found, Manifest) else "a face detector's bundle"
+            raise EdgeError(f"{folder} is {what}; give another place with -o or remove it")
 
     return folders.replacing(folder, check)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipnet_edge.worker.protocol import LIMIT, Chain, Count, CountChain, Infer, Job, Time, Track
+from pipnet_edge.worker.protocol import LIMIT, Chain, Count, CountChain, Find, Infer, Job, Time, Track
 
 # Seconds: for what has to answer soon, to load a network, and for each frame. The slowest boards take less.
 SOON, LOAD, FRAME = 60.0, 120.0, 10.0
@@ -54,6 +54,8 @@ def of(job: Job[Any], slowness: float = 1.0) -> Limits:
         frames, seconds = 2 * job.frames, 0.0
     elif isinstance(job, Count):
         frames, seconds = job.frames, 0.0
+    elif isinstance(job, Find):
+        frames, seconds = 1, 0.0
     else:
         return replace(ANSWERS, seconds=SOON * slowness)
     return Limits(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipnet_edge.bundle import MANIFEST, Bundle, read, replacing
+from pipnet_edge.bundle import MANIFEST, Bundle, DetectorBundle, DetectorManifest, Manifest, read, replacing
 from pipnet_edge.errors import EdgeError
 
 
@@ -65,6 +66,23 @@ def test_replacing_refuses_what_is_no_bundle(tmp_path: Path) -> None:
             pytest.fail("the work began")
     assert tree(tmp_path) == {"photos/cat.jpg": b"cat", "notes": b"notes"}
     assert sorted(p.name for p in tmp_path.iterdir()) == names
+
+
+def test_replacing_refuses_a_bundle_of_another_kind(
+    bundle: Bundle, null_detector: DetectorBundle, tmp_path: Path
+) -> None:
+    detector = shutil.copytree(null_detector.folder, tmp_path / "detector")
+    for folder, kind, what in (
+        (bundle.folder, DetectorManifest, "a bundle of landmarks"),
+        (detector, Manifest, "a face detector's bundle"),
+    ):
+        before = tree(folder)
+        with pytest.raises(EdgeError, match=f"is {what}; give another place"), replacing(folder, kind):
+            pytest.fail("the work began")
+        assert tree(folder) == before
+    with replacing(detector, DetectorManifest):
+        pass
+    assert tree(detector) == {}
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, EdgeError, SystemExit, GeneratorExit])
