@@ -6,7 +6,7 @@ Pure numpy and equal to forward_pip and the fusion in lib/demo.py of jhb86253817
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -194,6 +194,11 @@ class Landmarks:
     points: Array
     score: Array
     cell: NDArray[np.intp]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Landmarks]) -> Landmarks:
+        """Those of several batches as those of one."""
+        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
 
 class Decoder:

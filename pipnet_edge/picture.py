@@ -6,6 +6,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from pipnet_edge import bundle as bundles
 from pipnet_edge import draw, files, host
 from pipnet_edge.bundle import MANIFEST, Bundle
+from pipnet_edge.decode import Landmarks
 from pipnet_edge.defaults import Choice, choose, others
 from pipnet_edge.detect.detector import path_of
 from pipnet_edge.detect.spec import check_threshold
@@ -23,13 +25,15 @@ from pipnet_edge.errors import EdgeError
 from pipnet_edge.preprocess import Box, Rect, crop_rect, cut, read_picture
 from pipnet_edge.spec import CROPS
 from pipnet_edge.worker import detected
-from pipnet_edge.worker.call import Died, Inference, here, infer, works
+from pipnet_edge.worker.call import Died, Inference, Workers, here, infer, parts, works
 from pipnet_edge.worker.protocol import Find
 
 # A whole picture that is likely to be a face's crop: sides in pixels, and the longer one divided by the shorter.
 SIDES, RATIO = (32, 4096), 2.0
 # Pixels of a detected face that have to lie in the picture, in both directions.
 LEAST = 4
+# Faces that are cut at a time: 25 MB of crops of 256 px.
+PART = 128
 
 
 @dataclass(frozen=True)
@@ -128,9 +132,7 @@ def annotate(
     places = _places(picture, asked, detector, policy or opened.spec.crop)
     # A picture without a face is shown to the network all the same: it says whether the variant works.
     rects = [rect for *_, rect in places.faces] or [Rect.whole(picture)]
-    crops = np.stack([cut(picture, rect, opened.spec.input_size) for rect in rects])
-    chosen, inference = _inferred(opened, variant, threads, crops)
-    found = inference.landmarks
+    chosen, version, found = _inferred(opened, variant, threads, picture, rects)
     each = zip(places.faces, found.points, found.score.astype(float), strict=bool(places.faces))
     faces, points = list[Face](), list[NDArray[np.float32]]()
     for (box, score, rect), normalised, scores in each:
@@ -142,7 +144,7 @@ def annotate(
         str(image),
         places.by,
         chosen.variant,
-        inference.version,
+        version,
         chosen.threads,
         chosen.cpus,
         "; ".join(filter(None, notes)) or None,
@@ -188,6 +190,33 @@ def _places(picture: NDArray[np.uint8], asked: Asked, detector: Path | None, pol
 
 
 def _inferred(
+    bundle: Bundle, variant: str | None, threads: int | None, picture: NDArray[np.uint8], rects: Sequence[Rect]
+) -> tuple[Choice, str, Landmarks]:
+    """Runs the network over what rects cut from a picture, PART of them at a time. Also gives the runtime's version.
+
+    The first part says which runtime starts. Of the others, each CPU has one in work, unless threads are given.
+    """
+
+    def crops(part: Sequence[Rect]) -> NDArray[np.uint8]:
+        return np.stack([cut(picture, rect, bundle.spec.input_size) for rect in part])
+
+    chosen, first = _started(bundle, variant, threads, crops(rects[:PART]))
+    jobs, each = (len(chosen.cpus or host.allowed_cpus()), 1) if threads is None else (1, chosen.threads)
+    with ThreadPoolExecutor(jobs) as pool, Workers() as workers:
+
+        def work(part: Sequence[Rect]) -> Inference:
+            return infer(workers.call, bundle.folder, chosen.variant, each, crops(part), cpus=chosen.cpus)
+
+        try:
+            found = [first, *pool.map(work, parts(rects[PART:], PART, jobs))]
+        except BaseException:
+            # The pool's end waits for its threads, which hear nothing of Ctrl-C.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return chosen, first.version, Landmarks.joined([part.landmarks for part in found])
+
+
+def _started(
     bundle: Bundle, variant: str | None, threads: int | None, crops: NDArray[np.uint8]
 ) -> tuple[Choice, Inference]:
     """Runs the network, in another runtime if the first does not start and no variant was asked for; its note says so.

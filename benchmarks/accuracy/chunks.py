@@ -1,4 +1,4 @@
-"""The landmarks of variants over faces, measured in chunks, several worker processes at a time.
+"""The landmarks of variants over faces, measured in chunks, several at a time.
 
 Every finished chunk is kept in a folder under a hash of everything that its landmarks depend on, so that an interrupted
 run continues where it stopped. Its file is the sha256 of what follows, then the landmarks. A file that is not what was
@@ -14,10 +14,10 @@ import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +29,12 @@ from pipnet_edge.domain import Domain
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import opened, write
 from pipnet_edge.precisions import PRECISIONS
+from pipnet_edge.preprocess import Rect, cut, read_picture
 from pipnet_edge.words import counted
-from pipnet_edge.worker.call import Call, Listen, Workers, infer
+from pipnet_edge.worker.call import Call, Listen, Workers, infer, parts
 from pipnet_edge.worker.protocol import Event, Progress
 
-CHUNK = 128
+CHUNK = 128  # faces at most
 
 Item = TypeVar("Item")
 UNKNOWN = -1.0
@@ -47,55 +48,128 @@ class Found:
     outside: NDArray[np.bool_] | None = None
 
 
+@dataclass(frozen=True)
+class Face:
+    """A face, whose crop of side x side pixels is cut from rect of an image, or from all of it. line: its label's."""
+
+    image: Path
+    rect: Rect | None
+    line: str | None
+    side: int
+
+    def crop(self) -> NDArray[np.uint8]:
+        """(side, side, 3) uint8 RGB. Raises EdgeError that names the picture and its label's line."""
+        try:
+            picture = read_picture(self.image)
+        except EdgeError as e:
+            raise EdgeError(f"{self.line}: {e}" if self.line else str(e), e.code) from e
+        return cut(picture, self.rect or Rect.whole(picture), self.side)
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Some of the faces, and all that is needed to run variants over them. It can be sent to another machine.
+
+    variants: those to run. teller: the name of that which tells which faces lie outside the domain. cache: the folder
+    of finished chunks.
+    """
+
+    index: int
+    bundle: Bundle
+    variants: tuple[Variant, ...]
+    teller: str | None
+    domain: Domain | None
+    faces: tuple[Face, ...]
+    cache: Path
+
+
+# By variant what it gave, or why it cannot run.
+ByVariant = dict[str, Found | EdgeError]
+
+
+class Spread(Protocol):
+    """Measures chunks on several workers, and gives what each of them gave by its index.
+
+    Raises EdgeError if a face cannot be read, and if the cache cannot be written. Its end, however it comes, ends all
+    work that it began here.
+    """
+
+    def __call__(self, parts: Sequence[Chunk], meter: Meter, /) -> dict[int, ByVariant]: ...
+
+
 def run(
     bundle: Bundle,
     variants: Sequence[Variant],
-    crop: Callable[[int], NDArray[np.uint8]],
-    count: int,
+    faces: Sequence[Face],
     cache: Path,
-    jobs: int,
+    spread: Spread,
     progress: Callable[[str, int, int], None],
-) -> dict[str, Found | EdgeError]:
+) -> ByVariant:
     """By variant the landmarks of all faces, normalised to the crop, or why it cannot run.
 
     The first variant that is not quantized and gives features tells which faces lie outside what calibration saw.
 
-    crop: gives the crop (S, S, 3) uint8 RGB of one of the `count` faces. jobs: workers at a time. progress gets the
-    faces done and all of them. Raises EdgeError if a face cannot be read, and if the cache cannot be written.
+    progress gets the faces done and all of them. Raises EdgeError as `spread` does.
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise EdgeError(f"cannot write into {cache}: {e.strerror}") from e
-    chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
-    found: dict[tuple[str, int], Found | EdgeError] = {}
     # Features of a quantized variant are clipped, and may be scaled.
-    tells = next((v for v in variants if v.heads and not PRECISIONS[v.precision].is_quantized), None)
-    domain = bundle.read_domain() if tells else None
-    meter, over = _Meter(count, len(variants), progress), threading.Event()
+    teller = next((v.name for v in variants if v.heads and not PRECISIONS[v.precision].is_quantized), None)
+    domain = bundle.read_domain() if teller else None
+    split = enumerate(parts(faces, CHUNK))
+    chunks = [Chunk(i, bundle, tuple(variants), teller, domain, tuple(part), cache) for i, part in split]
+    found = spread(chunks, Meter(len(faces), len(variants), progress))
+    return {each.name: _joined([found[chunk.index][each.name] for chunk in chunks]) for each in variants}
 
-    with ThreadPoolExecutor(jobs) as pool, Workers() as workers:
 
-        def work(index: int) -> dict[tuple[str, int], Found | EdgeError]:
-            pixels = np.stack([crop(face) for face in _until(over, chunks[index])])
-            done = {}
-            for variant in _until(over, variants):
-                known = domain if variant is tells else None
-                path = cache / f"{_key(variant, pixels, bundle.golden.sha256 if known else None)}.landmarks"
-                with meter.counts(len(pixels)) as listen:
-                    done[variant.name, index] = _cached(workers.call, bundle, variant, pixels, known, path, listen)
-            return done
+def processes(jobs: int) -> Spread:
+    """Spreads chunks over worker processes on this machine, `jobs` at a time."""
 
-        tasks = [pool.submit(work, index) for index in range(len(chunks))]
-        try:
-            for task in as_completed(tasks):
-                found |= task.result()
-        except BaseException:
-            # The pool's end waits for its threads, which hear nothing of Ctrl-C.
-            over.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return {each.name: _joined([found[each.name, index] for index in range(len(chunks))]) for each in variants}
+    def spread(chunks: Sequence[Chunk], meter: Meter) -> dict[int, ByVariant]:
+        found, over = dict[int, ByVariant](), threading.Event()
+        with ThreadPoolExecutor(jobs) as pool, Workers() as workers:
+            tasks = {pool.submit(measure, chunk, workers.call, meter.counts, over): chunk.index for chunk in chunks}
+            try:
+                for task in as_completed(tasks):
+                    found[tasks[task]] = task.result()
+            except BaseException:
+                # The pool's end waits for its threads, which hear nothing of Ctrl-C.
+                over.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return found
+
+    return spread
+
+
+def measure(
+    chunk: Chunk, call: Call, counts: Callable[[int], AbstractContextManager[Listen]], over: threading.Event
+) -> ByVariant:
+    """Runs all variants over a chunk's faces, but for what is in the cache. counts: as Meter's. over: it is to end.
+
+    Raises EdgeError if a face cannot be read, and if the cache cannot be written.
+    """
+    pixels = np.stack([face.crop() for face in _until(over, chunk.faces)])
+    found: ByVariant = {}
+    for variant in _until(over, chunk.variants):
+        known = chunk.domain if variant.name == chunk.teller else None
+        key = _key(variant, pixels, chunk.bundle.golden.sha256 if known else None)
+        with counts(len(pixels)) as listen:
+            path = chunk.cache / f"{key}.landmarks"
+            found[variant.name] = _cached(call, chunk.bundle, variant, pixels, known, path, listen)
+    return found
+
+
+def versions(runtime: str) -> tuple[str, str | None, str]:
+    """Those of this program, of a runtime (None if it is missing) and of numpy."""
+    return __version__, runtimes.installed(runtime), np.__version__
+
+
+def cpu() -> tuple[str, tuple[str, ...]]:
+    """The machine and the CPU's features: a runtime chooses its kernels by these, and kernels round differently."""
+    return platform.machine(), host.features()
 
 
 def _until(over: threading.Event, items: Iterable[Item]) -> Iterator[Item]:
@@ -114,15 +188,10 @@ def _joined(parts: Sequence[Found | EdgeError]) -> Found | EdgeError:
             return part
         whole.append(part.landmarks)
         outside += [part.outside] if part.outside is not None else []
-    landmarks = Landmarks(
-        np.concatenate([part.points for part in whole]),
-        np.concatenate([part.score for part in whole]),
-        np.concatenate([part.cell for part in whole]),
-    )
-    return Found(landmarks, np.concatenate(outside) if outside else None)
+    return Found(Landmarks.joined(whole), np.concatenate(outside) if outside else None)
 
 
-class _Meter:
+class Meter:
     """Shows how many faces are done: a face is done when all variants have run over it. Threads share it."""
 
     def __init__(self, faces: int, variants: int, progress: Callable[[str, int, int], None]) -> None:
@@ -200,9 +269,8 @@ def _kept(path: Path, shape: tuple[int, ...]) -> NDArray[np.float64] | None:
 
 def _key(variant: Variant, crops: NDArray[np.uint8], domain: str | None) -> str:
     """A hash of what is kept: crops, files, program, runtime, the CPU's features, and the sha256 of a domain's file."""
-    # A runtime chooses its kernels by the CPU's features, and kernels round differently.
-    runs = [__version__, runtimes.installed(variant.runtime), platform.machine(), host.features(), np.__version__]
-    parts = [runs, [file.sha256 for file in variant.files], *([domain] if domain else ())]
+    program, runtime, numpy = versions(variant.runtime)
+    parts = [[program, runtime, *cpu(), numpy], [file.sha256 for file in variant.files], *([domain] if domain else ())]
     key = hashlib.sha256(json.dumps(parts).encode())
     key.update(crops.tobytes())
     return key.hexdigest()[:32]

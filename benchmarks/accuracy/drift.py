@@ -21,7 +21,6 @@ from pipnet_edge.domain import USUAL
 from pipnet_edge.errors import CHECK_FAILED, EdgeError
 from pipnet_edge.files import file_sha256
 from pipnet_edge.precisions import PRECISIONS
-from pipnet_edge.preprocess import Rect, cut, read_picture
 from pipnet_edge.spec import ModelSpec
 
 # Networks reach 2 to 8 % on the faces they are made for; labels in another order or of another crop give 20 % and more.
@@ -131,17 +130,15 @@ class Faces:
     def __len__(self) -> int:
         return len(self.labels.images)
 
+    def each(self) -> list[chunks.Face]:
+        known, nothing = self.labels, [None] * len(self)
+        parts = zip(known.images, known.crops or nothing, known.lines or nothing, strict=True)
+        return [chunks.Face(*part, self.side) for part in parts]
+
     def crops(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """(n, side, side, 3) uint8 RGB crops of some faces."""
-        return np.stack([self.crop(index) for index in indices])
-
-    def crop(self, index: int) -> NDArray[np.uint8]:
-        """(side, side, 3) uint8 RGB crop of one face. Raises EdgeError that names the picture and its label's line."""
-        try:
-            picture = read_picture(self.labels.images[index])
-        except EdgeError as e:
-            raise EdgeError(f"{self.labels.lines[index]}: {e}" if self.labels.lines else str(e), e.code) from e
-        return cut(picture, self.labels.crops[index] if self.labels.crops else Rect.whole(picture), self.side)
+        each = self.each()
+        return np.stack([each[index].crop() for index in indices])
 
 
 def choose(bundle: Bundle, names: Sequence[str], reference: str | None) -> tuple[Variant, list[Variant]]:
@@ -192,16 +189,16 @@ def run(
     faces: Faces,
     variants: tuple[Variant, list[Variant]],
     cache: Path,
-    jobs: int,
+    spread: chunks.Spread,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Measured:
     """Measures variants against the reference, which comes first.
 
-    progress gets the faces done and all of them. Raises EdgeError when the reference cannot run, and if the cache
-    cannot be written. If another variant cannot run, its row says why.
+    progress gets the faces done and all of them. Raises EdgeError when the reference cannot run, and as `spread` does.
+    If another variant cannot run, its row says why.
     """
     reference, others = variants
-    found = chunks.run(bundle, (reference, *others), faces.crop, len(faces), cache, jobs, progress)
+    found = chunks.run(bundle, (reference, *others), faces.each(), cache, spread, progress)
     landmarks = {name: each.landmarks for name, each in found.items() if isinstance(each, chunks.Found)}
     failures = {name: each for name, each in found.items() if isinstance(each, EdgeError)}
     if reference.name in failures:

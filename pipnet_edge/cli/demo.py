@@ -25,7 +25,7 @@ def demo(
     """Convert and quantize the embedded checkpoint for every runtime; show parity, drift, speed and landmarks."""
     from pipnet_edge import converters, runtimes
     from pipnet_edge.benchmarks import tables
-    from pipnet_edge.benchmarks.accuracy import drift, labels, parity
+    from pipnet_edge.benchmarks.accuracy import chunks, drift, labels, parity
     from pipnet_edge.benchmarks.pictures.faces import draw_crops
     from pipnet_edge.benchmarks.speed import bench
     from pipnet_edge.benchmarks.speed.result import QUICK
@@ -44,7 +44,9 @@ def demo(
         labelled = labels.read_labels(FACES / "labels.txt", FACES, num_lms=bundle.spec.num_lms)
         faces = drift.Faces(labelled, bundle.spec.input_size)
         with tempfile.TemporaryDirectory(prefix="pipnet-edge-") as cache:
-            rows = drift.run(bundle, faces, drift.choose(bundle, (), None), Path(cache), 1, progress.step).rows
+            rows = drift.run(
+                bundle, faces, drift.choose(bundle, (), None), Path(cache), chunks.processes(1), progress.step
+            ).rows
         crops, _ = bundle.read_golden()
         timings = []
         for index, variant in enumerate(bundle.variants):

@@ -16,6 +16,7 @@ from pipnet_edge.output import Output
 from pipnet_edge.words import counted
 
 if TYPE_CHECKING:
+    from pipnet_edge.benchmarks.accuracy.chunks import Spread
     from pipnet_edge.bundle import DetectorBundle
 
 
@@ -42,7 +43,11 @@ def drift(
         list[str] | None,
         typer.Option(help="Such as nme<=0.03 or px_mean<=0.30 (a detector: lost<=1); exit 3 if broken."),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=0, help="Processes at a time; 0: one a core, at most 4.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes at a time; 0: one a core.")] = 0,
+    dask: Annotated[
+        str | None,
+        typer.Option(metavar="SCHEDULER", help="Do it on a Dask cluster: its scheduler's address, tcp://HOST:PORT."),
+    ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for pictures and finished chunks.")] = Path(
         "drift"
     ),
@@ -64,10 +69,12 @@ def drift(
         for option, value in {"--labels": labels, "--label-format": label_format, "--reference": reference}.items():
             if value is not None:
                 raise EdgeError(f"{option} {value} with a face detector; it is compared with its first fp32")
+        if dask is not None:
+            raise EdgeError(f"--dask {dask} with a face detector; it is measured on this machine")
         return _of_faces(opened, images, variant or (), limit or ())
     limits = [parse(text, metrics.UNITS) for text in limit or ()]
     drifts.check_limits(limits, labels is not None)
-    processes, cut = _processes(jobs)
+    spread, said = _spread(jobs, dask)
     variants = drifts.choose(opened, variant or (), reference)
     num_lms = opened.spec.num_lms
     found = (
@@ -77,7 +84,7 @@ def drift(
     progress, cache = render.Progress(), output / "cache"
     try:
         with progress.shown():
-            measured = drifts.run(opened, faces, variants, cache, processes, progress.step)
+            measured = drifts.run(opened, faces, variants, cache, spread, progress.step)
     except KeyboardInterrupt:
         error = (
             f"interrupted; chunks of faces that were finished are kept in {cache}, the same command goes on with them"
@@ -90,7 +97,7 @@ def drift(
     broken = drifts.broken_limits(rows, verdicts)
     fit = drifts.fit(against, landmarks[against], opened.spec, faces)
     notes = [*(fit.notes() if fit else ()), *(strangers.notes() if strangers else ())]
-    notes += [*cut, *found.notes(), *drifts.overlap_note(faces, opened)]
+    notes += [*said, *found.notes(), *drifts.overlap_note(faces, opened)]
     note = f"{len(faces)} faces, against {against}; [low, high]: 95 % bootstrap interval over faces"
     return Output(
         {
@@ -139,9 +146,18 @@ def _of_faces(bundle: DetectorBundle, images: Path, names: Sequence[str], limit:
     )
 
 
-def _processes(jobs: int) -> tuple[int, list[str]]:
-    """How many processes run at a time, and a note if more were asked for than there are cores."""
+def _spread(jobs: int, dask: str | None) -> tuple[Spread, list[str]]:
+    """What spreads chunks, and notes on how. Later it may say more of itself in them."""
     from pipnet_edge import host
+    from pipnet_edge.benchmarks.accuracy import chunks, cluster
 
-    cores, count = len(host.allowed_cpus()), thread_count(jobs)
-    return count, [f"--jobs {jobs}: {count} run at a time, one a core"] if jobs > cores else []
+    said = list[str]()
+    if dask is not None:
+        if jobs:
+            raise EdgeError(f"--jobs {jobs} with --dask; a cluster's workers run as many as they have threads")
+        return cluster.over(dask, said.append), said
+    cores = len(host.allowed_cpus())
+    count = min(jobs or cores, cores)
+    if jobs > cores:
+        said.append(f"--jobs {jobs}: {count} run at a time, one a core")
+    return chunks.processes(count), said

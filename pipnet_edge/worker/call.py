@@ -7,6 +7,7 @@ these files available where the worker runs, and brings back the files that the 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -15,8 +16,9 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,7 @@ from pipnet_edge.worker.limits import ANSWERS, Limits
 from pipnet_edge.worker.protocol import LONGEST, Answer, Error, Event, Infer, Job, Probe
 
 Listen = Callable[[Event], None]
+Item = TypeVar("Item")
 
 WORKER = ("-P", "-m", "pipnet_edge.worker")
 # Bytes of all arrays together. No worker writes so many.
@@ -104,6 +107,13 @@ class Workers:
             self._is_over = True
         for worker in self._started:
             kill(worker)
+
+
+def parts(items: Sequence[Item], most: int, workers: int = 1) -> list[Sequence[Item]]:
+    """The items in parts of at most so many, of one size but for one item, so that no worker waits for the others."""
+    count = workers * math.ceil(len(items) / (workers * most))
+    bounds = [len(items) * index // count for index in range(count + 1)] if count else []
+    return [items[start:end] for start, end in pairwise(bounds) if start < end]
 
 
 def start(

@@ -198,7 +198,7 @@ def test_too_few_faces_say_nothing() -> None:
 
 
 def measured(bundle: Bundle, faces: drift.Faces, cache: Path, *names: str) -> drift.Measured:
-    return drift.run(bundle, faces, drift.choose(bundle, names, "null-fp32"), cache, 1)
+    return drift.run(bundle, faces, drift.choose(bundle, names, "null-fp32"), cache, chunks.processes(1))
 
 
 def test_without_features_or_domain_nothing_is_known(

@@ -50,7 +50,7 @@ def drifting(make_bundle: Callable[..., Bundle], tmp_path: Path) -> Bundle:
 
 def kept(bundle: Bundle, faces: drift.Faces, cache: Path) -> set[str]:
     """Names of the chunks in the cache after a run."""
-    rows = drift.run(bundle, faces, drift.choose(bundle, (), "null-fp32"), cache, 1).rows
+    rows = drift.run(bundle, faces, drift.choose(bundle, (), "null-fp32"), cache, chunks.processes(1)).rows
     assert [row.failure for row in rows] == [None]
     return {path.name for path in cache.iterdir()}
 
@@ -82,7 +82,7 @@ def test_another_runtime_machine_or_program_runs_again(
 
 
 def measured(bundle: Bundle, faces: drift.Faces, cache: Path) -> dict[str, Landmarks]:
-    return drift.run(bundle, faces, drift.choose(bundle, (), "null-fp32"), cache, 1).landmarks
+    return drift.run(bundle, faces, drift.choose(bundle, (), "null-fp32"), cache, chunks.processes(1)).landmarks
 
 
 def signed(content: bytes) -> bytes:
@@ -258,7 +258,7 @@ def test_a_picture_that_cannot_be_read_is_named_with_its_label(
 def test_faces_done_are_told_within_a_chunk(drifting: Bundle, faces: drift.Faces, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     variants = drift.choose(drifting, (), "null-fp32")
-    drift.run(drifting, faces, variants, tmp_path / "cache", 1, lambda *step: told.append(step))
+    drift.run(drifting, faces, variants, tmp_path / "cache", chunks.processes(1), lambda *step: told.append(step))
     count = len(faces)
     assert {(what, total) for what, _, total in told} == {("faces, 2 variants", count)}
     assert sorted({done for _, done, _ in told}) == list(range(count))

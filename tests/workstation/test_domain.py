@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 from pipnet_edge import bundle as bundles
-from pipnet_edge.benchmarks.accuracy import drift, labels
+from pipnet_edge.benchmarks.accuracy import chunks, drift, labels
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.converters import demo, golden
 from pipnet_edge.converters.checkpoint.network import Network
@@ -49,7 +49,7 @@ def test_models_with_heads_inside_tell_nothing(bundle: Bundle) -> None:
 
 def strangers(bundle: Bundle, images: Path, cache: Path) -> drift.Strangers:
     faces = drift.Faces(labels.image_folder(images), bundle.spec.input_size)
-    found = drift.run(bundle, faces, drift.choose(bundle, ["onnx-int8"], None), cache, 1).strangers
+    found = drift.run(bundle, faces, drift.choose(bundle, ["onnx-int8"], None), cache, chunks.processes(1)).strangers
     assert found
     return found
 

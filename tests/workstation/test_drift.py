@@ -10,7 +10,7 @@ import cv2
 import pytest
 
 from pipnet_edge import bundle as bundles
-from pipnet_edge.benchmarks.accuracy import drift, labels
+from pipnet_edge.benchmarks.accuracy import chunks, drift, labels
 from pipnet_edge.benchmarks.limits import Limit
 from pipnet_edge.converters import demo
 from pipnet_edge.errors import EdgeError
@@ -83,14 +83,16 @@ def test_a_variant_that_cannot_run_has_a_row(demo_bundle, tmp_path):
     bundle = bundles.read(folder)
     faces = drift.Faces(labels.image_folder(demo.FACES), 256)
     chosen = drift.choose(bundle, ["mnn-fp16", "ncnn-fp16"], None)
-    rows = drift.run(bundle, faces, chosen, tmp_path / "cache", 2).rows
+    rows = drift.run(bundle, faces, chosen, tmp_path / "cache", chunks.processes(2)).rows
     assert "was changed after it was written" in rows[0].failure
     assert rows[1].summary
     verdicts = drift.judged(rows, [Limit("px_mean", 1)])
     assert [verdict.is_kept for verdict in verdicts] == [False, True]
     assert str(drift.broken_limits(rows, verdicts)) == f"mnn-fp16: {rows[0].failure}"
     with pytest.raises(EdgeError, match="was changed after it was written"):
-        drift.run(bundle, faces, drift.choose(bundle, ["ncnn-fp16"], "mnn-fp16"), tmp_path / "cache", 2)
+        drift.run(
+            bundle, faces, drift.choose(bundle, ["ncnn-fp16"], "mnn-fp16"), tmp_path / "cache", chunks.processes(2)
+        )
 
 
 @pytest.mark.parametrize(
