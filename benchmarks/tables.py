@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipnet_edge import host
+from pipnet_edge import fastest, host
 from pipnet_edge.benchmarks.speed.result import warnings
 from pipnet_edge.bundle import Parity
 from pipnet_edge.decode import MAP_NAMES
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipnet_edge.benchmarks.accuracy.parity import Row as ParityRow
     from pipnet_edge.benchmarks.speed.result import Change, Counted, Measured, Predicted, Result
     from pipnet_edge.benchmarks.speed.tune import Found
-    from pipnet_edge.bundle import Budget, Bundle, Held, Source
+    from pipnet_edge.bundle import AnyBundle, Budget, Bundle, Held, Source
     from pipnet_edge.spec import ModelSpec
 
 
@@ -189,6 +189,22 @@ def bench(result: Result) -> list[Table | str]:
     for part in parts:
         spaced += ["", part] if isinstance(part, Table) and spaced else [part]
     return spaced
+
+
+def taken(bundle: AnyBundle, result: Result) -> list[str]:
+    """What is run on each target that was measured if nobody asks for a variant, and why."""
+    lines = []
+    for target in dict.fromkeys(run.target for run in result.measured):
+        facts = result.facts[target]
+        ran = {run.variant: run.runtime for run in result.measured if run.target == target and run.frames.size}
+        found = [variant for variant in bundle.variants if variant.name in ran]
+        if (tuned := bundle.tuned.get(host.name(facts) or "")) and tuned.variant in ran:
+            lines.append(f"{target}: run takes {tuned.variant}, as tuned")
+        elif found:
+            packages = {variant.runtime: ran[variant.name] for variant in found}
+            _, why = fastest.ordered(bundle.network, found, facts.get("features", "").split(), packages)[0]
+            lines.append(f"{target}: untuned, run takes {why}")
+    return lines
 
 
 def _measured(result: Result) -> Table:

@@ -155,6 +155,11 @@ class Bundle(Held, Manifest):
         _check_parity(self, Parity)
 
     @property
+    def network(self) -> str:
+        """The backbone."""
+        return self.spec.backbone
+
+    @property
     def title(self) -> str:
         """The network in a few words."""
         return f"{self.spec.backbone}, {self.spec.num_lms} landmarks, {self.spec.input_size} px"
@@ -207,6 +212,11 @@ class DetectorBundle(Held, DetectorManifest):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_parity(self, FacesParity)
+
+    @property
+    def network(self) -> str:
+        """The detector's name."""
+        return self.spec.detector
 
     @property
     def title(self) -> str:

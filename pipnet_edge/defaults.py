@@ -1,18 +1,18 @@
-"""How a bundle runs if the user does not say: as tuned for this kind of machine, else its first installed variant."""
+"""How a bundle runs if the user does not say: as tuned for this kind of machine, else by a table of fast variants."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipnet_edge import host, runtimes
-from pipnet_edge.bundle import Held, Tuned
+from pipnet_edge import fastest, host, runtimes
+from pipnet_edge.bundle import AnyBundle, Tuned
 from pipnet_edge.errors import EdgeError
 
 
 @dataclass(frozen=True)
 class Choice:
-    """cpus: numbers of the CPUs to keep to; empty for all. note: that this is as tuned, or why it is not as asked."""
+    """cpus: numbers of the CPUs to keep to; empty for all. note: why this, or why it is not as asked."""
 
     variant: str
     threads: int
@@ -20,13 +20,13 @@ class Choice:
     note: str | None = None
 
 
-def choose(bundle: Held, variant: str | None, threads: int | None, otherwise: int) -> Choice:
+def choose(bundle: AnyBundle, variant: str | None, threads: int | None, otherwise: int) -> Choice:
     """The variant and threads to run with: those given, else those that `bench --tune` found for this machine.
 
     More threads than this process may use CPUs are useless, and cut to them.
-    If it found none, or they cannot be used here, they are the first installed variant and `otherwise` threads. The
-    CPUs that it found are used only with the variant and threads that it found. Raises EdgeError for unknown variants
-    and when none is installed.
+    If it found none, or they cannot be used here, they are the variant that is likely fastest of those whose runtimes
+    are installed (see pipnet_edge.fastest), and `otherwise` threads. The CPUs that it found are used only with the
+    variant and threads that it found. Raises EdgeError for unknown variants and when none is installed.
     """
     if variant:
         bundle.variant(variant)
@@ -41,29 +41,40 @@ def choose(bundle: Held, variant: str | None, threads: int | None, otherwise: in
         if not obstacle:
             return Choice(tuned.variant, count, note=cut)
         notes.append(f"not as tuned for {machine}: {obstacle}")
-    return Choice(variant or first_installed(bundle), count, note="; ".join(notes) or None)
+    if variant is None:
+        variant, why = installed(bundle)[0]
+        notes.append(why)
+    return Choice(variant, count, note="; ".join(notes) or None)
 
 
-def first_installed(bundle: Held) -> str:
-    """The first variant whose runtime is installed. Raises EdgeError naming the packages when none is."""
-    for variant in bundle.variants:
-        if not runtimes.is_missing(variant.runtime):
-            return variant.name
-    packages = sorted({package for variant in bundle.variants if (package := runtimes.package_for(variant.runtime))})
-    advice = f"pip install one of {', '.join(packages)}" if packages else "and none has a package for this Python"
+def installed(bundle: AnyBundle) -> list[tuple[str, str]]:
+    """The variants whose runtimes are installed, the likely fastest on this machine first, each with the reason.
+
+    Raises EdgeError naming the packages when none is installed.
+    """
+    found = [variant for variant in bundle.variants if not runtimes.is_missing(variant.runtime)]
+    if len(found) == 1:
+        return [(found[0].name, f"{found[0].name}: no other one is installed")]
+    if found:
+        packages = {variant.runtime: runtimes.installed(variant.runtime) for variant in found}
+        order = fastest.ordered(bundle.network, found, host.features(), packages)
+        return [(variant.name, why) for variant, why in order]
+    names = sorted({package for variant in bundle.variants if (package := runtimes.package_for(variant.runtime))})
+    advice = f"pip install one of {', '.join(names)}" if names else "and none has a package for this Python"
     raise EdgeError(f"none of this bundle's runtimes is installed: {advice}")
 
 
-def others(bundle: Held, chosen: Choice, threads: int | None, otherwise: int) -> Iterator[Choice]:
-    """What to take if the runtime of `chosen` does not start: the first variant of each other installed runtime."""
+def others(bundle: AnyBundle, chosen: Choice, threads: int | None, otherwise: int) -> Iterator[Choice]:
+    """What to take if the runtime of `chosen` does not start: of each other one the variant that is likely fastest."""
     tried = {bundle.variant(chosen.variant).runtime}
-    for variant in bundle.variants:
-        if variant.runtime not in tried and not runtimes.is_missing(variant.runtime):
-            tried.add(variant.runtime)
-            yield Choice(variant.name, otherwise if threads is None else chosen.threads)
+    for name, why in installed(bundle):
+        runtime = bundle.variant(name).runtime
+        if runtime not in tried:
+            tried.add(runtime)
+            yield Choice(name, otherwise if threads is None else chosen.threads, note=why)
 
 
-def _obstacle(bundle: Held, tuned: Tuned) -> str | None:
+def _obstacle(bundle: AnyBundle, tuned: Tuned) -> str | None:
     """Why the bundle cannot run as tuned on this machine; None if it can."""
     allowed = host.allowed_cpus()
     if runtimes.is_missing(bundle.variant(tuned.variant).runtime):

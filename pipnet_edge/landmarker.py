@@ -24,9 +24,9 @@ class Landmarker:
             points = landmarker.locate(picture, boxes=[(40, 60, 200, 200)])
 
     If variant or threads is not given, it is what `bench --tune` found for this machine (the attributes `variant` and
-    `threads` say what is used). If the bundle was never tuned for it, or cannot run here as tuned, it is the first
-    installed variant and 1 thread. More threads than this process may use CPUs are cut to them. The process is not kept
-    to the CPUs that tuning found: its program chooses them.
+    `threads` say what is used). If the bundle was never tuned for it, or cannot run here as tuned, it is the installed
+    variant that is likely fastest on this CPU (see pipnet_edge.fastest) and 1 thread. More threads than this process
+    may use CPUs are cut to them. The process is not kept to the CPUs that tuning found: its program chooses them.
 
     It runs in this process. A model file that crashes its runtime ends the process too; the command line runs a worker
     to avoid that.

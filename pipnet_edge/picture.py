@@ -235,8 +235,8 @@ def _started(
                 raise
             failed.append((choice.variant, e))
             continue
-        note = "; ".join(f"not {name}: {error}" for name, error in failed)
-        return (replace(choice, note=note) if failed else choice), found
+        notes = [*(f"not {name}: {error}" for name, error in failed), choice.note]
+        return replace(choice, note="; ".join(filter(None, notes)) or None), found
     name, first = failed[0]
     raise EdgeError(f"{name}: {first}", first.code) from first
 

@@ -23,7 +23,7 @@ from pipnet_edge.benchmarks.speed import bench, result
 from pipnet_edge.benchmarks.speed.bench import Plan, Step
 from pipnet_edge.benchmarks.speed.result import Facts, Settings, State
 from pipnet_edge.bundle import Bundle, DetectorBundle, Variant
-from pipnet_edge.defaults import first_installed
+from pipnet_edge.defaults import installed
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.npz import Form
 from pipnet_edge.spec import ModelSpec
@@ -133,7 +133,7 @@ class ChainResult:
 def film(folder: Path, bundle: Bundle, faces: Path) -> Film:
     """Makes the clip in a folder, from two faces with 68 labels: the first and the last of faces/labels.txt.
 
-    Of a network with other landmarks, truth is what its first float variant finds in these faces, at rest and without
+    Of a network with other landmarks, truth is what a float variant finds in these faces, at rest and without
     noise. Raises EdgeError if none runs here.
     """
     found = labels.read_labels(faces / "labels.txt", faces)
@@ -144,7 +144,7 @@ def film(folder: Path, bundle: Bundle, faces: Path) -> Film:
         floats = tuple(variant for variant in bundle.variants if variant.precision == "fp32")
         if not floats:
             raise EdgeError("no fp32 variant in this bundle; its landmarks would be the truth for the others")
-        of = first_installed(replace(bundle, variants=floats))
+        of, _ = installed(replace(bundle, variants=floats, tuned={}))[0]
         crops = crops_of(images, bundle.spec.input_size)
         points = infer(here, bundle.folder, of, 1, crops).landmarks.points.astype(np.float64)
     path = folder / "clip.avi"

@@ -114,8 +114,12 @@ def bench(
     failed = [f"{name}: {error}" for name, error in errors.items()] + results.failures(found, limits)
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
     cut = _cut(plan, [*(run.threads for run in found.measured), *(row.threads for row in found.predicted)])
+    taken = [] if plan.variants else tables.taken(opened, found)
     out = Output(
-        data, (*parts, *_notes(found), *cut), CHECK_FAILED if failed else 0, failed[0] + more if failed else None
+        data,
+        (*parts, *_notes(found), *taken, *cut),
+        CHECK_FAILED if failed else 0,
+        failed[0] + more if failed else None,
     )
     return _written(out, output)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +10,9 @@ import typer
 
 from pipnet_edge.cli.command import command
 from pipnet_edge.cli.options import Mean, Outputs, Std, Weights, normalization, output_names
-from pipnet_edge.errors import USER_ERROR
+from pipnet_edge.errors import USER_ERROR, EdgeError
 from pipnet_edge.output import Output, Table
+from pipnet_edge.words import counted
 
 
 @command
@@ -56,6 +58,8 @@ def _bundle(path: Path) -> Output:
     """What a bundle is, and which of its files are not as they were written."""
     from pipnet_edge import bundle as bundles
     from pipnet_edge.benchmarks import detector_tables, tables
+    from pipnet_edge.defaults import choose
+    from pipnet_edge.host import default_threads
 
     bundle = bundles.read_any(path)
     damaged = bundle.damaged()
@@ -68,14 +72,20 @@ def _bundle(path: Path) -> Output:
         table = Table([*table.columns, ""], [[*row, mark] for row, mark in zip(table.rows, marks, strict=True)])
     faults = list(dict.fromkeys(fault for found in damaged.values() for fault in found))
     more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
+    try:
+        chosen = choose(bundle, None, None, default_threads())
+        here = f"{chosen.variant}, {counted(chosen.threads, 'thread')}; {chosen.note}"
+    except EdgeError as e:  # a bundle can be looked at where none of its runtimes is
+        chosen, here = None, str(e)
     return Output(
-        {**bundle.to_json(), "damaged": damaged},
+        {**bundle.to_json(), "damaged": damaged, "here": asdict(chosen) if chosen else None},
         (
             network,
             "",
             table,
             *tables.quantization(bundle),
             *(f"tuned for {machine}: {tuned}" for machine, tuned in bundle.tuned.items()),
+            f"run here: {here}",
             *(f"damaged: {fault}" for fault in faults),
         ),
         code=USER_ERROR if faults else 0,

@@ -37,7 +37,7 @@ def run(
         str | None, typer.Option(help="How a box is cut: test (x1.2) or demo (for a detector's box).")
     ] = None,
     variant: Annotated[
-        str | None, typer.Option(help="For example ncnn-fp32; as `bench --tune` found, else the first one installed.")
+        str | None, typer.Option(help="For example ncnn-fp32; as `bench --tune` found, else the likely fastest here.")
     ] = None,
     threads: Annotated[
         int | None,

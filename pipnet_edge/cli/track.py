@@ -67,7 +67,7 @@ def track(
     ] = None,
     seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds of the source.")] = None,
     variant: Annotated[
-        str | None, typer.Option(help="For example ncnn-fp32; as `bench --tune` found, else the first one installed.")
+        str | None, typer.Option(help="For example ncnn-fp32; as `bench --tune` found, else the likely fastest here.")
     ] = None,
     threads: Annotated[
         int | None,

@@ -98,8 +98,10 @@ def test_none_that_starts(two: Bundle, image: Path, packages: Packages) -> None:
 
 def test_a_file_that_was_changed_is_no_fault_of_the_runtime(bundle: Bundle, image: Path) -> None:
     first, second = bundle.variants
-    replace(bundle, variants=(first, replace(second, name="onnx-fp16", runtime="onnx"))).write_manifest()
-    (bundle.folder / "null-fp32" / "golden.npz").write_bytes(b"")
+    made = replace(bundle, variants=(first, replace(second, name="onnx-fp16", runtime="onnx")))
+    made.write_manifest()
+    chosen = made.variant(defaults.choose(made, None, None, 1).variant)
+    (bundle.folder / chosen.files[0].path).write_bytes(b"")
     done = run(bundle, image)
     assert done.returncode == 1
     assert "was changed after it was written" in done.stderr
@@ -111,8 +113,9 @@ def test_each_other_runtime_once(two: Bundle, monkeypatch: pytest.MonkeyPatch) -
     rows = [replace(first, name=n, runtime=n.partition("-")[0], precision=n.partition("-")[2]) for n in names]
     many = replace(two, variants=(*rows, second))
     monkeypatch.setattr(runtimes, "is_missing", lambda name: name == "mnn")
-    assert list(defaults.others(many, Choice("onnx-fp32", 2), None, 3)) == [
-        Choice("ncnn-fp32", 3),
-        Choice("null-fp16", 3),
-    ]
-    assert next(defaults.others(many, Choice("ncnn-int8", 1), 1, 3)) == Choice("onnx-fp32", 1)
+    monkeypatch.setattr(host, "features", lambda: ("avx2",))
+    found = list(defaults.others(many, Choice("onnx-fp32", 2), None, 3))
+    assert [(choice.variant, choice.threads) for choice in found] == [("ncnn-fp32", 3), ("null-fp16", 3)]
+    assert [(choice.note or "").partition(":")[0] for choice in found] == ["ncnn-fp32", "null-fp16"]
+    first = next(defaults.others(many, Choice("ncnn-int8", 1), 1, 3))
+    assert (first.variant, first.threads) == ("onnx-int8", 1)

@@ -194,8 +194,9 @@ def test_more_threads_than_cpus_are_cut_to_them(bundle: Bundle) -> None:
 
 
 def test_other_machines_have_the_defaults(bundle: Bundle) -> None:
-    assert choose(bundle, None, None, 3) == Choice("null-fp32", 3)
-    assert choose(tuned(bundle, machine=f"{HERE}."), None, None, 3) == Choice("null-fp32", 3)
+    found = choose(bundle, None, None, 3)
+    assert found == choose(tuned(bundle, machine=f"{HERE}."), None, None, 3) == Choice("null-fp32", 3, (), found.note)
+    assert (found.note or "").startswith("null-fp32: not measured on ")
 
 
 def test_what_cannot_be_followed_here_is_said(bundle: Bundle) -> None:
@@ -215,7 +216,7 @@ def test_the_first_variant_runs_where_the_runtime_of_the_tuned_one_is_absent(
     done = command("run", bundle.folder, image, "--whole", "-o", tmp_path / "out.png", env=without("ncnn"))
     assert (done.returncode, done.stderr) == (0, "")
     assert "by null-fp32" in done.stdout
-    assert f"\nnot as tuned for {HERE}: the runtime of ncnn-fp16 is not installed\n" in done.stdout
+    assert f"\nnot as tuned for {HERE}: the runtime of ncnn-fp16 is not installed; null-fp32: " in done.stdout
 
 
 def test_the_library_follows_but_leaves_the_process_where_it_is(bundle: Bundle) -> None:

@@ -117,7 +117,8 @@ def test_truth_without_labels_is_what_the_float_network_finds(chain: Any, tmp_pa
     # As if the network had other landmarks than the labels.
     (faces / "labels.txt").write_text("".join(f"{' '.join(line.split()[:-2])}\n" for line in lines))
     found = chains.film(tmp_path, bundle, faces)
-    assert (by_labels.of, found.of) == ("labels", bundle.variants[0].name)
+    assert by_labels.of == "labels"
+    assert found.of in {variant.name for variant in bundle.variants if variant.precision == "fp32"}
     away = np.linalg.norm(found.truth.points - by_labels.truth.points, axis=2)
     assert 0 < away.mean() < 6
     assert np.median(away[: clip.CUT]) < 5

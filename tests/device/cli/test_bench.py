@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from pipnet_edge import host
 from pipnet_edge.benchmarks.speed import result as results
-from pipnet_edge.bundle import Bundle
+from pipnet_edge.bundle import Bundle, Tuned
 from pipnet_edge.cli.app import INTERRUPTED
 from pipnet_edge.errors import CHECK_FAILED, USER_ERROR
 from pipnet_edge.targets import devices
@@ -43,6 +44,17 @@ def test_bench_prints_a_row_a_variant(run: Run, null_bundle: Bundle) -> None:
     assert [row[:2] for row in rows] == [["null-fp32", "1"], ["null-fp16", "1"]]
     assert all("local" in row and "measured" in row for row in rows)
     assert "[2/2] local null-fp16, 1 thread" in result.stderr
+    assert [line for line in lines if line.startswith("local: untuned, run takes null-fp32: ")]
+
+
+def test_bench_says_what_is_run_as_tuned_and_nothing_of_a_part(here: Run, bundle: Bundle) -> None:
+    machine = host.name(host.facts())
+    if machine is None:
+        pytest.skip("needs a machine that tells its board or CPU")
+    entry = Tuned("null-fp16", 1, (), 1.5, "numpy 2", "2026-01-02T03:04:05+00:00")
+    replace(bundle, tuned={machine: entry}).write_manifest()
+    assert "\nlocal: run takes null-fp16, as tuned\n" in here("bench", bundle.folder, *FAST).stdout
+    assert "run takes" not in here("bench", bundle.folder, *FAST, "--variant", "null-fp32").stdout
 
 
 def test_bench_writes_the_envelope_that_it_prints(

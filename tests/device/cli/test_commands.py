@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipnet_edge import runtimes
+from pipnet_edge import host, runtimes
 from pipnet_edge.bundle import Bundle
 from pipnet_edge.decode import Decoder
+from pipnet_edge.defaults import choose
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Envelope = Callable[..., dict[str, Any]]
@@ -27,7 +29,24 @@ def test_inspect(run: Run, envelope: Envelope, null_bundle: Bundle) -> None:
     for text in ("resnet18", "5 (five), 2 neighbours each", "96 x 96 px, net stride 32", "1.23 M", "null-fp16"):
         assert text in result.stdout
     found = envelope(run("inspect", null_bundle.folder, "--json"), "inspect")
+    here = found.pop("here")
     assert found == json.loads(json.dumps({**null_bundle.to_json(), "damaged": {}}))
+    assert here == json.loads(json.dumps(asdict(choose(null_bundle, None, None, host.default_threads()))))
+    assert here["note"].startswith("null-fp32: ")
+    assert f"run here: null-fp32, {here['threads']} thread" in result.stdout
+    assert f"; {here['note']}\n" in result.stdout
+
+
+def test_inspect_says_it_where_nothing_can_run(
+    run: Run, envelope: Envelope, bundle: Bundle, without: Callable[..., dict[str, str]]
+) -> None:
+    first = bundle.variants[0]
+    replace(bundle, variants=(replace(first, name="ncnn-fp32", runtime="ncnn"),)).write_manifest()
+    env = without("ncnn")
+    result = run("inspect", bundle.folder, env=env)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "run here: none of this bundle's runtimes is installed: pip install one of ncnn\n" in result.stdout
+    assert envelope(run("inspect", bundle.folder, "--json", env=env), "inspect")["here"] is None
 
 
 def test_inspect_says_what_is_damaged(run: Run, bundle: Bundle) -> None:

@@ -121,7 +121,8 @@ def test_a_box_leaves_no_doubt(photo: Path, null_bundle: Bundle, here: Run, enve
     cv2.imwrite("wide.png", np.pad(face, ((0, 1), (0, 3 * side), (0, 0))))
     # The demo's crop of this box is the face: (0, 0) to (side, side).
     box = f"--box=0,-{side / 10:g},{side / 1.1:g},{side / 1.1 + side / 10:g}"
-    found = envelope(here("run", null_bundle.folder, "wide.png", box, "--crop", "demo", "--json"), "run")
+    words = ("wide.png", box, "--crop", "demo", "--variant", "null-fp32", "--json")
+    found = envelope(here("run", null_bundle.folder, *words), "run")
     assert found["note"] is None
 
 

@@ -41,9 +41,10 @@ pytestmark = pytest.mark.usefixtures("film")
 def test_a_film(run: Run) -> None:
     result = run("track", "film.avi", "--box", BOX)
     assert result.returncode == 0, result.stderr
-    first, video = result.stdout.splitlines()
+    first, why, video = result.stdout.splitlines()
     assert first.startswith(f"{COUNT} frames of 640x480 pixels in ")
     assert f" a second), 1 face, 1 lost, looked for in 1 frame, by null-fp32 (null (numpy {np.__version__})), " in first
+    assert why.startswith("null-fp32: not measured on ")
     assert video == "video      film-landmarks.mp4"
     film, drawn = frames_of("film.avi"), frames_of("film-landmarks.mp4")
     assert len(drawn) == len(film) == COUNT
