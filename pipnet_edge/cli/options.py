@@ -26,6 +26,23 @@ DEFAULT_BUNDLE = Path("bundle")
 Target = Annotated[str | None, typer.Option(help="Do it on a device (see `pipnet-edge targets`), not here.")]
 Host = Annotated[str | None, typer.Option(help="Where ssh finds the target: USER@HOST.")]
 Emulate = Annotated[bool, typer.Option("--emulate", help="Emulate the target's core on this machine.")]
+# For commands that find landmarks in what a user has.
+DetectorPath = Annotated[
+    Path | None,
+    typer.Option(help="A face detector's bundle, or a YuNet .onnx file, if not that of `pipnet-edge detector`."),
+]
+Threshold = Annotated[
+    float | None, typer.Option(help="The score above which there is a face, 0 to 1, if not the detector's own.")
+]
+ChosenVariant = Annotated[
+    str | None, typer.Option(help="For example ncnn-fp32; as `bench --tune` found, else the likely fastest here.")
+]
+ChosenThreads = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Threads of the runtime; as `bench --tune` found, else 0: as many as there are cores, at most 4."
+    ),
+]
 # For commands that quantize.
 CheckpointFile = Annotated[Path, typer.Argument(help="A PIPNet state_dict (.pth) or a five-map ONNX file.")]
 Mean = Annotated[str | None, typer.Option(help="Mean of R,G,B in [0, 1], if not ImageNet's.")]

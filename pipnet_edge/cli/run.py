@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipnet_edge.cli.command import command
-from pipnet_edge.cli.options import DEFAULT_BUNDLE, floats
+from pipnet_edge.cli.options import DEFAULT_BUNDLE, ChosenThreads, ChosenVariant, DetectorPath, Threshold, floats
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.output import Output
 from pipnet_edge.words import counted
@@ -26,26 +26,13 @@ def run(
         list[str] | None, typer.Option(help="A face: x,y,width,height in pixels. Repeat for more faces.")
     ] = None,
     whole: Annotated[bool, typer.Option("--whole", help="The picture is the crop of one face.")] = False,
-    detector: Annotated[
-        Path | None,
-        typer.Option(help="A face detector's bundle, or a YuNet .onnx file, if not that of `pipnet-edge detector`."),
-    ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="The score above which there is a face, 0 to 1, if not the detector's own.")
-    ] = None,
+    detector: DetectorPath = None,
+    threshold: Threshold = None,
     crop: Annotated[
         str | None, typer.Option(help="How a box is cut: test (x1.2) or demo (for a detector's box).")
     ] = None,
-    variant: Annotated[
-        str | None, typer.Option(help="For example ncnn-fp32; as `bench --tune` found, else the likely fastest here.")
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Threads of the runtime; as `bench --tune` found, else 0: as many as there are cores, at most 4.",
-        ),
-    ] = None,
+    variant: ChosenVariant = None,
+    threads: ChosenThreads = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The picture to draw; IMAGE-landmarks.png if not given.")
     ] = None,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipnet_edge.cli.command import command
-from pipnet_edge.cli.options import DEFAULT_BUNDLE, floats
+from pipnet_edge.cli.options import DEFAULT_BUNDLE, ChosenThreads, ChosenVariant, DetectorPath, Threshold, floats
 from pipnet_edge.cli.render import INTERRUPTED, Progress
 from pipnet_edge.errors import USER_ERROR, EdgeError
 from pipnet_edge.output import Output
@@ -47,13 +47,8 @@ def track(
         list[str] | None,
         typer.Option(help="A face in the first frames: x,y,width,height in pixels. Then nothing is detected. Repeat."),
     ] = None,
-    detector: Annotated[
-        Path | None,
-        typer.Option(help="A face detector's bundle, or a YuNet .onnx file, if not that of `pipnet-edge detector`."),
-    ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="The score above which there is a face, 0 to 1, if not the detector's own.")
-    ] = None,
+    detector: DetectorPath = None,
+    threshold: Threshold = None,
     faces: Annotated[int, typer.Option(min=1, help="At most so many faces are kept.")] = 4,
     every: Annotated[
         int, typer.Option(min=1, help="While fewer are kept, others are looked for every so many frames.")
@@ -66,16 +61,8 @@ def track(
         float | None, typer.Option(help="Frames a second: what a camera is asked for, or what a folder has (30).")
     ] = None,
     seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds of the source.")] = None,
-    variant: Annotated[
-        str | None, typer.Option(help="For example ncnn-fp32; as `bench --tune` found, else the likely fastest here.")
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Threads of the runtime; as `bench --tune` found, else 0: as many as there are cores, at most 4.",
-        ),
-    ] = None,
+    variant: ChosenVariant = None,
+    threads: ChosenThreads = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="The video to write; SOURCE-landmarks.mp4 if there is no other output."),
