@@ -19,8 +19,8 @@ def camera(asked: Asked) -> Footage:
     try:
         import picamera2
     except ImportError as e:
-        way = "`rpicam-vid --codec mjpeg -t 0 -o - | pipnet-edge track -` needs no package"
-        raise EdgeError(f"picamera2 cannot be imported ({e}); {way}") from None
+        instead = "`rpicam-vid --codec mjpeg -t 0 -o - | pipnet-edge track -` needs no package"
+        raise EdgeError(f"picamera2 cannot be imported ({e}); {instead}") from None
     try:
         device: Any = picamera2.Picamera2()
     except (RuntimeError, IndexError) as e:  # it has no class of errors

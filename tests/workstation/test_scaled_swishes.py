@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from pipnet_edge.converters.checkpoint import nets
 from pipnet_edge.converters.checkpoint.network import Network, normalise
 from pipnet_edge.converters.core import export
-from pipnet_edge.converters.graph import Run, ScaledSwish, trace
+from pipnet_edge.converters.graph import Run, ScaledSwish, Storage, convolutions, trace
 from pipnet_edge.converters.ncnn import model as ncnn_model
 from pipnet_edge.converters.quantize import scheme, sensitivity
 from pipnet_edge.converters.quantize.calibration import Calibration
@@ -127,7 +127,7 @@ def test_every_runtime_gives_the_simulated_maps(
     run_int8: Callable[..., list[Array]],
     distance: Distance,
 ) -> None:
-    wanted = maps_of(given, sensitivity.stored(ready.float_, given), tiny_faces)
+    wanted = maps_of(given, Storage(ready.float_).stored(convolutions(ready.float_).keys() - given.keep), tiny_faces)
     exact = maps_of(given, frozenset(), tiny_faces)
     noise = distance(wanted, exact)
     assert noise > 1e-3
@@ -139,7 +139,7 @@ def test_every_runtime_gives_the_simulated_maps(
 def test_the_simulated_maps_are_those_that_are_measured(ready: Prepared, given: Quantized, tiny_faces: Array) -> None:
     crops, decoder, spec = tiny_faces[:4], Decoder(given.spec), given.spec
     wanted = sensitivity.simulate(ready.float_, given, crops)
-    stored = sensitivity.stored(ready.float_, given)
+    stored = Storage(ready.float_).stored(convolutions(ready.float_).keys() - given.keep)
     for index, maps in enumerate(zip(*maps_of(given, stored, crops), strict=True)):
         shaped = {name: maps[at].reshape(map_shapes(spec)[name]) for at, name in enumerate(MAP_NAMES)}
         np.testing.assert_allclose(decoder(Maps(**shaped)).points, wanted.points[index], atol=1e-4)
