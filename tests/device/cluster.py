@@ -30,7 +30,7 @@ def process(
     """A program of Dask; the end of the block kills it."""
     with log.open("wb") as stream:
         started = subprocess.Popen(
-            [*before, sys.executable, "-m", *words], stdout=stream, stderr=stream, env=os.environ | environment
+            [*before, sys.executable, "-P", "-m", *words], stdout=stream, stderr=stream, env=os.environ | environment
         )
     try:
         yield started
