@@ -228,11 +228,11 @@ def test_thresholds_that_are_none(null_detector: DetectorBundle, threshold: floa
 
 
 def test_a_detector_of_another_size() -> None:
-    detector = detectors.Detector(EXAMPLE, size=(32, 32))
+    detector = detectors.Detector(EXAMPLE, "null-fp32", size=(32, 32))
     pictures, _ = read_detector(EXAMPLE).read_golden((32, 32))
     assert len(detector.faces(pictures[0])) == 3
     with pytest.raises(EdgeError, match=r"is not for pictures of 640x480; allowed: 48x32, 32x32"):
-        detectors.Detector(EXAMPLE, size=(640, 480))
+        detectors.Detector(EXAMPLE, "null-fp32", size=(640, 480))
 
 
 def test_the_usual_place_is_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
