@@ -80,8 +80,9 @@ def check(
     variant that cannot run, crashes or gives NaN has a failed row. A variant that was not named has a skipped row if
     its runtime is not installed there.
     """
-    variants, missing = chosen(bundle, names, call)
-    reference, parts, wanted = _reference(bundle, threads, images[:most], call, most)
+    installed = () if names and not images else call(Facts()).runtimes
+    variants, missing = chosen(bundle, names, installed)
+    reference, parts, wanted = _reference(bundle, threads, images[:most], call, installed, most)
     count, rows = sum(len(faces) for faces, _ in wanted.values()), []
     for index, variant in enumerate(variants):
         progress(variant.name, index, len(variants))
@@ -103,6 +104,7 @@ def _reference(
     threads: int,
     images: Sequence[Path],
     call: Call,
+    installed: Sequence[str],
     most: int | None,
 ) -> tuple[str, Parts, dict[tuple[int, int], Found]]:
     """What is compared with: its name, the pictures, and what it finds in them."""
@@ -114,7 +116,6 @@ def _reference(
             parts[each] = [partial(_same, pictures[:most])]
             wanted[each] = [decode(found, spec.at(each)) for found in maps[:most]], maps[:most]
         return "torch", parts, wanted
-    installed = call(Facts()).runtimes
     singles = [v for v in bundle.variants if v.precision == "fp32" and v.runtime in installed]
     if not singles:
         raise EdgeError("a comparison over pictures needs an fp32 variant as reference, and its runtime installed")

@@ -64,9 +64,9 @@ def check(
     that cannot run, crashes or gives NaN has a failed row. A variant that was not named has a skipped row if its
     runtime is not installed there. A winning cell that ties in the reference's own maps is no other.
     """
-    variants, missing = chosen(bundle, names, call)
+    installed = () if names and not images else call(Facts()).runtimes
+    variants, missing = chosen(bundle, names, installed)
     if images:
-        installed = call(Facts()).runtimes
         crops = crops_of(images[:most], bundle.spec.input_size)
         singles = [v for v in bundle.variants if v.precision == "fp32" and v.runtime in installed]
         if not singles:
@@ -98,14 +98,14 @@ def check(
     return tuple(rows)
 
 
-def chosen(bundle: Held, names: Sequence[str], call: Call) -> tuple[list[Variant], frozenset[str]]:
+def chosen(bundle: Held, names: Sequence[str], installed: Sequence[str]) -> tuple[list[Variant], frozenset[str]]:
     """The variants to compare, all by default, and the names of those that a target has no runtime for.
 
-    Whoever names a variant hears why it does not run. Raises EdgeError if none can.
+    installed: the target's runtimes. Whoever names a variant hears why it does not run. Raises EdgeError if none can.
     """
     if names:
         return [bundle.variant(name) for name in names], frozenset()
-    installed, variants = call(Facts()).runtimes, list(bundle.variants)
+    variants = list(bundle.variants)
     missing = frozenset(variant.name for variant in variants if variant.runtime not in installed)
     if len(missing) == len(variants):
         runtimes = dict.fromkeys(variant.runtime for variant in variants)
