@@ -282,6 +282,15 @@ class Inference:
     features: NDArray[np.float32] | None = None
 
 
+@contextlib.contextmanager
+def given_by_a_worker(out: Path) -> Iterator[None]:
+    """In messages of an EdgeError, a file that a worker wrote is called so: its name says nothing."""
+    try:
+        yield
+    except EdgeError as e:
+        raise EdgeError(str(e).replace(str(out), "what the worker gave")) from None
+
+
 def infer(
     call: Call,
     bundle: Path,
@@ -302,10 +311,8 @@ def infer(
         write_array(given, crops)
         job = Infer(str(bundle), variant, threads, str(out), str(given), maps, tuple(cpus) or None)
         answer = call(job, listen)
-        try:
+        with given_by_a_worker(out):
             landmarks, found, features = _given(out, spec, len(crops), maps)
-        except EdgeError as e:
-            raise EdgeError(str(e).replace(str(out), "what the worker gave")) from None
     return Inference(landmarks, found, answer.version, features)
 
 

@@ -18,7 +18,7 @@ from pipnet_edge.detect.spec import DetectorSpec
 from pipnet_edge.errors import EdgeError
 from pipnet_edge.files import write_array
 from pipnet_edge.npz import Form
-from pipnet_edge.worker.call import LARGEST, Call, Listen, ignore
+from pipnet_edge.worker.call import LARGEST, Call, Listen, given_by_a_worker, ignore
 from pipnet_edge.worker.protocol import Find, Infer
 
 
@@ -49,10 +49,9 @@ def detect(
         given, out = Path(folder, "pictures.npy"), Path(folder, "out.npz")
         write_array(given, pictures)
         answer = call(Infer(str(bundle), variant, threads, str(out), str(given), maps), listen)
-        try:
-            return Detection(*_given(out, spec, pictures.shape, maps), answer.version)
-        except EdgeError as e:
-            raise EdgeError(str(e).replace(str(out), "what the worker gave")) from None
+        with given_by_a_worker(out):
+            found = _given(out, spec, pictures.shape, maps)
+    return Detection(*found, answer.version)
 
 
 def _given(
@@ -100,7 +99,7 @@ class Places:
 def places(call: Call, job: Find) -> Places:
     """The faces in a picture, x, y, width, height in its pixels, the best score first. Raises EdgeError as `detect`."""
     answer, path = call(job), Path(job.out)
-    try:
+    with given_by_a_worker(path):
         arrays = npz.read_all(path, LARGEST)
         count = len(arrays["scores"]) if "scores" in arrays and arrays["scores"].ndim == 1 else -1
         shapes = {"boxes": (count, 4), "scores": (count,), "fit": (count, 4)}
@@ -108,6 +107,4 @@ def places(call: Call, job: Find) -> Places:
             raise EdgeError(f"{path} holds other arrays than boxes, scores and fit of up to {MOST_FACES} faces")
         if not all(array.dtype == np.float64 and np.isfinite(array).all() for array in arrays.values()):
             raise EdgeError(f"{path} holds what is no finite number")
-    except EdgeError as e:
-        raise EdgeError(str(e).replace(str(path), "what the worker gave")) from None
     return Places(arrays["boxes"], arrays["scores"], arrays["fit"], answer.version)
